@@ -1,0 +1,14 @@
+# Everything comes from the distribution; ./dev setup installs it. README.md gives the reason for each.
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+find_package(dnnl REQUIRED)
+find_package(OpenMP REQUIRED)
+find_package(nlohmann_json 3.9 REQUIRED)
+find_package(PNG REQUIRED)
+find_package(JPEG REQUIRED)
+pkg_check_modules(WEBP REQUIRED IMPORTED_TARGET libwebp libwebpmux libwebpdemux)
+find_package(spdlog REQUIRED)
+find_package(CLI11 REQUIRED)
+
+set(KINORA_LIBRARIES DNNL::dnnl OpenMP::OpenMP_CXX nlohmann_json::nlohmann_json PNG::PNG JPEG::JPEG PkgConfig::WEBP)
+set(KINORA_CLI_LIBRARIES CLI11::CLI11 spdlog::spdlog nlohmann_json::nlohmann_json)

@@ -1,0 +1,107 @@
+// Tensor = shape + dtype + shared buffer. Copying a Tensor shares its bytes.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/dtype.h"
+#include "core/error.h"
+#include "core/shape.h"
+
+namespace kinora {
+
+template <class T>
+constexpr DType dtype_of();
+template <>
+constexpr DType dtype_of<float>() {
+  return DType::f32;
+}
+template <>
+constexpr DType dtype_of<bf16>() {
+  return DType::bf16;
+}
+template <>
+constexpr DType dtype_of<f16>() {
+  return DType::f16;
+}
+template <>
+constexpr DType dtype_of<double>() {
+  return DType::f64;
+}
+template <>
+constexpr DType dtype_of<int32_t>() {
+  return DType::i32;
+}
+template <>
+constexpr DType dtype_of<int64_t>() {
+  return DType::i64;
+}
+template <>
+constexpr DType dtype_of<uint8_t>() {
+  return DType::u8;
+}
+
+// 64-byte aligned, uninitialised bytes; throws Error(resource) when the system has no more.
+std::shared_ptr<std::byte[]> allocate_bytes(size_t bytes);
+
+class Tensor {
+ public:
+  Tensor() = default;                // empty: no buffer
+  Tensor(Shape shape, DType dtype);  // allocates, uninitialised
+  // Borrows bytes kept alive by `owner` (a mapped file, an arena).
+  Tensor(Shape shape, DType dtype, std::shared_ptr<void> owner, void* data)
+      : shape_(shape), dtype_(dtype), owner_(std::move(owner)), data_(static_cast<std::byte*>(data)) {}
+
+  template <class T>
+  static Tensor from(Shape shape, const std::vector<T>& values) {
+    Tensor tensor(shape, dtype_of<T>());
+    if (static_cast<int64_t>(values.size()) != shape.numel()) {
+      fail(ErrorKind::internal, "Tensor::from: " + std::to_string(values.size()) + " values for shape " + shape.str());
+    }
+    std::copy(values.begin(), values.end(), tensor.data<T>());
+    return tensor;
+  }
+  static Tensor zeros(Shape shape, DType dtype = DType::f32);
+
+  const Shape& shape() const { return shape_; }
+  DType dtype() const { return dtype_; }
+  int64_t numel() const { return shape_.numel(); }
+  size_t bytes() const { return static_cast<size_t>(numel()) * dtype_size(dtype_); }
+  bool defined() const { return data_ != nullptr; }
+
+  void* raw() { return data_; }
+  const void* raw() const { return data_; }
+  template <class T>
+  T* data() {
+    check(dtype_of<T>() == dtype_, "Tensor::data: wrong element type");
+    return reinterpret_cast<T*>(data_);
+  }
+  template <class T>
+  const T* data() const {
+    return const_cast<Tensor*>(this)->data<T>();
+  }
+  template <class T>
+  std::span<const T> values() const {
+    return {data<T>(), static_cast<size_t>(numel())};
+  }
+
+  Tensor reshaped(Shape shape) const;             // shares the bytes; same number of elements
+  Tensor rows(int64_t begin, int64_t end) const;  // shares the bytes; a range of the first axis
+  Tensor to(DType dtype) const;                   // a converted copy (itself when the type is the same)
+  Tensor clone() const;
+  // A copy with axes reordered: result axis i is this tensor's axis order[i].
+  Tensor permuted(std::initializer_list<int> order) const;
+
+ private:
+  Shape shape_;
+  DType dtype_ = DType::f32;
+  std::shared_ptr<void> owner_;
+  std::byte* data_ = nullptr;
+};
+
+// Joins along the first axis; all other extents and types equal.
+Tensor concat_rows(std::span<const Tensor> parts);
+
+}  // namespace kinora

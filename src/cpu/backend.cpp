@@ -1,0 +1,68 @@
+#include "cpu/backend.h"
+
+#include <array>
+
+#include "cpu/kernels.h"
+#include "cpu/onednn.h"
+#include "ops/attention.h"
+#include "ops/conv.h"
+#include "ops/elementwise.h"
+#include "ops/matmul.h"
+#include "ops/norm.h"
+#include "ops/reduce.h"
+#include "ops/shaping.h"
+
+namespace kinora::cpu {
+
+const Backend& backend() {
+  static const std::array kernels{
+      Kernel{&kAdd, make_binary},
+      Kernel{&kSub, make_binary},
+      Kernel{&kMul, make_binary},
+      Kernel{&kDiv, make_binary},
+      Kernel{&kAffine, make_affine},
+      Kernel{&kExp, make_unary},
+      Kernel{&kLog, make_unary},
+      Kernel{&kSqrt, make_unary},
+      Kernel{&kRsqrt, make_unary},
+      Kernel{&kSin, make_unary},
+      Kernel{&kCos, make_unary},
+      Kernel{&kTanh, make_unary},
+      Kernel{&kSigmoid, make_unary},
+      Kernel{&kRelu, make_unary},
+      Kernel{&kStep, make_unary},
+      Kernel{&kClamp, make_clamp},
+      Kernel{&kSilu, make_unary},
+      Kernel{&kGeluTanh, make_unary},
+      Kernel{&kCast, make_cast},
+      Kernel{&kPermute, make_permute},
+      Kernel{&kSlice, make_slice},
+      Kernel{&kConcat, make_concat},
+      Kernel{&kBroadcast, make_broadcast},
+      Kernel{&kPad, make_pad},
+      Kernel{&kUpsample2, make_upsample2},
+      Kernel{&kSum, make_sum},
+      Kernel{&kMax, make_max},
+      Kernel{&kSoftmax, make_softmax},
+      Kernel{&kLayerNorm, make_layer_norm},
+      Kernel{&kRmsNorm, make_rms_norm},
+      Kernel{&kMatmul, make_matmul},
+      Kernel{&kLinear, make_linear},
+      Kernel{&kGather, make_gather},
+      Kernel{&kScatterRows, make_scatter_rows},
+      Kernel{&kConv2d, make_conv2d, supports_conv2d},
+      Kernel{&kAttention, make_attention},
+      Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention},
+      Kernel{&kRope, make_rope},
+      Kernel{&kGlu, make_glu},
+  };
+  static const Backend instance{"cpu", kernels};
+  return instance;
+}
+
+std::string description() {
+  return std::string("own kernels: ") + simd().name +
+         ", bfloat16 products: " + (has_native_bf16() ? "native" : "as float32");
+}
+
+}  // namespace kinora::cpu

@@ -1,0 +1,263 @@
+// Convolution, channels last: dense through oneDNN in tasks of (picture, panel of output channels, group of rows), one
+// kernel position per channel (depthwise) by our own loop, grouped 1x1 as small products.
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "cpu/kernels.h"
+#include "cpu/onednn.h"
+
+namespace kinora::cpu {
+namespace {
+
+constexpr int64_t kPanel = 128;    // output channels of a task
+constexpr int64_t kPixels = 1024;  // output pixels of one primitive call, about
+constexpr int64_t kManyTasks = 64;
+
+struct Geometry {
+  Shape x, w, y;
+  int64_t stride, padding, groups;
+  explicit Geometry(const StepSpec& spec)
+      : x(spec.inputs[0].shape),
+        w(spec.inputs[1].shape),
+        y(spec.output().shape),
+        stride(spec.node.attrs.integer("stride")),
+        padding(spec.node.attrs.integer("padding")),
+        groups(spec.node.attrs.integer("groups")) {}
+  bool depthwise() const { return groups == x[3] && groups == w[0]; }
+  bool grouped_1x1() const { return groups > 1 && w[2] == 1 && w[3] == 1 && stride == 1 && padding == 0; }
+};
+
+struct Finish {
+  bool bias = false, act = false;
+  DType bias_type = DType::f32, out_type = DType::f32;
+  Unary unary = Unary::silu;
+
+  explicit Finish(const StepSpec& spec) : bias(spec.inputs.size() == 3), out_type(spec.output().dtype) {
+    if (bias) bias_type = spec.inputs[2].dtype;
+    const std::string& name = spec.node.attrs.text("act");
+    act = name != "none";
+    if (name == "relu") unary = Unary::relu;
+    if (name == "gelu_tanh") unary = Unary::gelu_tanh;
+  }
+  // Adds the bias of channels [channel, channel + n), applies the activation.
+  void apply(const StepArgs& args, float* pixel, int64_t channel, size_t n, float* scratch) const {
+    if (bias) {
+      simd().load(bias_type, advance(args.in[2], bias_type, channel), scratch, n);
+      simd().binary(Binary::add, pixel, 1, scratch, 1, pixel, n);
+    }
+    if (act) simd().unary(unary, pixel, pixel, n);
+  }
+};
+
+// The rows of the picture that output rows [first, first + rows) read, and the zeros beyond its borders.
+struct RowWindow {
+  int64_t begin, rows_in, top, bottom;
+  RowWindow(const Geometry& g, int64_t first, int64_t rows) {
+    int64_t want_begin = first * g.stride - g.padding, want_end = (first + rows - 1) * g.stride - g.padding + g.w[2];
+    begin = std::max<int64_t>(0, want_begin);
+    int64_t end = std::min(g.x[1], want_end);
+    rows_in = end - begin;
+    top = begin - want_begin;
+    bottom = want_end - end;
+  }
+};
+
+Step make_dense(const StepSpec& spec) {
+  Geometry g(spec);
+  DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype;
+  DType compute = xt == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32;
+  bool convert_x = xt != compute, convert_w = wt != compute;
+  int64_t rows = std::clamp<int64_t>(kPixels / g.y[2], 1, g.y[1]), blocks = (g.y[1] + rows - 1) / rows;
+  int64_t panels = (g.y[3] + kPanel - 1) / kPanel, per_task = blocks;
+  while (per_task > 1 && g.x[0] * panels * ((blocks + per_task - 1) / per_task) < kManyTasks)
+    per_task = (per_task + 1) / 2;
+  int64_t tasks_per_panel = (blocks + per_task - 1) / per_task;
+  int64_t width_pad = (g.y[2] - 1) * g.stride + g.w[3] - g.padding - g.x[2];
+
+  // Few distinct calls occur: the first, a middle and the last block of rows, for full and last panels.
+  using Key = std::array<int64_t, 5>;
+  auto key_of = [=](int64_t block, int64_t panel) {
+    int64_t n = std::min(rows, g.y[1] - block * rows);
+    RowWindow window(g, block * rows, n);
+    return Key{n, window.rows_in, window.top, window.bottom, std::min(kPanel, g.y[3] - panel * kPanel)};
+  };
+  auto primitives = std::make_shared<std::map<Key, ConvPrimitive>>();
+  size_t packed = 0, workspace = 0;
+  int64_t most_rows_in = 0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t panel : {int64_t{0}, panels - 1}) {
+      Key key = key_of(block, panel);
+      most_rows_in = std::max(most_rows_in, key[1]);
+      if (primitives->count(key)) continue;
+      ConvPrimitive primitive({g.x[3], key[4], g.x[3], key[4], key[1], g.x[2], key[0], g.y[2], g.w[2], g.w[3], g.stride,
+                               key[2], key[3], g.padding, width_pad, compute});
+      packed = std::max(packed, primitive.packed_bytes());
+      workspace = std::max(workspace, primitive.workspace_bytes());
+      primitives->emplace(key, std::move(primitive));
+    }
+  }
+  Finish finish(spec);
+  int64_t per_output = g.w[1] * g.w[2] * g.w[3], row_in = g.x[2] * g.x[3];
+  Workspace ws;
+  size_t w_at = ws.add(convert_w ? static_cast<size_t>(kPanel * per_output) * dtype_size(compute) : 0);
+  size_t packed_at = ws.add(packed), work_at = ws.add(workspace);
+  size_t line_at = ws.add(static_cast<size_t>(std::max({per_output, row_in, kPanel})) * 4);
+  size_t x_at = ws.add(convert_x ? static_cast<size_t>(most_rows_in * row_in) * dtype_size(compute) : 0);
+  size_t y_at = ws.add(static_cast<size_t>(rows * g.y[2] * kPanel) * 4);
+  Step step;
+  step.scratch_bytes = ws.total(spec.threads);
+  step.run = [=](const StepArgs& args) {
+    args.pool.run(g.x[0] * panels * tasks_per_panel, [&](int64_t task, int worker) {
+      int64_t group = task % tasks_per_panel, panel = task / tasks_per_panel % panels;
+      int64_t picture = task / tasks_per_panel / panels, channel = panel * kPanel,
+              width = std::min(kPanel, g.y[3] - channel);
+      float* line = ws.at(args, worker, line_at);
+      auto convert = [&](const void* source, DType type, int64_t lines, int64_t n, std::byte* target) {
+        for (int64_t r = 0; r < lines; ++r) {
+          simd().load(type, advance(source, type, r * n), line, static_cast<size_t>(n));
+          simd().store(compute, line, advance(target, compute, r * n), static_cast<size_t>(n));
+        }
+      };
+      const void* w = advance(args.in[1], wt, channel * per_output);
+      if (convert_w) {
+        convert(w, wt, width, per_output, ws.at<std::byte>(args, worker, w_at));
+        w = ws.at<std::byte>(args, worker, w_at);
+      }
+      auto* packed_w = ws.at<std::byte>(args, worker, packed_at);
+      bool fresh = true;
+      for (int64_t block = group * per_task; block < std::min(blocks, (group + 1) * per_task); ++block) {
+        const ConvPrimitive& primitive = primitives->at(key_of(block, panel));
+        // Layouts may differ between calls of different shape, so pack for each shape anew only when it changes.
+        if (fresh || key_of(block, panel) != key_of(block - 1, panel)) primitive.pack(w, packed_w);
+        fresh = false;
+        int64_t n = std::min(rows, g.y[1] - block * rows);
+        RowWindow window(g, block * rows, n);
+        const void* x = advance(args.in[0], xt, (picture * g.x[1] + window.begin) * row_in);
+        if (convert_x) {
+          convert(x, xt, window.rows_in, row_in, ws.at<std::byte>(args, worker, x_at));
+          x = ws.at<std::byte>(args, worker, x_at);
+        }
+        float* y = ws.at(args, worker, y_at);
+        primitive.run(x, packed_w, y, ws.at(args, worker, work_at));
+        int64_t first = ((picture * g.y[1] + block * rows) * g.y[2]) * g.y[3] + channel;
+        for (int64_t p = 0; p < n * g.y[2]; ++p) {
+          finish.apply(args, y + p * width, channel, static_cast<size_t>(width), line);
+          simd().store(finish.out_type, y + p * width, advance(args.out, finish.out_type, first + p * g.y[3]),
+                       static_cast<size_t>(width));
+        }
+      }
+    });
+  };
+  return step;
+}
+
+// One task makes a few rows; their input rows are converted and padded once, in a ring of kernel height.
+Step make_depthwise(const StepSpec& spec) {
+  Geometry g(spec);
+  DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype, yt = spec.output().dtype;
+  int64_t channels = g.x[3], kh = g.w[2], kw = g.w[3], padded = g.x[2] + 2 * g.padding;
+  int64_t rows = std::clamp<int64_t>(kPixels / g.y[2], 4, 16), blocks = (g.y[1] + rows - 1) / rows;
+  Finish finish(spec);
+  Workspace ws;
+  size_t w_at = ws.add(static_cast<size_t>(channels * kh * kw) * 4),
+         bias_at = ws.add(static_cast<size_t>(channels) * 4);
+  size_t ring_at = ws.add(static_cast<size_t>(kh * padded * channels) * 4);
+  size_t y_at = ws.add(static_cast<size_t>(g.y[2] * channels) * 4);
+  Step step;
+  step.scratch_bytes = ws.total(spec.threads);
+  step.run = [=](const StepArgs& args) {
+    args.pool.run(g.x[0] * blocks, [&](int64_t task, int worker) {
+      int64_t picture = task / blocks, first = task % blocks * rows, last = std::min(g.y[1], first + rows);
+      float *w = ws.at(args, worker, w_at), *bias = ws.at(args, worker, bias_at), *y = ws.at(args, worker, y_at);
+      float* ring = ws.at(args, worker, ring_at);
+      std::vector<float> stored(static_cast<size_t>(kh * kw));
+      for (int64_t c = 0; c < channels; ++c) {  // [channels, 1, kh, kw] -> [kh·kw, channels]
+        simd().load(wt, advance(args.in[1], wt, c * kh * kw), stored.data(), stored.size());
+        for (int64_t t = 0; t < kh * kw; ++t) w[t * channels + c] = stored[static_cast<size_t>(t)];
+      }
+      if (finish.bias) simd().load(finish.bias_type, args.in[2], bias, static_cast<size_t>(channels));
+      int64_t row_floats = padded * channels, ready = first * g.stride - g.padding;  // next picture row to bring in
+      std::vector<const float*> view(static_cast<size_t>(kh));
+      for (int64_t oy = first; oy < last; ++oy) {
+        int64_t top = oy * g.stride - g.padding;
+        for (ready = std::max(ready, top); ready < top + kh; ++ready) {
+          float* row = ring + (ready + g.padding) % kh * row_floats;
+          std::memset(row, 0, static_cast<size_t>(row_floats) * 4);
+          if (ready < 0 || ready >= g.x[1]) continue;
+          simd().load(xt, advance(args.in[0], xt, (picture * g.x[1] + ready) * g.x[2] * channels),
+                      row + g.padding * channels, static_cast<size_t>(g.x[2] * channels));
+        }
+        for (int64_t ky = 0; ky < kh; ++ky) {
+          view[static_cast<size_t>(ky)] = ring + (top + ky + g.padding) % kh * row_floats;
+        }
+        auto n = static_cast<size_t>(g.y[2] * channels);
+        simd().depthwise_row(view.data(), w, finish.bias ? bias : nullptr, y, static_cast<size_t>(g.y[2]),
+                             static_cast<size_t>(channels), static_cast<size_t>(kh), static_cast<size_t>(kw),
+                             static_cast<size_t>(g.stride));
+        if (finish.act) simd().unary(finish.unary, y, y, n);
+        simd().store(yt, y, advance(args.out, yt, (picture * g.y[1] + oy) * static_cast<int64_t>(n)), n);
+      }
+    });
+  };
+  return step;
+}
+
+// Each group is a small product over the pixels, computed in float32.
+Step make_grouped_1x1(const StepSpec& spec) {
+  Geometry g(spec);
+  DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype, yt = spec.output().dtype;
+  int64_t in = g.w[1], out = g.w[0] / g.groups, pixels = g.x[1] * g.x[2], block = std::min<int64_t>(256, pixels);
+  int64_t blocks = (pixels + block - 1) / block, tail = pixels - (blocks - 1) * block;
+  MatmulPrimitive full({block, out, in, in, out, DType::f32}), last({tail, out, in, in, out, DType::f32});
+  Finish finish(spec);
+  Workspace ws;
+  size_t w_at = ws.add(static_cast<size_t>(in * out) * 4),
+         packed_at = ws.add(std::max(full.packed_bytes(), last.packed_bytes()));
+  size_t x_at = ws.add(static_cast<size_t>(block * in) * 4), y_at = ws.add(static_cast<size_t>(block * out) * 4);
+  size_t work_at = ws.add(std::max(full.workspace_bytes(), last.workspace_bytes())),
+         line_at = ws.add(static_cast<size_t>(out) * 4);
+  Step step;
+  step.scratch_bytes = ws.total(spec.threads);
+  step.run = [=](const StepArgs& args) {
+    args.pool.run(g.x[0] * g.groups, [&](int64_t task, int worker) {
+      int64_t picture = task / g.groups, group = task % g.groups;
+      float *w = ws.at(args, worker, w_at), *x = ws.at(args, worker, x_at), *y = ws.at(args, worker, y_at);
+      auto* packed = ws.at<std::byte>(args, worker, packed_at);
+      simd().load(wt, advance(args.in[1], wt, group * in * out), w, static_cast<size_t>(in * out));
+      for (int64_t b = 0; b < blocks; ++b) {
+        const MatmulPrimitive& primitive = b == blocks - 1 ? last : full;
+        if (b == 0 || b == blocks - 1) primitive.pack(w, in, true, packed);
+        int64_t n = b == blocks - 1 ? tail : block, first = picture * pixels + b * block;
+        for (int64_t p = 0; p < n; ++p) {
+          simd().load(xt, advance(args.in[0], xt, (first + p) * g.x[3] + group * in), x + p * in,
+                      static_cast<size_t>(in));
+        }
+        primitive.run(x, packed, y, ws.at(args, worker, work_at));
+        for (int64_t p = 0; p < n; ++p) {
+          finish.apply(args, y + p * out, group * out, static_cast<size_t>(out), ws.at(args, worker, line_at));
+          simd().store(yt, y + p * out, advance(args.out, yt, (first + p) * g.y[3] + group * out),
+                       static_cast<size_t>(out));
+        }
+      }
+    });
+  };
+  return step;
+}
+
+}  // namespace
+
+bool supports_conv2d(const StepSpec& spec) {
+  Geometry g(spec);
+  bool shape = g.groups == 1 || g.depthwise() || g.grouped_1x1();
+  const std::string& act = spec.node.attrs.text("act");
+  return shape && g.y.numel() > 0 && (act == "none" || act == "silu" || act == "relu" || act == "gelu_tanh");
+}
+
+Step make_conv2d(const StepSpec& spec) {
+  Geometry g(spec);
+  if (g.depthwise()) return make_depthwise(spec);
+  return g.grouped_1x1() ? make_grouped_1x1(spec) : make_dense(spec);
+}
+
+}  // namespace kinora::cpu

@@ -1,0 +1,50 @@
+// The inner loops of the CPU kernels, compiled once per instruction set and chosen when the program starts.
+// All work on float32 rows; other types are converted at the edges with `load` and `store`.
+// Sums run in sixteen fixed lanes, so every instruction set gives the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace kinora::cpu {
+
+enum class Unary { exp, log, sqrt, rsqrt, sin, cos, tanh, sigmoid, relu, step, silu, gelu_tanh };
+enum class Binary { add, sub, mul, div };
+
+struct Simd {
+  const char* name;
+  void (*load)(DType dtype, const void* src, float* dst, size_t n);
+  void (*store)(DType dtype, const float* src, void* dst, size_t n);
+  void (*unary)(Unary op, const float* x, float* y, size_t n);  // y may be x
+  // Strides are 0 (one value) or 1. y may be a or b.
+  void (*binary)(Binary op, const float* a, size_t stride_a, const float* b, size_t stride_b, float* y, size_t n);
+  void (*affine)(const float* x, float scale, float shift, float* y, size_t n);
+  void (*clamp)(const float* x, float low, float high, float* y, size_t n);
+  float (*sum)(const float* x, size_t n);
+  float (*max)(const float* x, size_t n);
+  float (*dot)(const float* a, const float* b, size_t n);
+  float (*sum_square_diff)(const float* x, float centre, size_t n);  // Σ (x - centre)²
+  void (*axpy)(float a, const float* x, float* y, size_t n);         // y += a·x
+  // y = (x - centre)·factor·(offset + weight) + bias; weight, bias may be null (then the factor stands alone).
+  void (*normalize)(const float* x, float centre, float factor, const float* weight, float offset, const float* bias,
+                    float* y, size_t n);
+  // x = exp(x - max); returns their sum.
+  float (*exp_sum)(float* x, float max, size_t n);
+  // One output row of a depthwise convolution: for each of `width` pixels and `channels` channels the sum over taps of
+  // rows[ky][(px·stride + kx)·channels + c]·weight[(ky·kw + kx)·channels + c], plus bias; rows are already padded.
+  void (*depthwise_row)(const float* const* rows, const float* weight, const float* bias, float* y, size_t width,
+                        size_t channels, size_t kh, size_t kw, size_t stride);
+  // state[(d + 1) x d] += Σ_n [v_n; 1] relu(k_n)ᵀ over `n` tokens, `stride` floats apart.
+  void (*linear_state)(const float* k, const float* v, size_t stride, size_t n, size_t d, float* state);
+  // y_n = (state·relu(q_n))[:d] / ((state·relu(q_n))[d] + eps)
+  void (*linear_apply)(const float* q, float* y, size_t stride_q, size_t stride_y, size_t n, size_t d,
+                       const float* state_t, float eps);
+};
+
+const Simd& simd();  // the best for this machine
+
+extern const Simd kSimdGeneric, kSimdAvx2, kSimdAvx512;
+
+}  // namespace kinora::cpu

@@ -1,0 +1,23 @@
+// Copies a graph node by node; the tool that passes are made of.
+#pragma once
+
+#include <functional>
+
+#include "graph/graph.h"
+
+namespace kinora {
+
+// What becomes of one node: given the new graph's values of its inputs, returns its new value.
+// An undefined result means: copy the node as it is.
+using RewriteNode = std::function<Value(Graph& target, const Node& node, std::span<const Value> inputs)>;
+
+// Rebuilds `graph`, leaving out nodes that no output needs (inputs are always kept).
+Graph rewrite(const Graph& graph, const RewriteNode& node_rule);
+
+// True for every node that an output depends on.
+std::vector<bool> live_nodes(const Graph& graph);
+
+// Replaces each node for which `replace` says so by its decomposition, and what that yields likewise.
+Graph lower(const Graph& graph, const std::function<bool(const Graph&, const Node&)>& replace);
+
+}  // namespace kinora

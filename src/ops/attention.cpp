@@ -1,0 +1,139 @@
+#include "ops/attention.h"
+
+#include "ops/elementwise.h"
+#include "ops/matmul.h"
+#include "ops/reduce.h"
+#include "ops/shaping.h"
+#include "ops/table.h"
+
+namespace kinora {
+namespace {
+
+using Inputs = std::span<const Value>;
+using Specs = std::span<const TensorSpec>;
+
+TensorSpec infer_softmax(Specs in, const Attrs&) {
+  expect_inputs(in, 1);
+  expect_float(in[0]);
+  return in[0];
+}
+
+Value decompose_softmax(Inputs in, const Attrs&) {
+  Value x = cast(in[0], DType::f32);
+  Value e = exp(x - max(x, {-1}));  // the maximum cancels, so it needs no gradient
+  return cast(e / sum(e, {-1}), in[0].dtype());
+}
+
+TensorSpec infer_attention(Specs in, const Attrs&) {
+  expect_inputs(in, 3, 4);
+  const Shape &q = in[0].shape, &k = in[1].shape;
+  if (q.rank() != 4 || k.rank() != 4 || k[0] != q[0] || k[3] != q[3] || k[2] < 1 || q[2] % k[2] != 0) {
+    fail(ErrorKind::internal, "q [b, n, heads, d] and k [b, m, kv_heads, d] are needed");
+  }
+  expect_shape("v", in[2].shape, k);
+  expect_float(in[0]);
+  if (in[1].dtype != in[0].dtype || in[2].dtype != in[0].dtype) fail(ErrorKind::internal, "q, k, v differ in type");
+  if (in.size() == 4) expect_shape("bias", in[3].shape, {k[0], k[1]});
+  return in[0];
+}
+
+// 0 where query i may see key j, else a number that softmax turns into zero.
+Value causal_bias(Graph& graph, int64_t queries, int64_t keys, int64_t window) {
+  std::vector<float> bias(static_cast<size_t>(queries * keys), 0);
+  for (int64_t i = 0; i < queries; ++i) {
+    for (int64_t j = 0; j < keys; ++j) {
+      if (j > i || (window > 0 && j <= i - window)) bias[static_cast<size_t>(i * keys + j)] = -1e30f;
+    }
+  }
+  return graph.constant(Tensor::from({queries, keys}, bias));
+}
+
+Value decompose_attention(Inputs in, const Attrs& attrs) {
+  int64_t group = in[0].shape()[2] / in[1].shape()[2];
+  auto heads_first = [](Value x) { return cast(permute(x, {0, 2, 1, 3}), DType::f32); };
+  Value q = heads_first(in[0]);                                                   // [b, heads, n, d]
+  Value k = heads_first(group > 1 ? repeat_interleave(in[1], 2, group) : in[1]);  // [b, heads, m, d]
+  Value v = heads_first(group > 1 ? repeat_interleave(in[2], 2, group) : in[2]);
+  Value scores = affine(matmul(q, k, false, true), attrs.real("scale"), 0);  // [b, heads, n, m]
+  if (double cap = attrs.real("softcap"); cap > 0) scores = affine(tanh(affine(scores, 1 / cap, 0)), cap, 0);
+  if (attrs.integer("causal")) {
+    scores = scores + causal_bias(q.graph(), q.shape()[2], k.shape()[2], attrs.integer("window"));
+  }
+  if (in.size() == 4) {
+    scores = scores + reshape(in[3], {in[3].shape()[0], 1, 1, in[3].shape()[1]});
+  }
+  return cast(permute(matmul(softmax(scores), v), {0, 2, 1, 3}), in[0].dtype());
+}
+
+TensorSpec infer_linear_attention(Specs in, const Attrs&) {
+  expect_inputs(in, 3);
+  expect_float(in[0]);
+  if (in[0].shape.rank() != 4) fail(ErrorKind::internal, "[batch, tokens, heads, dim] is needed");
+  if (!(in[1] == in[0]) || !(in[2] == in[0])) fail(ErrorKind::internal, "q, k and v must be alike");
+  return in[0];
+}
+
+Value decompose_linear_attention(Inputs in, const Attrs& attrs) {
+  auto heads_first = [](Value x) { return permute(cast(x, DType::f32), {0, 2, 1, 3}); };
+  Value q = relu(heads_first(in[0])), k = relu(heads_first(in[1])), v = heads_first(in[2]);  // [b, h, n, d]
+  int64_t d = v.shape()[3];
+  Value one = broadcast_to(v.graph().scalar(1), v.shape().with(3, 1));
+  Value state = matmul(concat({v, one}, 3), k, true, false);  // [b, h, d + 1, d]
+  Value out = matmul(q, state, false, true);                  // [b, h, n, d + 1]
+  Value y = slice(out, 3, 0, d) / affine(slice(out, 3, d, d + 1), 1, attrs.real("eps"));
+  return cast(permute(y, {0, 2, 1, 3}), in[0].dtype());
+}
+
+TensorSpec infer_rope(Specs in, const Attrs&) {
+  expect_inputs(in, 3);
+  expect_float(in[0]);
+  const Shape& x = in[0].shape;
+  if (x.rank() != 4 || x[3] % 2 != 0) fail(ErrorKind::internal, "[batch, tokens, heads, even dim] is needed");
+  expect_shape("cos", in[1].shape, {x[1], x[3]});
+  expect_shape("sin", in[2].shape, {x[1], x[3]});
+  return in[0];
+}
+
+Value decompose_rope(Inputs in, const Attrs&) {
+  Value x = cast(in[0], DType::f32);
+  const Shape& s = x.shape();
+  std::vector<Value> halves = split(x, 3, 2);
+  Value rotated = concat({affine(halves[1], -1, 0), halves[0]}, 3);
+  Shape table{1, s[1], 1, s[3]};
+  return cast(x * reshape(in[1], table) + rotated * reshape(in[2], table), in[0].dtype());
+}
+
+TensorSpec infer_glu(Specs in, const Attrs&) {
+  expect_inputs(in, 1);
+  expect_float(in[0]);
+  if (in[0].shape[-1] % 2 != 0) fail(ErrorKind::internal, "an even number of channels is needed");
+  return {in[0].shape.with(-1, in[0].shape[-1] / 2), in[0].dtype};
+}
+
+Value decompose_glu(Inputs in, const Attrs&) {
+  std::vector<Value> halves = split(in[0], in[0].shape().rank() - 1, 2);
+  return halves[0] * silu(halves[1]);
+}
+
+}  // namespace
+
+const OpDef kSoftmax{"softmax", infer_softmax, nullptr, decompose_softmax};
+const OpDef kAttention{"attention", infer_attention, nullptr, decompose_attention};
+const OpDef kLinearAttention{"linear_attention", infer_linear_attention, nullptr, decompose_linear_attention};
+const OpDef kRope{"rope", infer_rope, nullptr, decompose_rope};
+const OpDef kGlu{"glu", infer_glu, nullptr, decompose_glu};
+
+Value softmax(Value x) { return apply(kSoftmax, {x}); }
+
+Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& o) {
+  Attrs attrs{{"scale", o.scale}, {"softcap", o.softcap}, {"causal", int64_t{o.causal}}, {"window", o.window}};
+  return bias.defined() ? apply(kAttention, {q, k, v, bias}, attrs) : apply(kAttention, {q, k, v}, attrs);
+}
+
+Value linear_attention(Value q, Value k, Value v, double eps) {
+  return apply(kLinearAttention, {q, k, v}, {{"eps", eps}});
+}
+Value rope(Value x, Value cos, Value sin) { return apply(kRope, {x, cos, sin}); }
+Value glu(Value x) { return apply(kGlu, {x}); }
+
+}  // namespace kinora

@@ -1,0 +1,34 @@
+// Attention in its forms. Heads are an axis: q [batch, queries, heads, dim], k and v [batch, keys, kv_heads, dim].
+// Softmax and the linear-attention state are float32.
+#pragma once
+
+#include "graph/graph.h"
+
+namespace kinora {
+
+Value softmax(Value x);  // over the last axis
+
+struct AttentionOptions {
+  double scale = 1;
+  double softcap = 0;   // > 0: scores become softcap·tanh(scores / softcap)   (Gemma-2)
+  bool causal = false;  // query i sees keys <= i
+  int64_t window = 0;   // > 0: with causal, query i sees only keys > i - window
+};
+// `bias` [batch, keys] f32 is added to the scores, or undefined. heads is a multiple of kv_heads.
+// Returns [batch, queries, heads, dim].
+Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& options);
+
+// ReLU linear attention (Sana, EfficientViT): with q, k through ReLU and v extended by a one,
+// S = Σ_n v'_n k_nᵀ and out = (S q)[:d] / ((S q)[d] + eps). All three [batch, tokens, heads, dim].
+Value linear_attention(Value q, Value k, Value v, double eps = 1e-15);
+
+// Rotary embedding, halves rotated: x·cos + [-x₂, x₁]·sin; x [batch, tokens, heads, dim], cos and sin [tokens, dim]
+// f32.
+Value rope(Value x, Value cos, Value sin);
+
+// [.., 2C] -> first half · silu(second half) [.., C].
+Value glu(Value x);
+
+extern const OpDef kSoftmax, kAttention, kLinearAttention, kRope, kGlu;
+
+}  // namespace kinora

@@ -1,0 +1,71 @@
+#include "ops/conv.h"
+
+#include "ops/elementwise.h"
+#include "ops/matmul.h"
+#include "ops/shaping.h"
+#include "ops/table.h"
+
+namespace kinora {
+namespace {
+
+TensorSpec infer_conv2d(std::span<const TensorSpec> in, const Attrs& attrs) {
+  expect_inputs(in, 2, 3);
+  for (const TensorSpec& spec : in) expect_float(spec);
+  const Shape &x = in[0].shape, &w = in[1].shape;
+  int64_t stride = attrs.integer("stride"), padding = attrs.integer("padding"), groups = attrs.integer("groups");
+  if (x.rank() != 4 || w.rank() != 4)
+    fail(ErrorKind::internal, "x [b, h, w, c] and weight [o, c/groups, kh, kw] are needed");
+  if (stride < 1 || padding < 0 || groups < 1 || w[1] * groups != x[3] || w[0] % groups != 0) {
+    fail(ErrorKind::internal, "the channels do not fit " + std::to_string(groups) + " groups");
+  }
+  int64_t height = x[1] + 2 * padding - w[2], width = x[2] + 2 * padding - w[3];
+  if (height < 0 || width < 0) fail(ErrorKind::internal, "the kernel is larger than the picture");
+  if (in.size() == 3) expect_shape("bias", in[2].shape, {w[0]});
+  return {{x[0], height / stride + 1, width / stride + 1, w[0]}, in[0].dtype};
+}
+
+// One group: the sum over kernel positions of a shifted picture times a 1x1 weight.
+Value conv_group(Value padded, Value weight, const Shape& out, int64_t stride) {
+  bool depthwise = weight.shape()[1] == 1 && weight.shape()[0] == padded.shape()[3];
+  Value total;
+  for (int64_t ky = 0; ky < weight.shape()[2]; ++ky) {
+    for (int64_t kx = 0; kx < weight.shape()[3]; ++kx) {
+      Value rows = slice(padded, 1, ky, ky + (out[1] - 1) * stride + 1, stride);
+      Value view = slice(rows, 2, kx, kx + (out[2] - 1) * stride + 1, stride);
+      Value tap = slice(slice(weight, 2, ky, ky + 1), 3, kx, kx + 1);
+      Value term = depthwise ? view * reshape(tap, {weight.shape()[0]})
+                             : linear(view, reshape(tap, {weight.shape()[0], weight.shape()[1]}));
+      total = total.defined() ? total + term : term;
+    }
+  }
+  return total;
+}
+
+Value decompose_conv2d(std::span<const Value> in, const Attrs& attrs) {
+  int64_t padding = attrs.integer("padding"), stride = attrs.integer("stride"), groups = attrs.integer("groups");
+  Value weight = cast(in[1], in[0].dtype());
+  Value padded = pad(pad(in[0], 1, padding, padding), 2, padding, padding);
+  TensorSpec specs[] = {{in[0].shape(), in[0].dtype()}, {weight.shape(), weight.dtype()}};
+  Shape out = infer_conv2d(specs, attrs).shape;
+  std::vector<Value> parts;
+  if (groups == in[0].shape()[3] && groups == weight.shape()[0]) {
+    parts.push_back(conv_group(padded, weight, out, stride));
+  } else {
+    std::vector<Value> xs = split(padded, 3, static_cast<int>(groups)), ws = split(weight, 0, static_cast<int>(groups));
+    for (size_t i = 0; i < xs.size(); ++i) parts.push_back(conv_group(xs[i], ws[i], out, stride));
+  }
+  Value y = concat(parts, 3);
+  if (in.size() == 3) y = y + cast(in[2], y.dtype());
+  return activation(y, attrs.text("act"));
+}
+
+}  // namespace
+
+const OpDef kConv2d{"conv2d", infer_conv2d, nullptr, decompose_conv2d};
+
+Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& o) {
+  Attrs attrs{{"stride", o.stride}, {"padding", o.padding}, {"groups", o.groups}, {"act", o.act}};
+  return bias.defined() ? apply(kConv2d, {x, weight, bias}, attrs) : apply(kConv2d, {x, weight}, attrs);
+}
+
+}  // namespace kinora

@@ -1,0 +1,21 @@
+// Convolution on channels-last pictures.
+#pragma once
+
+#include "graph/graph.h"
+
+namespace kinora {
+
+struct Conv2dOptions {
+  int64_t stride = 1;
+  int64_t padding = 0;  // zeros on all four sides
+  int64_t groups = 1;
+  std::string act = "none";
+};
+
+// x [batch, height, width, in], weight [out, in/groups, kh, kw] (the checkpoint's order), bias [out] or undefined
+// -> act(conv) [batch, (height + 2p - kh)/s + 1, (width + 2p - kw)/s + 1, out] in x's dtype.
+Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& options);
+
+extern const OpDef kConv2d;
+
+}  // namespace kinora

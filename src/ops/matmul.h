@@ -1,0 +1,22 @@
+// Products. A weight may be stored in another float type than the activations; it is read in its stored type.
+#pragma once
+
+#include "graph/graph.h"
+
+namespace kinora {
+
+// [.., M, K] x [.., K, N] -> [.., M, N], optionally with a or b stored transposed. Leading axes are equal, or b has
+// rank 2.
+Value matmul(Value a, Value b, bool transpose_a = false, bool transpose_b = false);
+
+// x [.., K], weight [N, K], bias [N] or undefined -> act(x·weightᵀ + bias) [.., N] in x's dtype.
+Value linear(Value x, Value weight, Value bias = {}, const std::string& act = "none");
+
+// table [V, D], ids i32 [..] in [0, V) -> [.., D] of `dtype`. An id out of range is an Error(internal) at run time.
+Value gather(Value table, Value ids, DType dtype = DType::f32);
+// The derivative of gather: sums rows of g [.., D] into [rows, D] by ids, in the order of ids.
+Value scatter_rows(Value g, Value ids, int64_t rows);
+
+extern const OpDef kMatmul, kLinear, kGather, kScatterRows;
+
+}  // namespace kinora

@@ -1,0 +1,63 @@
+#include "ops/norm.h"
+
+#include "ops/elementwise.h"
+#include "ops/reduce.h"
+#include "ops/table.h"
+
+namespace kinora {
+namespace {
+
+TensorSpec infer_layer_norm(std::span<const TensorSpec> in, const Attrs&) {
+  expect_inputs(in, 1, 3);
+  expect_float(in[0]);
+  for (const TensorSpec& spec : in) {
+    if (!(broadcast(in[0].shape, spec.shape) == in[0].shape) || spec.dtype != in[0].dtype) {
+      fail(ErrorKind::internal, "scale and shift must broadcast to x, in its type");
+    }
+  }
+  return in[0];
+}
+
+Value decompose_layer_norm(std::span<const Value> in, const Attrs& attrs) {
+  Value x = cast(in[0], DType::f32);
+  Value centred = x - mean(x, {-1});
+  Value y = centred * rsqrt(affine(mean(centred * centred, {-1}), 1, attrs.real("eps")));
+  if (in.size() == 3) y = y * affine(cast(in[1], DType::f32), 1, 1) + cast(in[2], DType::f32);
+  return cast(y, in[0].dtype());
+}
+
+TensorSpec infer_rms_norm(std::span<const TensorSpec> in, const Attrs&) {
+  expect_inputs(in, 1, 3);
+  expect_float(in[0]);
+  for (size_t i = 1; i < in.size(); ++i) {
+    expect_float(in[i]);
+    expect_shape(i == 1 ? "weight" : "bias", in[i].shape, {in[0].shape[-1]});
+  }
+  return in[0];
+}
+
+Value decompose_rms_norm(std::span<const Value> in, const Attrs& attrs) {
+  Value x = cast(in[0], DType::f32);
+  Value y = x * rsqrt(affine(mean(x * x, {-1}), 1, attrs.real("eps")));
+  if (in.size() > 1) y = y * affine(cast(in[1], DType::f32), 1, attrs.real("offset"));
+  if (in.size() > 2) y = y + cast(in[2], DType::f32);
+  return cast(y, in[0].dtype());
+}
+
+}  // namespace
+
+const OpDef kLayerNorm{"layer_norm", infer_layer_norm, nullptr, decompose_layer_norm};
+const OpDef kRmsNorm{"rms_norm", infer_rms_norm, nullptr, decompose_rms_norm};
+
+Value layer_norm(Value x, double eps, Value scale, Value shift) {
+  Attrs attrs{{"eps", eps}};
+  return scale.defined() ? apply(kLayerNorm, {x, scale, shift}, attrs) : apply(kLayerNorm, {x}, attrs);
+}
+
+Value rms_norm(Value x, Value weight, Value bias, double eps, double offset) {
+  Attrs attrs{{"eps", eps}, {"offset", offset}};
+  if (!weight.defined()) return apply(kRmsNorm, {x}, attrs);
+  return bias.defined() ? apply(kRmsNorm, {x, weight, bias}, attrs) : apply(kRmsNorm, {x, weight}, attrs);
+}
+
+}  // namespace kinora

@@ -1,0 +1,28 @@
+// Ops that move elements without arithmetic.
+#pragma once
+
+#include "graph/graph.h"
+
+namespace kinora {
+
+Value reshape(Value x, const Shape& shape);
+Value permute(Value x, Ints order);  // result axis i is x's axis order[i]
+Value transpose_last(Value x);       // swaps the last two axes
+// Elements [start, stop) of one axis, every `stride`-th.
+Value slice(Value x, int axis, int64_t start, int64_t stop, int64_t stride = 1);
+std::vector<Value> split(Value x, int axis, int parts);
+Value concat(std::span<const Value> parts, int axis);
+Value concat(std::initializer_list<Value> parts, int axis);
+Value broadcast_to(Value x, const Shape& shape);
+// Zeros around one axis: `before`, `after`, and `interior` between neighbours.
+Value pad(Value x, int axis, int64_t before, int64_t after, int64_t interior = 0);
+Value repeat_interleave(Value x, int axis, int64_t times);  // a a b b c c
+
+// Channels-last pictures: [batch, height, width, channels].
+Value upsample_nearest2(Value x);           // twice the height and width
+Value pixel_shuffle(Value x, int64_t r);    // torch.nn.PixelShuffle: channels / r², height·r, width·r
+Value pixel_unshuffle(Value x, int64_t r);  // its inverse
+
+extern const OpDef kReshape, kPermute, kSlice, kConcat, kBroadcast, kPad, kUpsample2;
+
+}  // namespace kinora
