@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,7 +58,7 @@ class Graph {
   Value append(const OpDef& op, std::span<const Value> inputs, Attrs attrs);
   void output(std::string name, Value value);
 
-  const std::vector<Node>& nodes() const { return nodes_; }
+  const std::deque<Node>& nodes() const { return nodes_; }
   const Node& node(NodeId id) const { return nodes_[static_cast<size_t>(id)]; }
   const std::vector<std::pair<std::string, NodeId>>& outputs() const { return outputs_; }
 
@@ -65,7 +66,7 @@ class Graph {
 
  private:
   NodeId push(Node node);
-  std::vector<Node> nodes_;
+  std::deque<Node> nodes_;  // appending does not move nodes, so references stay good
   std::vector<std::pair<std::string, NodeId>> outputs_;
 };
 

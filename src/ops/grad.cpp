@@ -26,7 +26,7 @@ std::vector<Value> gradients(Value loss, std::span<const Value> wrt, Value seed)
   std::vector<Value> grads(count);
   grads.back() = seed.defined() ? seed : broadcast_to(graph.scalar(1, loss.dtype()), loss.shape());
   for (size_t i = count; i-- > 0;) {
-    Node node = graph.nodes()[i];  // a copy: appending moves the nodes
+    const Node& node = graph.nodes()[i];
     if (!grads[i].defined() || !needed[i] || is_leaf(node)) continue;
     if (!node.op->grad) fail(ErrorKind::internal, "op '" + std::string(node.op->name) + "' has no derivative");
     std::vector<Value> inputs;

@@ -1,0 +1,218 @@
+#include "diffusion/components.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "ops/elementwise.h"
+
+namespace kinora {
+
+TextEncoder::TextEncoder(Gemma2Config config, Weights weights, Runtime runtime)
+    : config_(std::move(config)), weights_(std::move(weights)), runtime_(std::move(runtime)) {
+  Graph probe;  // names and shapes are checked before the first prompt
+  Params params(probe, weights_);
+  build_gemma2(params, config_, probe.input("ids", {1, 1}, DType::i32), probe.input("mask", {1, 1}));
+  params.expect_all_used();
+}
+
+Graph TextEncoder::graph(int64_t batch, int64_t tokens) const {
+  Graph graph;
+  Value ids = graph.input("ids", {batch, tokens}, DType::i32), mask = graph.input("mask", {batch, tokens});
+  Value hidden = build_gemma2(Params(graph, weights_), config_, ids, mask, runtime_.dtype);
+  graph.output("hidden", cast(hidden, DType::f32));
+  return graph;
+}
+
+Tensor TextEncoder::encode(const Tensor& ids, const Tensor& mask) {
+  int64_t batch = ids.shape()[0], tokens = ids.shape()[1];
+  const Executable& exe =
+      cache_.get({batch, tokens}, [&] { return compile(graph(batch, tokens), *runtime_.backend, runtime_.context); });
+  return exe.run({{"ids", ids}, {"mask", mask}}).at("hidden");
+}
+
+Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
+    : config_(std::move(config)), weights_(std::move(weights)), runtime_(std::move(runtime)) {
+  Graph probe;
+  Params params(probe, weights_);
+  int64_t side = config_.patch_size;
+  SanaInputs in{probe.input("latents", {1, side, side, config_.in_channels}),
+                probe.input("timestep", {1}),
+                probe.input("guidance", {1}),
+                probe.input("caption", {1, 1, config_.caption_channels}),
+                {}};
+  build_sana(params, config_, in);
+  params.expect_all_used();
+}
+
+Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const {
+  Graph graph;
+  SanaInputs in;
+  in.latents = cast(graph.input("latents", {batch, height, width, config_.in_channels}), runtime_.dtype);
+  in.timestep = graph.input("timestep", {batch});
+  if (config_.guidance_embeds) in.guidance = graph.input("guidance", {batch});
+  in.caption = cast(graph.input("caption", {batch, tokens, config_.caption_channels}), runtime_.dtype);
+  in.mask = graph.input("mask", {batch, tokens});
+  graph.output("sample", cast(build_sana(Params(graph, weights_), config_, in), DType::f32));
+  return graph;
+}
+
+const Executable& Denoiser::compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens) {
+  return cache_.get({batch, height, width, tokens},
+                    [&] { return compile(graph(batch, height, width, tokens), *runtime_.backend, runtime_.context); });
+}
+
+size_t Denoiser::memory(int64_t batch, int64_t height, int64_t width, int64_t tokens) {
+  return compiled(batch, height, width, tokens).arena_bytes();
+}
+
+Tensor Denoiser::predict(const DenoiseInputs& in) {
+  const Shape& s = in.latents.shape();
+  const Executable& exe = compiled(s[0], s[1], s[2], in.caption.shape()[1]);
+  std::map<std::string, Tensor> feed{
+      {"latents", in.latents}, {"timestep", in.timestep}, {"caption", in.caption}, {"mask", in.mask}};
+  if (config_.guidance_embeds) feed["guidance"] = in.guidance;
+  return exe.run(feed).at("sample");
+}
+
+Autoencoder::Autoencoder(DcAeConfig config, Weights weights, Runtime runtime)
+    : config_(std::move(config)), weights_(std::move(weights)), runtime_(std::move(runtime)) {
+  Graph probe;
+  Params params(probe, weights_);
+  int64_t side = config_.compression() * 8;
+  build_dc_ae_encoder(params, config_, probe.input("picture", {1, side, side, config_.in_channels}));
+  build_dc_ae_decoder(params, config_, probe.input("latents", {1, 8, 8, config_.latent_channels}));
+  params.expect_all_used();
+}
+
+Graph Autoencoder::graph(bool encoder, const Shape& input) const {
+  Graph graph;
+  Value x = cast(graph.input("x", input), runtime_.dtype);
+  Params params(graph, weights_);
+  Value y = encoder ? build_dc_ae_encoder(params, config_, x) : build_dc_ae_decoder(params, config_, x);
+  graph.output("y", cast(y, DType::f32));
+  return graph;
+}
+
+const Executable& Autoencoder::compiled(bool encoder, const Shape& input) {
+  return cache_.get({encoder, input[0], input[1], input[2]},
+                    [&] { return compile(graph(encoder, input), *runtime_.backend, runtime_.context); });
+}
+
+size_t Autoencoder::memory(bool encoder, const Shape& input) { return compiled(encoder, input).arena_bytes(); }
+
+// One picture at a time: a batch needs no more memory than one.
+Tensor Autoencoder::run(bool encoder, const Tensor& input) {
+  std::vector<Tensor> parts;
+  for (int64_t i = 0; i < input.shape()[0]; ++i) {
+    Tensor one = input.rows(i, i + 1);
+    parts.push_back(compiled(encoder, one.shape()).run({{"x", one}}).at("y"));
+  }
+  return parts.size() == 1 ? parts[0] : concat_rows(parts);
+}
+
+namespace {
+
+// A window of x [batch, H, W, C], cut at its borders, padded with zeros to multiples of `multiple`.
+Tensor crop(const Tensor& x, int64_t top, int64_t left, int64_t size, int64_t multiple) {
+  const Shape& s = x.shape();
+  int64_t h = std::min(size, s[1] - top), w = std::min(size, s[2] - left), c = s[3];
+  auto round_up = [&](int64_t v) { return (v + multiple - 1) / multiple * multiple; };
+  Tensor out = Tensor::zeros({s[0], round_up(h), round_up(w), c});
+  for (int64_t b = 0; b < s[0]; ++b) {
+    for (int64_t y = 0; y < h; ++y) {
+      std::memcpy(out.data<float>() + (b * out.shape()[1] + y) * out.shape()[2] * c,
+                  x.data<float>() + ((b * s[1] + top + y) * s[2] + left) * c, static_cast<size_t>(w * c) * 4);
+    }
+  }
+  return out;
+}
+
+// Fades from the end of `a` into the beginning of `b` along `axis` (1: rows, 2: columns), writing into b.
+void blend(const Tensor& a, Tensor& b, int axis, int64_t extent) {
+  extent = std::min({a.shape()[axis], b.shape()[axis], extent});
+  int64_t batch = b.shape()[0], c = b.shape()[3];
+  int64_t rows = axis == 1 ? extent : std::min(a.shape()[1], b.shape()[1]);
+  int64_t columns = axis == 2 ? extent : std::min(a.shape()[2], b.shape()[2]);
+  for (int64_t i = 0; i < batch; ++i) {
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t x = 0; x < columns; ++x) {
+        int64_t ay = axis == 1 ? a.shape()[1] - extent + y : y, ax = axis == 2 ? a.shape()[2] - extent + x : x;
+        const float* from = a.data<float>() + ((i * a.shape()[1] + ay) * a.shape()[2] + ax) * c;
+        float* to = b.data<float>() + ((i * b.shape()[1] + y) * b.shape()[2] + x) * c;
+        double part = static_cast<double>(axis == 1 ? y : x) / static_cast<double>(extent);
+        auto keep = static_cast<float>(1 - part), take = static_cast<float>(part);
+        for (int64_t k = 0; k < c; ++k) to[k] = from[k] * keep + to[k] * take;
+      }
+    }
+  }
+}
+
+struct TileGrid {
+  int64_t size, stride;          // of the input
+  int64_t out_size, out_stride;  // of the output
+  int64_t height, width;         // of the output
+  int64_t multiple;              // input tiles are padded to this
+};
+
+template <class Run>
+Tensor run_tiled(const Tensor& x, const TileGrid& g, const Run& run) {
+  int64_t extent = g.out_size - g.out_stride, batch = x.shape()[0];
+  Tensor out;
+  std::vector<Tensor> above;
+  for (int64_t top = 0, row = 0; top < x.shape()[1]; top += g.stride, ++row) {
+    std::vector<Tensor> current;
+    for (int64_t left = 0; left < x.shape()[2]; left += g.stride) {
+      auto column = static_cast<size_t>(left / g.stride);
+      current.push_back(run(crop(x, top, left, g.size, g.multiple)));
+      Tensor& tile = current.back();
+      if (row > 0) blend(above[column], tile, 1, extent);
+      if (column > 0) blend(current[column - 1], tile, 2, extent);
+      int64_t c = tile.shape()[3];
+      if (!out.defined()) out = Tensor::zeros({batch, g.height, g.width, c});
+      int64_t h = std::min({tile.shape()[1], g.out_stride, g.height - row * g.out_stride});
+      int64_t w = std::min({tile.shape()[2], g.out_stride, g.width - static_cast<int64_t>(column) * g.out_stride});
+      for (int64_t b = 0; b < batch; ++b) {
+        for (int64_t y = 0; y < h && w > 0; ++y) {
+          int64_t to =
+              ((b * g.height + row * g.out_stride + y) * g.width + static_cast<int64_t>(column) * g.out_stride) * c;
+          std::memcpy(out.data<float>() + to, tile.data<float>() + (b * tile.shape()[1] + y) * tile.shape()[2] * c,
+                      static_cast<size_t>(w * c) * 4);
+        }
+      }
+    }
+    above = std::move(current);
+  }
+  return out;
+}
+
+void check_tiling(const Tiling& t, int64_t ratio) {
+  if (t.size < ratio || t.stride < ratio || t.stride > t.size || t.size % ratio != 0 || t.stride % ratio != 0) {
+    fail(ErrorKind::usage, "tile size " + std::to_string(t.size) + " and stride " + std::to_string(t.stride) +
+                               " must be multiples of " + std::to_string(ratio) + ", the stride at most the size");
+  }
+}
+
+}  // namespace
+
+Tensor Autoencoder::encode(const Tensor& picture, std::optional<Tiling> tiling) {
+  const Shape& s = picture.shape();
+  int64_t ratio = config_.compression();
+  if (!tiling || (s[1] <= tiling->size && s[2] <= tiling->size)) return run(true, picture);
+  check_tiling(*tiling, ratio);
+  TileGrid grid{tiling->size, tiling->stride, tiling->size / ratio, tiling->stride / ratio, s[1] / ratio,
+                s[2] / ratio, ratio};
+  return run_tiled(picture, grid, [&](const Tensor& tile) { return run(true, tile); });
+}
+
+Tensor Autoencoder::decode(const Tensor& latents, std::optional<Tiling> tiling) {
+  const Shape& s = latents.shape();
+  int64_t ratio = config_.compression();
+  if (!tiling || (s[1] * ratio <= tiling->size && s[2] * ratio <= tiling->size)) return run(false, latents);
+  check_tiling(*tiling, ratio);
+  TileGrid grid{
+      tiling->size / ratio, tiling->stride / ratio, tiling->size, tiling->stride, s[1] * ratio, s[2] * ratio, 1};
+  return run_tiled(latents, grid, [&](const Tensor& tile) { return run(false, tile); });
+}
+
+}  // namespace kinora

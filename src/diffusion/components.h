@@ -1,0 +1,107 @@
+// The three networks of a pipeline, each compiled for the shapes it meets and kept for the next time.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "graph/executable.h"
+#include "io/weights.h"
+#include "models/dc_ae.h"
+#include "models/gemma2.h"
+#include "models/sana.h"
+
+namespace kinora {
+
+// What all components of a session share.
+struct Runtime {
+  const Backend* backend = nullptr;
+  ExecutionContext context;
+  DType dtype = DType::f32;  // of activations: f32 or bf16
+};
+
+// A few compiled graphs by shape; the oldest goes when there are more than `limit`.
+class ExecutableCache {
+ public:
+  template <class Build>
+  const Executable& get(const std::vector<int64_t>& key, const Build& build) {
+    auto found = entries_.find(key);
+    if (found != entries_.end()) return found->second;
+    if (entries_.size() >= kLimit) entries_.clear();
+    return entries_.emplace(key, build()).first->second;
+  }
+
+ private:
+  static constexpr size_t kLimit = 4;
+  std::map<std::vector<int64_t>, Executable> entries_;
+};
+
+class TextEncoder {
+ public:
+  TextEncoder(Gemma2Config config, Weights weights, Runtime runtime);
+  // ids [batch, tokens] i32, mask [batch, tokens] f32 -> hidden states [batch, tokens, hidden] f32.
+  Tensor encode(const Tensor& ids, const Tensor& mask);
+  const Gemma2Config& config() const { return config_; }
+  const Weights& weights() const { return weights_; }
+  Graph graph(int64_t batch, int64_t tokens) const;
+
+ private:
+  Gemma2Config config_;
+  Weights weights_;
+  Runtime runtime_;
+  ExecutableCache cache_;
+};
+
+struct DenoiseInputs {
+  Tensor latents;   // [batch, height, width, channels] f32
+  Tensor timestep;  // [batch] f32
+  Tensor guidance;  // [batch] f32; only for models with guidance embedding
+  Tensor caption;   // [batch, tokens, caption_channels] f32
+  Tensor mask;      // [batch, tokens] f32
+};
+
+class Denoiser {
+ public:
+  Denoiser(SanaConfig config, Weights weights, Runtime runtime);
+  Tensor predict(const DenoiseInputs& inputs);  // [batch, height, width, out_channels] f32
+  const SanaConfig& config() const { return config_; }
+  const Weights& weights() const { return weights_; }
+  Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const;
+  size_t memory(int64_t batch, int64_t height, int64_t width, int64_t tokens);  // bytes of activations when compiled
+
+ private:
+  const Executable& compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens);
+  SanaConfig config_;
+  Weights weights_;
+  Runtime runtime_;
+  ExecutableCache cache_;
+};
+
+// Tiles of pictures larger than `size` pixels, every `stride` pixels, cross-faded where they overlap.
+struct Tiling {
+  int64_t size = 512, stride = 448;
+};
+
+class Autoencoder {
+ public:
+  Autoencoder(DcAeConfig config, Weights weights, Runtime runtime);
+  // picture [batch, H, W, 3] f32 in [-1, 1] -> latents [batch, H/c, W/c, C] f32, not scaled.
+  Tensor encode(const Tensor& picture, std::optional<Tiling> tiling = {});
+  // latents, not scaled -> picture.
+  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
+  const DcAeConfig& config() const { return config_; }
+  const Weights& weights() const { return weights_; }
+  Graph graph(bool encoder, const Shape& input) const;
+  size_t memory(bool encoder, const Shape& input);  // bytes of activations when compiled
+
+ private:
+  const Executable& compiled(bool encoder, const Shape& input);
+  Tensor run(bool encoder, const Tensor& input);
+  DcAeConfig config_;
+  Weights weights_;
+  Runtime runtime_;
+  ExecutableCache cache_;
+};
+
+}  // namespace kinora

@@ -1,0 +1,106 @@
+#include "io/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "core/error.h"
+
+namespace kinora {
+namespace {
+
+std::string reason() { return std::strerror(errno); }
+
+// Closes on every way out.
+struct Descriptor {
+  int fd;
+  explicit Descriptor(int descriptor) : fd(descriptor) {}
+  ~Descriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+};
+
+size_t regular_size(int fd, const std::string& path) {
+  struct stat info {};
+  if (::fstat(fd, &info) != 0) fail(ErrorKind::io, "cannot read " + path + ": " + reason());
+  if (!S_ISREG(info.st_mode)) fail(ErrorKind::io, "cannot read " + path + ": it is not a regular file");
+  return static_cast<size_t>(info.st_size);
+}
+
+}  // namespace
+
+std::shared_ptr<MappedFile> MappedFile::open(const std::string& path) {
+  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.fd < 0) fail(ErrorKind::io, "cannot open " + path + ": " + reason());
+  size_t size = regular_size(file.fd, path);
+  if (size == 0) return std::shared_ptr<MappedFile>(new MappedFile(nullptr, 0));
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.fd, 0);
+  if (data == MAP_FAILED) fail(ErrorKind::io, "cannot map " + path + ": " + reason());
+  return std::shared_ptr<MappedFile>(new MappedFile(static_cast<std::byte*>(data), size));
+}
+
+MappedFile::~MappedFile() {
+  if (data_) ::munmap(data_, size_);
+}
+
+std::string read_file(const std::string& path, size_t limit) {
+  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.fd < 0) fail(ErrorKind::io, "cannot open " + path + ": " + reason());
+  size_t size = regular_size(file.fd, path);
+  if (size > limit) {
+    fail(ErrorKind::io,
+         path + " holds " + std::to_string(size) + " bytes; at most " + std::to_string(limit) + " are read here");
+  }
+  std::string text(size, '\0');
+  size_t done = 0;
+  while (done < size) {
+    ssize_t n = ::read(file.fd, text.data() + done, size - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail(ErrorKind::io, "cannot read " + path + ": " + reason());
+    if (n == 0) break;
+    done += static_cast<size_t>(n);
+  }
+  text.resize(done);
+  return text;
+}
+
+void write_all(int fd, const void* data, size_t size, const std::string& path) {
+  const char* at = static_cast<const char*>(data);
+  while (size > 0) {
+    ssize_t n = ::write(fd, at, size);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+    at += n;
+    size -= static_cast<size_t>(n);
+  }
+}
+
+void write_atomically(const std::string& path, const std::function<void(int fd)>& write) {
+  std::filesystem::path target(path);
+  std::string temporary =
+      (target.parent_path() / ("." + target.filename().string() + "." + std::to_string(::getpid()) + ".tmp")).string();
+  Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (file.fd < 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+  try {
+    write(file.fd);
+    if (::fsync(file.fd) != 0 && errno != EINVAL && errno != EROFS)
+      fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+    if (::rename(temporary.c_str(), path.c_str()) != 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+  } catch (...) {
+    ::unlink(temporary.c_str());
+    throw;
+  }
+}
+
+void write_atomically(const std::string& path, std::string_view bytes) {
+  write_atomically(path, [&](int fd) { write_all(fd, bytes.data(), bytes.size(), path); });
+}
+
+}  // namespace kinora

@@ -1,0 +1,41 @@
+// Files: mapped for reading, written atomically.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace kinora {
+
+// A whole file mapped read-only; shared, so tensors can keep it alive.
+class MappedFile {
+ public:
+  // Throws Error(io) when the file cannot be opened or mapped.
+  static std::shared_ptr<MappedFile> open(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  MappedFile(std::byte* data, size_t size) : data_(data), size_(size) {}
+  std::byte* data_;
+  size_t size_;
+};
+
+// Reads a file of at most `limit` bytes; throws Error(io).
+std::string read_file(const std::string& path, size_t limit);
+
+// Calls write(fd) on a new file ".<name>.<pid>.tmp" beside `path`, then moves it to `path`; on any error the temporary
+// file is removed and `path` is as it was. Throws Error(io).
+void write_atomically(const std::string& path, const std::function<void(int fd)>& write);
+void write_atomically(const std::string& path, std::string_view bytes);
+
+// Writes all bytes; throws Error(io) naming `path`.
+void write_all(int fd, const void* data, size_t size, const std::string& path);
+
+}  // namespace kinora

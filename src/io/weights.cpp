@@ -1,0 +1,32 @@
+#include "io/weights.h"
+
+namespace kinora {
+
+void Weights::add(std::string name, Tensor tensor, std::string file) {
+  auto [at, fresh] = entries_.try_emplace(name, Entry{std::move(tensor), file});
+  if (!fresh) fail(ErrorKind::model, "tensor '" + name + "' is in " + at->second.file + " and again in " + file);
+}
+
+const Tensor* Weights::find(const std::string& name) const {
+  auto found = entries_.find(name);
+  return found == entries_.end() ? nullptr : &found->second.tensor;
+}
+
+const std::string& Weights::file_of(const std::string& name) const {
+  auto found = entries_.find(name);
+  return found == entries_.end() ? source_ : found->second.file;
+}
+
+std::vector<std::string> Weights::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, entry] : entries_) names.push_back(name);
+  return names;
+}
+
+size_t Weights::bytes() const {
+  size_t total = 0;
+  for (const auto& [name, entry] : entries_) total += entry.tensor.bytes();
+  return total;
+}
+
+}  // namespace kinora

@@ -1,0 +1,26 @@
+// The bricks of the models: each reads its parameters from a path and appends its nodes.
+#pragma once
+
+#include "nn/params.h"
+#include "ops/attention.h"
+#include "ops/conv.h"
+#include "ops/elementwise.h"
+#include "ops/matmul.h"
+#include "ops/norm.h"
+#include "ops/reduce.h"
+#include "ops/shaping.h"
+
+namespace kinora {
+
+// "<path>.weight" [out, in] and, with `bias`, "<path>.bias" [out]; x [.., in] -> [.., out].
+Value linear_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
+// A 1x1 convolution stored as [out, in, 1, 1], as a product over channels-last pictures.
+Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
+// x [batch, h, w, in] -> [batch, h', w', out].
+Value conv_layer(const Params& p, Value x, int64_t out, int64_t kernel, bool bias, Conv2dOptions options);
+
+// sin/cos features of positions, computed in float64: [sin(p·ω), cos(p·ω)] with ω_k = theta^(-k / (dim / 2)),
+// or cosine first. Returns [positions, dim] float32.
+Tensor sinusoid(const std::vector<double>& positions, int64_t dim, double theta, bool cosine_first);
+
+}  // namespace kinora

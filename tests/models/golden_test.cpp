@@ -1,0 +1,106 @@
+// The models against diffusers and transformers: tests/golden/make_models.py made the files.
+#include "diffusion/components.h"
+#include "io/safetensors.h"
+#include "support.h"
+
+namespace kinora::test {
+namespace {
+
+struct Golden {
+  SafetensorsFile file;
+  Config config;
+  Weights weights;
+
+  explicit Golden(const std::string& name)
+      : file(SafetensorsFile::open(std::string(KINORA_SOURCE_DIR) + "/tests/golden/" + name + ".safetensors")),
+        config(Config::parse(file.header().metadata.at("config"), name)) {
+    for (const SafetensorsEntry& entry : file.header().entries) {
+      if (entry.name.starts_with("w.")) weights.add(entry.name.substr(2), file.tensor(entry), file.path());
+    }
+  }
+  Tensor tensor(const std::string& name) const { return file.tensor(name); }
+  Tensor channels_last(const std::string& name) const { return tensor(name).permuted({0, 2, 3, 1}); }
+};
+
+Runtime runtime(int threads = 2) { return {&cpu::backend(), context(threads), DType::f32}; }
+
+// Sums of about this many terms follow one another through a whole model.
+constexpr int64_t kModelTerms = 1 << 14;
+
+class SanaGolden : public testing::TestWithParam<const char*> {};
+
+TEST_P(SanaGolden, Forward) {
+  Golden golden(GetParam());
+  Denoiser model(read_sana_config(golden.config), golden.weights, runtime());
+  DenoiseInputs in;
+  in.latents = golden.channels_last("in.latents");
+  in.timestep = golden.tensor("in.timestep");
+  if (model.config().guidance_embeds) in.guidance = golden.tensor("in.guidance");
+  in.caption = golden.tensor("in.caption");
+  in.mask = golden.tensor("in.mask");
+  expect_close(model.predict(in), golden.channels_last("out.sample"), DType::f32, kModelTerms, GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, SanaGolden,
+                         testing::Values("sana_base", "sana_qk_norm", "sana_sprint", "sana_positions", "sana_patch2"));
+
+class DcAeGolden : public testing::TestWithParam<const char*> {};
+
+TEST_P(DcAeGolden, EncodeAndDecode) {
+  Golden golden(GetParam());
+  Autoencoder model(read_dc_ae_config(golden.config), golden.weights, runtime());
+  std::optional<Tiling> tiling;
+  if (golden.config.has("tile")) {
+    int64_t tile = golden.config.integer("tile", 1, 4096);
+    tiling = Tiling{tile, tile * 3 / 4};
+  }
+  expect_close(model.encode(golden.channels_last("in.picture"), tiling), golden.channels_last("out.latents"),
+               DType::f32, kModelTerms, std::string(GetParam()) + " encode");
+  expect_close(model.decode(golden.channels_last("in.latents"), tiling), golden.channels_last("out.picture"),
+               DType::f32, kModelTerms, std::string(GetParam()) + " decode");
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, DcAeGolden,
+                         testing::Values("dcae_published", "dcae_shuffle", "dcae_small", "dcae_lite", "dcae_tiled"));
+
+class Gemma2Golden : public testing::TestWithParam<const char*> {};
+
+TEST_P(Gemma2Golden, LastHiddenState) {
+  Golden golden(GetParam());
+  TextEncoder model(read_gemma2_config(golden.config), golden.weights, runtime());
+  Tensor mask = golden.tensor("in.mask"), hidden = model.encode(golden.tensor("in.ids"), mask);
+  int64_t width = hidden.shape()[2];
+  for (int64_t i = 0; i < hidden.numel(); ++i) hidden.data<float>()[i] *= mask.data<float>()[i / width];
+  expect_close(hidden, golden.tensor("out.hidden"), DType::f32, kModelTerms, GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, Gemma2Golden, testing::Values("gemma2_softcap", "gemma2_plain"));
+
+TEST(ModelErrors, NameTheTensorAndBothShapes) {
+  Golden golden("sana_base");
+  SanaConfig config = read_sana_config(golden.config);
+  Weights missing, extra = golden.weights, misshapen;
+  extra.add("transformer_blocks.0.surprise", Tensor::zeros({2}));
+  for (const std::string& name : golden.weights.names()) {
+    const Tensor& tensor = *golden.weights.find(name);
+    if (name != "proj_out.bias") missing.add(name, tensor);
+    misshapen.add(name, name == "proj_out.bias" ? Tensor::zeros({3}) : tensor, "weights.safetensors");
+  }
+  auto message = [&](const Weights& weights) {
+    try {
+      Denoiser model(config, weights, runtime());
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::model);
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_NE(message(missing).find("'proj_out.bias' [8] is missing"), std::string::npos) << message(missing);
+  EXPECT_NE(message(extra).find("'transformer_blocks.0.surprise'"), std::string::npos) << message(extra);
+  std::string shapes = message(misshapen);
+  EXPECT_NE(shapes.find("weights.safetensors has shape [3], but config.json asks for [8]"), std::string::npos)
+      << shapes;
+}
+
+}  // namespace
+}  // namespace kinora::test
