@@ -1,0 +1,210 @@
+#include "diffusion/scheduler.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace kinora {
+namespace {
+
+void check_steps(int64_t steps) {
+  if (steps < 1 || steps > 1000) {
+    fail(ErrorKind::usage, "steps must be from 1 to 1000, not " + std::to_string(steps));
+  }
+}
+
+// Σ factor·tensor, each product and sum rounded to float32 in this order.
+Tensor combine(std::initializer_list<std::pair<float, const Tensor*>> terms) {
+  Tensor result(terms.begin()->second->shape(), DType::f32);
+  auto count = static_cast<size_t>(result.numel());
+  bool first = true;
+  for (const auto& [factor, tensor] : terms) {
+    const float* x = tensor->data<float>();
+    float* y = result.data<float>();
+    for (size_t i = 0; i < count; ++i) y[i] = first ? factor * x[i] : y[i] + factor * x[i];
+    first = false;
+  }
+  return result;
+}
+
+class DpmSolver : public Scheduler {
+ public:
+  explicit DpmSolver(const DpmSolverConfig& config) : config_(config) {}
+
+  void set_steps(int64_t steps) override {
+    check_steps(steps);
+    sigmas_.clear();
+    timesteps_.clear();
+    auto n = static_cast<size_t>(steps);
+    for (size_t i = n; i > 0; --i) {  // highest noise first
+      double alpha = 1 + static_cast<double>(i) * ((1.0 / kTrainSteps - 1) / static_cast<double>(n));
+      if (i == n) alpha = 1.0 / kTrainSteps;
+      double sigma = 1 - alpha;
+      sigma = config_.flow_shift * sigma / (1 + (config_.flow_shift - 1) * sigma);
+      sigmas_.push_back(static_cast<float>(sigma));
+      timesteps_.push_back(static_cast<float>(static_cast<int64_t>(sigma * kTrainSteps)));
+    }
+    sigmas_.push_back(config_.final_sigma_zero ? 0.0f : smallest_vp_sigma());
+    begin(0);
+  }
+
+  void begin(size_t) override {
+    previous_ = Tensor();
+    taken_ = 0;
+  }
+
+  Tensor step(size_t i, const Tensor& output, const Tensor& x, const NoiseSource&) override {
+    size_t n = timesteps_.size();
+    Tensor clean = combine({{1.0f, &x}, {-sigmas_[i], &output}});
+    bool last_low =
+        i + 1 == n && (config_.euler_at_final || (config_.lower_order_final && n < 15) || config_.final_sigma_zero);
+    Tensor next = config_.order == 1 || taken_ < 1 || last_low ? first_order(i, clean, x) : second_order(i, clean, x);
+    previous_ = clean;
+    ++taken_;
+    return next;
+  }
+
+  Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const override {
+    return combine({{1 - sigmas_[i], &latents}, {sigmas_[i], &noise}});
+  }
+  std::string name() const override { return "dpm++"; }
+
+ private:
+  static constexpr double kTrainSteps = 1000;
+
+  // sqrt((1 - ᾱ₀)/ᾱ₀) of the linear beta schedule that diffusers' class falls back to.
+  static float smallest_vp_sigma() { return static_cast<float>(std::sqrt(1e-4f / (1 - 1e-4f))); }
+
+  static float lambda(float sigma) { return std::log(1 - sigma) - std::log(sigma); }
+
+  // α'(e^{-h} - 1): minus α' where sigma' is zero and h infinite.
+  float decay(float sigma_next, float h) const { return (1 - sigma_next) * (std::exp(-h) - 1.0f); }
+
+  Tensor first_order(size_t i, const Tensor& clean, const Tensor& x) const {
+    float h = lambda(sigmas_[i + 1]) - lambda(sigmas_[i]);
+    return combine({{sigmas_[i + 1] / sigmas_[i], &x}, {-decay(sigmas_[i + 1], h), &clean}});
+  }
+
+  Tensor second_order(size_t i, const Tensor& clean, const Tensor& x) const {
+    float h = lambda(sigmas_[i + 1]) - lambda(sigmas_[i]), before = lambda(sigmas_[i]) - lambda(sigmas_[i - 1]);
+    float r = before / h, shrink = decay(sigmas_[i + 1], h);
+    Tensor change = combine({{1.0f, &clean}, {-1.0f, &previous_}});
+    change = combine({{1.0f / r, &change}});
+    float factor = config_.heun ? (1 - sigmas_[i + 1]) * ((std::exp(-h) - 1.0f) / h + 1.0f) : -0.5f * shrink;
+    return combine({{sigmas_[i + 1] / sigmas_[i], &x}, {-shrink, &clean}, {factor, &change}});
+  }
+
+  DpmSolverConfig config_;
+  std::vector<float> sigmas_;
+  Tensor previous_;  // the clean prediction of the step before
+  int taken_ = 0;
+};
+
+class FlowEuler : public Scheduler {
+ public:
+  explicit FlowEuler(double shift) : shift_(shift) {}
+
+  void set_steps(int64_t steps) override {
+    check_steps(steps);
+    // The limits are shifted once by the constructor of diffusers' class, and every level once more here.
+    auto limit = [&](float sigma) {
+      auto s = static_cast<float>(shift_);
+      return static_cast<double>(s * sigma / (1 + (s - 1) * sigma)) * kTrainSteps;
+    };
+    double high = limit(1.0f), low = limit(1.0f / kTrainSteps);
+    sigmas_.clear();
+    timesteps_.clear();
+    for (int64_t i = 0; i < steps; ++i) {
+      double t = steps == 1       ? high
+                 : i == steps - 1 ? low
+                                  : high + static_cast<double>(i) * ((low - high) / static_cast<double>(steps - 1));
+      double sigma = t / kTrainSteps;
+      sigma = shift_ * sigma / (1 + (shift_ - 1) * sigma);
+      sigmas_.push_back(static_cast<float>(sigma));
+      timesteps_.push_back(sigmas_.back() * kTrainSteps);
+    }
+    sigmas_.push_back(0);
+  }
+
+  void begin(size_t) override {}
+  Tensor step(size_t i, const Tensor& output, const Tensor& x, const NoiseSource&) override {
+    return combine({{1.0f, &x}, {sigmas_[i + 1] - sigmas_[i], &output}});
+  }
+  Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const override {
+    return combine({{1 - sigmas_[i], &latents}, {sigmas_[i], &noise}});
+  }
+  std::string name() const override { return "euler"; }
+
+ private:
+  static constexpr float kTrainSteps = 1000;
+  double shift_;
+  std::vector<float> sigmas_;
+};
+
+}  // namespace
+
+void ScmScheduler::set_steps(int64_t steps) {
+  check_steps(steps);
+  if (steps == 2) {
+    timesteps_ = {kMaxTimestep, kIntermediateTimestep, 0};
+    return;
+  }
+  timesteps_.clear();
+  float stride = (0 - kMaxTimestep) / static_cast<float>(steps);
+  for (int64_t i = 0; i <= steps; ++i) {  // torch.linspace counts the second half from its end
+    bool first_half = i < (steps + 1) / 2;
+    timesteps_.push_back(first_half ? kMaxTimestep + stride * static_cast<float>(i)
+                                    : 0 - stride * static_cast<float>(steps - i));
+  }
+}
+
+Tensor ScmScheduler::step(size_t i, const Tensor& output, const Tensor& x, const NoiseSource& noise) {
+  float s = timesteps_[i], t = timesteps_[i + 1];
+  denoised_ = combine({{std::cos(s), &x}, {-std::sin(s), &output}});
+  Tensor drawn = noise(x.shape());
+  drawn = combine({{kSigmaData, &drawn}});
+  return combine({{std::cos(t), &denoised_}, {std::sin(t), &drawn}});
+}
+
+Tensor ScmScheduler::add_noise(const Tensor& latents, const Tensor& noise, size_t i) const {
+  Tensor a = combine({{kSigmaData, &latents}}), b = combine({{kSigmaData, &noise}});
+  return combine({{std::cos(timesteps_[i]), &a}, {std::sin(timesteps_[i]), &b}});
+}
+
+std::unique_ptr<Scheduler> make_dpm_solver(const DpmSolverConfig& config) {
+  return std::make_unique<DpmSolver>(config);
+}
+std::unique_ptr<Scheduler> make_flow_euler(double shift) { return std::make_unique<FlowEuler>(shift); }
+
+std::unique_ptr<Scheduler> make_scheduler(const Config& json, const std::string& override_name) {
+  std::string class_name = json.text("_class_name", "");
+  double shift = json.real("flow_shift", 1e-3, 1e3, json.real("shift", 1e-3, 1e3, 1));
+  if (override_name == "euler" || (override_name.empty() && class_name == "FlowMatchEulerDiscreteScheduler")) {
+    return make_flow_euler(shift);
+  }
+  if (override_name == "scm" || (override_name.empty() && class_name == "SCMScheduler"))
+    return std::make_unique<ScmScheduler>();
+  bool dpm = class_name == "DPMSolverMultistepScheduler";
+  if (override_name != "dpm++" && !(override_name.empty() && dpm)) {
+    if (!override_name.empty())
+      fail(ErrorKind::usage, "unknown scheduler '" + override_name + "' (known: dpm++, euler, scm)");
+    fail(ErrorKind::model, json.name() + ": scheduler \"" + class_name +
+                               "\" is not supported (DPMSolverMultistepScheduler, "
+                               "FlowMatchEulerDiscreteScheduler, SCMScheduler)");
+  }
+  DpmSolverConfig c;
+  c.flow_shift = shift;
+  if (dpm) {
+    if (!json.boolean("use_flow_sigmas", false) || json.text("prediction_type", "") != "flow_prediction" ||
+        json.text("algorithm_type", "dpmsolver++") != "dpmsolver++") {
+      fail(ErrorKind::model, json.name() + ": only dpmsolver++ with flow_prediction and use_flow_sigmas is supported");
+    }
+    c.order = json.integer("solver_order", 1, 2, 2);
+    c.heun = json.text("solver_type", "midpoint") == "heun";
+    c.lower_order_final = json.boolean("lower_order_final", true);
+    c.euler_at_final = json.boolean("euler_at_final", false);
+    c.final_sigma_zero = json.text("final_sigmas_type", "zero") == "zero";
+  }
+  return make_dpm_solver(c);
+}
+
+}  // namespace kinora

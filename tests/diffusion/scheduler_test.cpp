@@ -1,0 +1,85 @@
+// The samplers against diffusers on a grid of settings: tests/golden/make_schedulers.py made the file.
+#include "diffusion/scheduler.h"
+
+#include <sstream>
+
+#include "io/safetensors.h"
+#include "support.h"
+
+namespace kinora::test {
+namespace {
+
+Tensor model(const Tensor& x, float t) {
+  Tensor y(x.shape(), DType::f32);
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    float v = x.data<float>()[i];
+    y.data<float>()[i] = 0.7f * std::sin(3 * v + t / 1000) - 0.2f * v;
+  }
+  return y;
+}
+
+std::unique_ptr<Scheduler> make(const std::string& kind, const std::string& variant, double shift) {
+  if (kind == "scm") return std::make_unique<ScmScheduler>();
+  if (kind == "euler") return make_flow_euler(shift);
+  DpmSolverConfig c;
+  c.flow_shift = shift;
+  if (variant == "order1") c.order = 1;
+  if (variant == "heun") c.heun = true;
+  if (variant == "sigma_min" || variant == "euler_at_final") c.final_sigma_zero = false;
+  if (variant == "euler_at_final") {
+    c.euler_at_final = true;
+    c.lower_order_final = false;
+  }
+  return make_dpm_solver(c);
+}
+
+TEST(Schedulers, EqualDiffusersOnTheWholeGrid) {
+  SafetensorsFile file = SafetensorsFile::open(std::string(KINORA_SOURCE_DIR) + "/tests/golden/schedulers.safetensors");
+  int settings = 0;
+  for (const SafetensorsEntry& entry : file.header().entries) {
+    if (!entry.name.ends_with("/timesteps")) continue;
+    std::string prefix = entry.name.substr(0, entry.name.size() - 9), kind, variant, steps, shift;
+    std::istringstream parts(prefix);
+    std::getline(parts, kind, '/');
+    std::getline(parts, variant, '/');
+    std::getline(parts, steps, '/');
+    std::getline(parts, shift, '/');
+    auto scheduler = make(kind, variant, std::stod(shift));
+    scheduler->set_steps(std::stoi(steps));
+    Tensor times = Tensor::from({static_cast<int64_t>(scheduler->timesteps().size())}, scheduler->timesteps());
+    expect_close(times, file.tensor(entry), DType::f32, 1, entry.name);
+
+    Tensor x = file.tensor("start").clone(), samples = file.tensor(prefix + "samples");
+    bool scm = kind == "scm";
+    for (int64_t i = 0; scm && i < x.numel(); ++i) x.data<float>()[i] *= ScmScheduler::kSigmaData;
+    for (size_t i = 0; i < static_cast<size_t>(std::stoi(steps)); ++i) {
+      auto at = static_cast<int64_t>(i);
+      NoiseSource noise = [&](const Shape&) {
+        return file.tensor(prefix + "noise").rows(at, at + 1).reshaped(x.shape());
+      };
+      x = scheduler->step(i, model(x, scheduler->timesteps()[i]), x, noise);
+      Tensor expected = samples.rows(at, at + 1);
+      if (scm) {
+        expected = expected.reshaped({2, x.numel()});
+        expect_close(static_cast<ScmScheduler&>(*scheduler).denoised(), expected.rows(1, 2).reshaped(x.shape()),
+                     DType::f32, 64, prefix);
+        expected = expected.rows(0, 1);
+      }
+      // Rounding grows from step to step: the model's own slope is up to 2.3.
+      expect_close(x, expected.reshaped(x.shape()), DType::f32, 64 * (at + 1), prefix + " step " + std::to_string(i));
+    }
+    ++settings;
+  }
+  EXPECT_EQ(settings, 9 * 4 * 6 + 4);
+}
+
+TEST(Schedulers, RefuseImpossibleSteps) {
+  for (int64_t steps : {int64_t{0}, int64_t{-3}, int64_t{1001}}) {
+    EXPECT_THROW(make_flow_euler(3)->set_steps(steps), Error);
+    EXPECT_THROW(make_dpm_solver({})->set_steps(steps), Error);
+    EXPECT_THROW(ScmScheduler().set_steps(steps), Error);
+  }
+}
+
+}  // namespace
+}  // namespace kinora::test
