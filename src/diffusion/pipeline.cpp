@@ -1,0 +1,332 @@
+#include "diffusion/pipeline.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "core/rng.h"
+#include "cpu/backend.h"
+#include "diffusion/prompt.h"
+#include "io/safetensors.h"
+
+namespace kinora {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kRememberedPrompts = 16;
+constexpr int64_t kLargestSide = 8192;
+
+DType parse_dtype(const std::string& name) {
+  if (name == "auto" || name == "float32") return DType::f32;
+  if (name == "bfloat16") return DType::bf16;
+  fail(ErrorKind::usage, "unknown dtype '" + name + "' (known: auto, float32, bfloat16)");
+}
+
+void expect_class(const Config& index, const std::string& component, const std::string& expected) {
+  std::string given = index.class_name(component);
+  if (given != expected) {
+    fail(ErrorKind::model, index.name() + ": " + component + " is \"" + given + "\", but this version runs " + expected);
+  }
+}
+
+ModelDefaults read_defaults(const fs::path& root, const SanaConfig& sana, const DcAeConfig& vae) {
+  ModelDefaults d;
+  d.width = d.height = sana.sample_size * vae.compression();
+  d.steps = sana.guidance_embeds ? 2 : 20;
+  if (!fs::exists(root / "kinora.json")) return d;
+  Config json = Config::load((root / "kinora.json").string());
+  d.width = json.integer("width", 1, kLargestSide, d.width);
+  d.height = json.integer("height", 1, kLargestSide, d.height);
+  d.steps = json.integer("steps", 1, 1000, d.steps);
+  d.guidance = json.real("guidance", 0, 1000, d.guidance);
+  d.max_sequence_length = json.integer("max_sequence_length", 2, 4096, d.max_sequence_length);
+  d.complex_human_instruction = json.boolean("complex_human_instruction", d.complex_human_instruction);
+  d.use_resolution_binning = json.boolean("use_resolution_binning", d.use_resolution_binning);
+  return d;
+}
+
+// The tensor repeated `times` along the first axis, each row in turn: a b -> a a b b is not needed, rows are one prompt.
+Tensor repeat_rows(const Tensor& row, int64_t times) {
+  std::vector<Tensor> rows(static_cast<size_t>(times), row);
+  return concat_rows(rows);
+}
+
+void check_finite(const Tensor& tensor, const std::string& what) {
+  for (float v : tensor.values<float>()) {
+    if (!std::isfinite(v)) {
+      fail(ErrorKind::model, what + " gave a value that is not finite (damaged weights, or try --dtype float32)");
+    }
+  }
+}
+
+}  // namespace
+
+// A request with every default filled in and every number checked.
+struct Pipeline::Plan {
+  int64_t width, height;          // of the picture that the model draws
+  int64_t out_width, out_height;  // of the picture asked for
+  int64_t batch, h, w, channels;  // latents
+  size_t first_step = 0;
+  double guidance = 0;
+  bool guided = false;  // two model runs per step, by classifier-free guidance
+  std::unique_ptr<Scheduler> scheduler;
+  Conditioning positive, negative;
+};
+
+Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
+  fs::path root(folder);
+  if (!fs::is_directory(root)) fail(ErrorKind::io, folder + " is no folder; --model takes the folder of a diffusers checkpoint");
+  Config index = Config::load((root / "model_index.json").string());
+  expect_class(index, "transformer", "SanaTransformer2DModel");
+  expect_class(index, "vae", "AutoencoderDC");
+  if (index.class_name("text_encoder") != "Gemma2ForCausalLM") expect_class(index, "text_encoder", "Gemma2Model");
+
+  Pipeline p;
+  p.folder_ = folder;
+  p.runtime_.backend = &cpu::backend();
+  p.runtime_.context.pool = std::make_shared<ThreadPool>(options.threads);
+  p.runtime_.context.arena = std::make_shared<Arena>();
+  p.runtime_.context.stop = options.stop;
+  p.runtime_.dtype = parse_dtype(options.dtype);
+  auto config = [&](const char* part) { return Config::load((root / part / "config.json").string()); };
+
+  SanaConfig sana = read_sana_config(config("transformer"));
+  Weights sana_weights = open_weights((root / "transformer").string(), "diffusion_pytorch_model", options.variant);
+  const Tensor* probe = sana_weights.find("proj_out.weight");
+  sana.fp16_clamp = probe && probe->dtype() == DType::f16;
+  DcAeConfig vae = read_dc_ae_config(config("vae"));
+  Gemma2Config gemma = read_gemma2_config(config("text_encoder"));
+  if (vae.latent_channels != sana.in_channels) {
+    fail(ErrorKind::model, folder + ": the autoencoder has " + std::to_string(vae.latent_channels) + " latent channels, the transformer " +
+                               std::to_string(sana.in_channels));
+  }
+  if (gemma.hidden_size != sana.caption_channels) {
+    fail(ErrorKind::model, folder + ": the text encoder's hidden_size and the transformer's caption_channels differ");
+  }
+  p.defaults_ = read_defaults(root, sana, vae);
+  p.denoiser_ = std::make_unique<Denoiser>(sana, std::move(sana_weights), p.runtime_);
+  p.autoencoder_ = std::make_unique<Autoencoder>(vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", options.variant), p.runtime_);
+  p.text_encoder_ = std::make_unique<TextEncoder>(gemma, open_weights((root / "text_encoder").string(), "model", options.variant), p.runtime_);
+  p.tokenizer_ = load_tokenizer((root / "tokenizer").string());
+  p.scheduler_config_ = Config::load((root / "scheduler" / "scheduler_config.json").string());
+  return p;
+}
+
+const Conditioning& Pipeline::encode_prompt(const std::string& prompt, bool negative) {
+  std::string text = preprocess_prompt(prompt);
+  std::string instruction = !negative && defaults_.complex_human_instruction ? kComplexHumanInstruction : "";
+  std::string key = instruction + text;
+  for (const auto& [known, conditioning] : prompts_) {
+    if (known == key) return conditioning;
+  }
+  int64_t keep = defaults_.max_sequence_length, length = keep;
+  if (!instruction.empty()) length += static_cast<int64_t>(tokenizer_->encode(instruction).size()) - 2;
+  std::vector<int32_t> ids = tokenizer_->encode(key);
+  if (static_cast<int64_t>(ids.size()) > length) ids.resize(static_cast<size_t>(length));
+  // Nothing behind the last token matters to those before it, so padding is not computed: its rows stay zero, and the
+  // mask hides them from the transformer.
+  auto used = static_cast<int64_t>(ids.size());
+  for (int32_t id : ids) {
+    if (id < 0 || id >= text_encoder_->config().vocab_size) {
+      fail(ErrorKind::model, folder_ + ": the tokenizer gives id " + std::to_string(id) + ", beyond the text encoder's vocabulary");
+    }
+  }
+  std::vector<float> ones(ids.size(), 1);
+  Tensor hidden = text_encoder_->encode(Tensor::from({1, used}, ids), Tensor::from({1, used}, ones));
+  check_finite(hidden, "the text encoder");
+  int64_t width = hidden.shape()[2];
+  Conditioning c{Tensor::zeros({1, keep, width}), Tensor::zeros({1, keep})};
+  for (int64_t i = 0; i < keep; ++i) {  // the first token, then the last keep - 1 positions of `length`
+    int64_t from = i == 0 ? 0 : length - keep + i;
+    if (from >= used) continue;
+    std::memcpy(c.hidden.data<float>() + i * width, hidden.data<float>() + from * width, static_cast<size_t>(width) * 4);
+    c.mask.data<float>()[i] = 1;
+  }
+  if (prompts_.size() >= kRememberedPrompts) prompts_.erase(prompts_.begin());
+  prompts_.emplace_back(std::move(key), std::move(c));
+  return prompts_.back().second;
+}
+
+Pipeline::Plan Pipeline::plan(const Request& r) const {
+  Plan p;
+  int64_t ratio = autoencoder_->config().compression(), patch = denoiser_->config().patch_size;
+  p.out_width = r.width ? r.width : defaults_.width;
+  p.out_height = r.height ? r.height : defaults_.height;
+  for (int64_t side : {p.out_width, p.out_height}) {
+    if (side < ratio || side > kLargestSide) {
+      fail(ErrorKind::usage, "width and height must be from " + std::to_string(ratio) + " to " + std::to_string(kLargestSide) + ", not " +
+                                 std::to_string(p.out_width) + "x" + std::to_string(p.out_height));
+    }
+  }
+  std::tie(p.width, p.height) = std::pair(p.out_width, p.out_height);
+  if (defaults_.use_resolution_binning) std::tie(p.width, p.height) = nearest_bin(p.out_width, p.out_height, denoiser_->config().sample_size);
+  if (p.width % (ratio * patch) != 0 || p.height % (ratio * patch) != 0) {
+    fail(ErrorKind::usage, "width and height must be multiples of " + std::to_string(ratio * patch) + " for this model, not " +
+                               std::to_string(p.width) + "x" + std::to_string(p.height));
+  }
+  p.batch = static_cast<int64_t>(r.seeds.size());
+  if (p.batch < 1 || p.batch > 64) fail(ErrorKind::usage, "a batch holds 1 to 64 pictures, not " + std::to_string(p.batch));
+  p.h = p.height / ratio;
+  p.w = p.width / ratio;
+  p.channels = denoiser_->config().in_channels;
+  p.guidance = r.guidance < 0 ? defaults_.guidance : r.guidance;
+  if (!(p.guidance <= 1000)) fail(ErrorKind::usage, "guidance must be from 0 to 1000");
+  p.guided = !sprint() && p.guidance > 1;
+
+  p.scheduler = make_scheduler(*scheduler_config_, r.scheduler);
+  bool scm = p.scheduler->name() == "scm";
+  if (scm != sprint()) {
+    fail(ErrorKind::usage, sprint() ? "Sana-Sprint models need the scm scheduler" : "the scm scheduler is for Sana-Sprint models only");
+  }
+  int64_t steps = r.steps ? r.steps : defaults_.steps;
+  p.scheduler->set_steps(steps);
+  if (r.init_image) {
+    if (!(r.strength >= 0 && r.strength <= 1)) fail(ErrorKind::usage, "strength must be from 0 to 1");
+    double wanted = std::min(static_cast<double>(steps) * r.strength, static_cast<double>(steps));
+    p.first_step = static_cast<size_t>(std::max(static_cast<double>(steps) - wanted, 0.0));
+    if (static_cast<int64_t>(p.first_step) >= steps) {
+      fail(ErrorKind::usage, "strength is so low that no step of " + std::to_string(steps) + " is left; raise strength or steps");
+    }
+    p.scheduler->begin(p.first_step);
+  }
+  return p;
+}
+
+Tensor Pipeline::initial_latents(const Request& r, const Plan& p, std::vector<NoiseSource>& sources) const {
+  Shape each{1, p.channels, p.h, p.w};  // torch's order, so that the noise is torch's
+  for (uint64_t seed : r.seeds) {
+    if (r.cuda_noise) {
+      auto generator = std::make_shared<PhiloxGenerator>(seed);
+      sources.push_back([generator](const Shape& shape) { return generator->randn(shape); });
+    } else {
+      auto generator = std::make_shared<CpuGenerator>(seed);
+      sources.push_back([generator](const Shape& shape) { return generator->randn(shape); });
+    }
+  }
+  if (r.latents) {
+    expect_shape_of(*r.latents, Shape{p.batch, p.channels, p.h, p.w});
+    return r.latents->to(DType::f32).clone();
+  }
+  std::vector<Tensor> noise;
+  for (NoiseSource& source : sources) noise.push_back(source(each));
+  return concat_rows(noise);
+}
+
+// Velocity of the flow, guided.
+Tensor Pipeline::predict_flow(const Plan& p, const DenoiseInputs& inputs, const Tensor& latents, float t) {
+  int64_t runs = p.guided ? 2 : 1;
+  DenoiseInputs in = inputs;
+  std::vector<Tensor> copies(static_cast<size_t>(runs), latents);
+  in.latents = runs == 1 ? latents : concat_rows(copies);
+  auto scale = static_cast<float>(denoiser_->config().timestep_scale);
+  in.timestep = Tensor::from({p.batch * runs}, std::vector<float>(static_cast<size_t>(p.batch * runs), t * scale));
+  Tensor v = denoiser_->predict(in);
+  Tensor out(latents.shape(), DType::f32);
+  int64_t c = p.channels, stored = v.shape()[3];  // a learned sigma, when there is one, follows and is not used
+  for (int64_t i = 0; i < out.numel() / c; ++i) {
+    const float* plain = v.data<float>() + i * stored;
+    const float* prompted = plain + (p.guided ? v.numel() / 2 : 0);
+    auto w = static_cast<float>(p.guidance);
+    for (int64_t k = 0; k < c; ++k) {
+      out.data<float>()[i * c + k] = p.guided ? plain[k] + w * (prompted[k] - plain[k]) : plain[k];
+    }
+  }
+  return out;
+}
+
+// The TrigFlow prediction from a model that was trained on the flow: Sana-Sprint's change of variables.
+Tensor Pipeline::predict_trigflow(const DenoiseInputs& inputs, const Tensor& latents, float t) {
+  float tau = std::sin(t) / (std::cos(t) + std::sin(t)), norm = std::sqrt(tau * tau + (1 - tau) * (1 - tau));
+  DenoiseInputs in = inputs;
+  in.latents = Tensor(latents.shape(), DType::f32);
+  for (int64_t i = 0; i < latents.numel(); ++i) in.latents.data<float>()[i] = latents.data<float>()[i] / ScmScheduler::kSigmaData * norm;
+  int64_t batch = latents.shape()[0];
+  auto scale = static_cast<float>(denoiser_->config().timestep_scale);
+  in.timestep = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), tau * scale));
+  Tensor f = denoiser_->predict(in);
+  for (int64_t i = 0; i < f.numel(); ++i) {
+    float& v = f.data<float>()[i];
+    v = ((1 - 2 * tau) * in.latents.data<float>()[i] + (1 - 2 * tau + 2 * tau * tau) * v) / norm * ScmScheduler::kSigmaData;
+  }
+  return f;
+}
+
+Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::vector<NoiseSource>& sources) {
+  DenoiseInputs in;
+  in.caption = repeat_rows(p.positive.hidden, p.batch);
+  in.mask = repeat_rows(p.positive.mask, p.batch);
+  if (p.guided) {
+    in.caption = concat_rows(std::vector{repeat_rows(p.negative.hidden, p.batch), in.caption});
+    in.mask = concat_rows(std::vector{repeat_rows(p.negative.mask, p.batch), in.mask});
+  }
+  auto guidance = static_cast<float>(p.guidance) * static_cast<float>(denoiser_->config().guidance_embeds_scale);
+  in.guidance = Tensor::from({p.batch}, std::vector<float>(static_cast<size_t>(p.batch), guidance));
+  // Noise is drawn in torch's order and turned to channels last.
+  NoiseSource noise = [&](const Shape& s) {
+    std::vector<Tensor> parts;
+    for (NoiseSource& source : sources) parts.push_back(source({1, s[3], s[1], s[2]}));
+    return concat_rows(parts).permuted({0, 2, 3, 1});
+  };
+  auto* scm = dynamic_cast<ScmScheduler*>(p.scheduler.get());
+  size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
+  for (size_t i = p.first_step; i < count; ++i) {
+    float t = p.scheduler->timesteps()[i];
+    Tensor output = scm ? predict_trigflow(in, latents, t) : predict_flow(p, in, latents, t);
+    check_finite(output, "step " + std::to_string(i + 1) + " of the transformer");
+    latents = p.scheduler->step(i, output, latents, noise);
+    if (!r.on_step) continue;
+    Tensor clean = scm ? scm->denoised() : latents;
+    r.on_step({static_cast<int64_t>(i + 1 - p.first_step), static_cast<int64_t>(count - p.first_step), &clean});
+  }
+  if (!scm) return latents;
+  Tensor result = scm->denoised().clone();
+  for (int64_t i = 0; i < result.numel(); ++i) result.data<float>()[i] /= ScmScheduler::kSigmaData;
+  return result;
+}
+
+Tensor Pipeline::decode(const Tensor& latents, std::optional<Tiling> tiling) {
+  Tensor scaled(latents.shape(), DType::f32);
+  auto factor = static_cast<float>(autoencoder_->config().scaling_factor);
+  for (int64_t i = 0; i < scaled.numel(); ++i) scaled.data<float>()[i] = latents.data<float>()[i] / factor;
+  Tensor picture = autoencoder_->decode(scaled, tiling);
+  check_finite(picture, "the autoencoder");
+  return picture;
+}
+
+Result Pipeline::generate(const Request& r) {
+  Plan p = plan(r);
+  p.positive = encode_prompt(r.prompt, false);
+  if (p.guided) p.negative = encode_prompt(r.negative_prompt, true);
+
+  std::vector<NoiseSource> sources;
+  Result result;
+  Tensor clean;
+  if (r.init_image) {
+    Image fitted = resize_lanczos(*r.init_image, static_cast<int>(p.width), static_cast<int>(p.height));
+    clean = autoencoder_->encode(to_tensor(fitted), r.tiling);
+    auto factor = static_cast<float>(autoencoder_->config().scaling_factor);
+    for (int64_t i = 0; i < clean.numel(); ++i) clean.data<float>()[i] *= factor;
+  }
+  result.initial_latents = initial_latents(r, p, sources);
+  Tensor latents = result.initial_latents.permuted({0, 2, 3, 1});
+  if (r.init_image) {
+    latents = p.scheduler->add_noise(repeat_rows(clean, p.batch), latents, p.first_step);
+  } else if (sprint()) {
+    for (int64_t i = 0; i < latents.numel(); ++i) latents.data<float>()[i] *= ScmScheduler::kSigmaData;
+  }
+  latents = denoise(r, p, latents, sources);
+  Tensor picture = decode(latents, r.tiling);
+  if (p.width != p.out_width || p.height != p.out_height) picture = resize_and_crop(picture, p.out_width, p.out_height);
+  for (int64_t i = 0; i < p.batch; ++i) result.images.push_back(to_image(picture, i));
+  result.latents = latents.permuted({0, 3, 1, 2});
+  result.width = p.out_width;
+  result.height = p.out_height;
+  result.steps = r.steps ? r.steps : defaults_.steps;
+  result.guidance = p.guidance;
+  result.scheduler = p.scheduler->name();
+  return result;
+}
+
+}  // namespace kinora

@@ -1,0 +1,113 @@
+// Text to image with a published Sana folder: tokenizer, text encoder, transformer, autoencoder and sampler together,
+// with the semantics of diffusers' SanaPipeline, SanaSprintPipeline and their image-to-image forms.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "diffusion/components.h"
+#include "diffusion/scheduler.h"
+#include "io/image.h"
+#include "text/tokenizer.h"
+
+namespace kinora {
+
+// What a model folder asks for where a request is silent. From kinora.json when the folder has one, else as diffusers.
+struct ModelDefaults {
+  int64_t width = 1024, height = 1024, steps = 20, max_sequence_length = 300;
+  double guidance = 4.5;
+  bool complex_human_instruction = true, use_resolution_binning = true;
+};
+
+struct LoadOptions {
+  std::string variant;          // "fp16", "bf16"; empty: the plain files, else what is there
+  std::string dtype = "auto";   // "float32", "bfloat16"; auto: float32
+  int threads = 0;              // 0: one per physical core
+  const std::atomic<bool>* stop = nullptr;
+};
+
+// What a step reports. Returning is enough; to stop, set LoadOptions::stop.
+struct StepReport {
+  int64_t step = 0, steps = 0;    // steps done of all
+  const Tensor* latents = nullptr;  // [batch, h, w, C] of the clean picture expected, not divided by the scaling factor
+};
+
+struct Request {
+  std::string prompt, negative_prompt;
+  int64_t width = 0, height = 0, steps = 0;  // 0: the model's default
+  double guidance = -1;                      // negative: the model's default
+  std::vector<uint64_t> seeds{0};            // one picture each, in one batch
+  std::string scheduler;                     // "", "dpm++", "euler", "scm"
+  bool cuda_noise = false;                   // torch's CUDA generator instead of its CPU generator
+  std::optional<Tensor> latents;             // initial noise [batch, C, h, w] f32, instead of the seeds'
+  std::optional<Image> init_image;
+  double strength = 0.6;                     // of image-to-image: 1 starts from noise alone
+  std::optional<Tiling> tiling;
+  std::function<void(const StepReport&)> on_step;
+};
+
+struct Result {
+  std::vector<Image> images;
+  Tensor initial_latents, latents;  // [batch, C, h, w] f32
+  int64_t width = 0, height = 0, steps = 0;
+  double guidance = 0;
+  std::string scheduler;
+};
+
+// The text encoder's result for one prompt: [1, tokens, hidden] and [1, tokens].
+struct Conditioning {
+  Tensor hidden, mask;
+};
+
+class Pipeline {
+ public:
+  // Reads model_index.json and the components' folders; weights are mapped, not read. Throws Error(io) or Error(model).
+  static Pipeline load(const std::string& folder, const LoadOptions& options = {});
+
+  Result generate(const Request& request);
+  // Encodes as diffusers does: strip, lower-case, the complex human instruction before a positive prompt, right padding,
+  // the first token and the last max_sequence_length - 1. The last few prompts are remembered.
+  const Conditioning& encode_prompt(const std::string& prompt, bool negative);
+  // latents [batch, h, w, C] as the transformer sees them -> pictures.
+  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
+
+  bool sprint() const { return denoiser_->config().guidance_embeds; }
+  const ModelDefaults& defaults() const { return defaults_; }
+  const std::string& folder() const { return folder_; }
+  TextEncoder& text_encoder() { return *text_encoder_; }
+  Denoiser& denoiser() { return *denoiser_; }
+  Autoencoder& autoencoder() { return *autoencoder_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  const Runtime& runtime() const { return runtime_; }
+
+ private:
+  Pipeline() = default;
+  struct Plan;
+  Plan plan(const Request& request) const;
+  Tensor initial_latents(const Request& request, const Plan& plan, std::vector<NoiseSource>& sources) const;
+  Tensor denoise(const Request& request, const Plan& plan, Tensor latents, std::vector<NoiseSource>& sources);
+  Tensor predict_flow(const Plan& plan, const DenoiseInputs& batch, const Tensor& latents, float t);
+  Tensor predict_trigflow(const DenoiseInputs& batch, const Tensor& latents, float t);
+
+  std::string folder_;
+  Runtime runtime_;
+  ModelDefaults defaults_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<TextEncoder> text_encoder_;
+  std::unique_ptr<Denoiser> denoiser_;
+  std::unique_ptr<Autoencoder> autoencoder_;
+  std::optional<Config> scheduler_config_;
+  std::vector<std::pair<std::string, Conditioning>> prompts_;  // most recent last
+};
+
+// The published aspect-ratio bin nearest to height/width for a model of this sample size (16, 32, 64 or 128 latents), as
+// {width, height}; the size itself for another sample size.
+std::pair<int64_t, int64_t> nearest_bin(int64_t width, int64_t height, int64_t sample_size);
+
+extern const char kComplexHumanInstruction[];
+
+}  // namespace kinora
