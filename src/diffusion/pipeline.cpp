@@ -27,7 +27,8 @@ DType parse_dtype(const std::string& name) {
 void expect_class(const Config& index, const std::string& component, const std::string& expected) {
   std::string given = index.class_name(component);
   if (given != expected) {
-    fail(ErrorKind::model, index.name() + ": " + component + " is \"" + given + "\", but this version runs " + expected);
+    fail(ErrorKind::model,
+         index.name() + ": " + component + " is \"" + given + "\", but this version runs " + expected);
   }
 }
 
@@ -47,7 +48,8 @@ ModelDefaults read_defaults(const fs::path& root, const SanaConfig& sana, const 
   return d;
 }
 
-// The tensor repeated `times` along the first axis, each row in turn: a b -> a a b b is not needed, rows are one prompt.
+// The tensor repeated `times` along the first axis, each row in turn: a b -> a a b b is not needed, rows are one
+// prompt.
 Tensor repeat_rows(const Tensor& row, int64_t times) {
   std::vector<Tensor> rows(static_cast<size_t>(times), row);
   return concat_rows(rows);
@@ -77,7 +79,8 @@ struct Pipeline::Plan {
 
 Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
   fs::path root(folder);
-  if (!fs::is_directory(root)) fail(ErrorKind::io, folder + " is no folder; --model takes the folder of a diffusers checkpoint");
+  if (!fs::is_directory(root))
+    fail(ErrorKind::io, folder + " is no folder; --model takes the folder of a diffusers checkpoint");
   Config index = Config::load((root / "model_index.json").string());
   expect_class(index, "transformer", "SanaTransformer2DModel");
   expect_class(index, "vae", "AutoencoderDC");
@@ -99,16 +102,18 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
   DcAeConfig vae = read_dc_ae_config(config("vae"));
   Gemma2Config gemma = read_gemma2_config(config("text_encoder"));
   if (vae.latent_channels != sana.in_channels) {
-    fail(ErrorKind::model, folder + ": the autoencoder has " + std::to_string(vae.latent_channels) + " latent channels, the transformer " +
-                               std::to_string(sana.in_channels));
+    fail(ErrorKind::model, folder + ": the autoencoder has " + std::to_string(vae.latent_channels) +
+                               " latent channels, the transformer " + std::to_string(sana.in_channels));
   }
   if (gemma.hidden_size != sana.caption_channels) {
     fail(ErrorKind::model, folder + ": the text encoder's hidden_size and the transformer's caption_channels differ");
   }
   p.defaults_ = read_defaults(root, sana, vae);
   p.denoiser_ = std::make_unique<Denoiser>(sana, std::move(sana_weights), p.runtime_);
-  p.autoencoder_ = std::make_unique<Autoencoder>(vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", options.variant), p.runtime_);
-  p.text_encoder_ = std::make_unique<TextEncoder>(gemma, open_weights((root / "text_encoder").string(), "model", options.variant), p.runtime_);
+  p.autoencoder_ = std::make_unique<Autoencoder>(
+      vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", options.variant), p.runtime_);
+  p.text_encoder_ = std::make_unique<TextEncoder>(
+      gemma, open_weights((root / "text_encoder").string(), "model", options.variant), p.runtime_);
   p.tokenizer_ = load_tokenizer((root / "tokenizer").string());
   p.scheduler_config_ = Config::load((root / "scheduler" / "scheduler_config.json").string());
   return p;
@@ -130,7 +135,8 @@ const Conditioning& Pipeline::encode_prompt(const std::string& prompt, bool nega
   auto used = static_cast<int64_t>(ids.size());
   for (int32_t id : ids) {
     if (id < 0 || id >= text_encoder_->config().vocab_size) {
-      fail(ErrorKind::model, folder_ + ": the tokenizer gives id " + std::to_string(id) + ", beyond the text encoder's vocabulary");
+      fail(ErrorKind::model,
+           folder_ + ": the tokenizer gives id " + std::to_string(id) + ", beyond the text encoder's vocabulary");
     }
   }
   std::vector<float> ones(ids.size(), 1);
@@ -141,7 +147,8 @@ const Conditioning& Pipeline::encode_prompt(const std::string& prompt, bool nega
   for (int64_t i = 0; i < keep; ++i) {  // the first token, then the last keep - 1 positions of `length`
     int64_t from = i == 0 ? 0 : length - keep + i;
     if (from >= used) continue;
-    std::memcpy(c.hidden.data<float>() + i * width, hidden.data<float>() + from * width, static_cast<size_t>(width) * 4);
+    std::memcpy(c.hidden.data<float>() + i * width, hidden.data<float>() + from * width,
+                static_cast<size_t>(width) * 4);
     c.mask.data<float>()[i] = 1;
   }
   if (prompts_.size() >= kRememberedPrompts) prompts_.erase(prompts_.begin());
@@ -156,18 +163,21 @@ Pipeline::Plan Pipeline::plan(const Request& r) const {
   p.out_height = r.height ? r.height : defaults_.height;
   for (int64_t side : {p.out_width, p.out_height}) {
     if (side < ratio || side > kLargestSide) {
-      fail(ErrorKind::usage, "width and height must be from " + std::to_string(ratio) + " to " + std::to_string(kLargestSide) + ", not " +
-                                 std::to_string(p.out_width) + "x" + std::to_string(p.out_height));
+      fail(ErrorKind::usage, "width and height must be from " + std::to_string(ratio) + " to " +
+                                 std::to_string(kLargestSide) + ", not " + std::to_string(p.out_width) + "x" +
+                                 std::to_string(p.out_height));
     }
   }
   std::tie(p.width, p.height) = std::pair(p.out_width, p.out_height);
-  if (defaults_.use_resolution_binning) std::tie(p.width, p.height) = nearest_bin(p.out_width, p.out_height, denoiser_->config().sample_size);
+  if (defaults_.use_resolution_binning)
+    std::tie(p.width, p.height) = nearest_bin(p.out_width, p.out_height, denoiser_->config().sample_size);
   if (p.width % (ratio * patch) != 0 || p.height % (ratio * patch) != 0) {
-    fail(ErrorKind::usage, "width and height must be multiples of " + std::to_string(ratio * patch) + " for this model, not " +
-                               std::to_string(p.width) + "x" + std::to_string(p.height));
+    fail(ErrorKind::usage, "width and height must be multiples of " + std::to_string(ratio * patch) +
+                               " for this model, not " + std::to_string(p.width) + "x" + std::to_string(p.height));
   }
   p.batch = static_cast<int64_t>(r.seeds.size());
-  if (p.batch < 1 || p.batch > 64) fail(ErrorKind::usage, "a batch holds 1 to 64 pictures, not " + std::to_string(p.batch));
+  if (p.batch < 1 || p.batch > 64)
+    fail(ErrorKind::usage, "a batch holds 1 to 64 pictures, not " + std::to_string(p.batch));
   p.h = p.height / ratio;
   p.w = p.width / ratio;
   p.channels = denoiser_->config().in_channels;
@@ -178,7 +188,8 @@ Pipeline::Plan Pipeline::plan(const Request& r) const {
   p.scheduler = make_scheduler(*scheduler_config_, r.scheduler);
   bool scm = p.scheduler->name() == "scm";
   if (scm != sprint()) {
-    fail(ErrorKind::usage, sprint() ? "Sana-Sprint models need the scm scheduler" : "the scm scheduler is for Sana-Sprint models only");
+    fail(ErrorKind::usage,
+         sprint() ? "Sana-Sprint models need the scm scheduler" : "the scm scheduler is for Sana-Sprint models only");
   }
   int64_t steps = r.steps ? r.steps : defaults_.steps;
   p.scheduler->set_steps(steps);
@@ -187,7 +198,8 @@ Pipeline::Plan Pipeline::plan(const Request& r) const {
     double wanted = std::min(static_cast<double>(steps) * r.strength, static_cast<double>(steps));
     p.first_step = static_cast<size_t>(std::max(static_cast<double>(steps) - wanted, 0.0));
     if (static_cast<int64_t>(p.first_step) >= steps) {
-      fail(ErrorKind::usage, "strength is so low that no step of " + std::to_string(steps) + " is left; raise strength or steps");
+      fail(ErrorKind::usage,
+           "strength is so low that no step of " + std::to_string(steps) + " is left; raise strength or steps");
     }
     p.scheduler->begin(p.first_step);
   }
@@ -241,14 +253,16 @@ Tensor Pipeline::predict_trigflow(const DenoiseInputs& inputs, const Tensor& lat
   float tau = std::sin(t) / (std::cos(t) + std::sin(t)), norm = std::sqrt(tau * tau + (1 - tau) * (1 - tau));
   DenoiseInputs in = inputs;
   in.latents = Tensor(latents.shape(), DType::f32);
-  for (int64_t i = 0; i < latents.numel(); ++i) in.latents.data<float>()[i] = latents.data<float>()[i] / ScmScheduler::kSigmaData * norm;
+  for (int64_t i = 0; i < latents.numel(); ++i)
+    in.latents.data<float>()[i] = latents.data<float>()[i] / ScmScheduler::kSigmaData * norm;
   int64_t batch = latents.shape()[0];
   auto scale = static_cast<float>(denoiser_->config().timestep_scale);
   in.timestep = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), tau * scale));
   Tensor f = denoiser_->predict(in);
   for (int64_t i = 0; i < f.numel(); ++i) {
     float& v = f.data<float>()[i];
-    v = ((1 - 2 * tau) * in.latents.data<float>()[i] + (1 - 2 * tau + 2 * tau * tau) * v) / norm * ScmScheduler::kSigmaData;
+    v = ((1 - 2 * tau) * in.latents.data<float>()[i] + (1 - 2 * tau + 2 * tau * tau) * v) / norm *
+        ScmScheduler::kSigmaData;
   }
   return f;
 }

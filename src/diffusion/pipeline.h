@@ -24,15 +24,15 @@ struct ModelDefaults {
 };
 
 struct LoadOptions {
-  std::string variant;          // "fp16", "bf16"; empty: the plain files, else what is there
-  std::string dtype = "auto";   // "float32", "bfloat16"; auto: float32
-  int threads = 0;              // 0: one per physical core
+  std::string variant;         // "fp16", "bf16"; empty: the plain files, else what is there
+  std::string dtype = "auto";  // "float32", "bfloat16"; auto: float32
+  int threads = 0;             // 0: one per physical core
   const std::atomic<bool>* stop = nullptr;
 };
 
 // What a step reports. Returning is enough; to stop, set LoadOptions::stop.
 struct StepReport {
-  int64_t step = 0, steps = 0;    // steps done of all
+  int64_t step = 0, steps = 0;      // steps done of all
   const Tensor* latents = nullptr;  // [batch, h, w, C] of the clean picture expected, not divided by the scaling factor
 };
 
@@ -45,7 +45,7 @@ struct Request {
   bool cuda_noise = false;                   // torch's CUDA generator instead of its CPU generator
   std::optional<Tensor> latents;             // initial noise [batch, C, h, w] f32, instead of the seeds'
   std::optional<Image> init_image;
-  double strength = 0.6;                     // of image-to-image: 1 starts from noise alone
+  double strength = 0.6;  // of image-to-image: 1 starts from noise alone
   std::optional<Tiling> tiling;
   std::function<void(const StepReport&)> on_step;
 };
@@ -69,8 +69,8 @@ class Pipeline {
   static Pipeline load(const std::string& folder, const LoadOptions& options = {});
 
   Result generate(const Request& request);
-  // Encodes as diffusers does: strip, lower-case, the complex human instruction before a positive prompt, right padding,
-  // the first token and the last max_sequence_length - 1. The last few prompts are remembered.
+  // Encodes as diffusers does: strip, lower-case, the complex human instruction before a positive prompt, right
+  // padding, the first token and the last max_sequence_length - 1. The last few prompts are remembered.
   const Conditioning& encode_prompt(const std::string& prompt, bool negative);
   // latents [batch, h, w, C] as the transformer sees them -> pictures.
   Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
@@ -104,8 +104,8 @@ class Pipeline {
   std::vector<std::pair<std::string, Conditioning>> prompts_;  // most recent last
 };
 
-// The published aspect-ratio bin nearest to height/width for a model of this sample size (16, 32, 64 or 128 latents), as
-// {width, height}; the size itself for another sample size.
+// The published aspect-ratio bin nearest to height/width for a model of this sample size (16, 32, 64 or 128 latents),
+// as {width, height}; the size itself for another sample size.
 std::pair<int64_t, int64_t> nearest_bin(int64_t width, int64_t height, int64_t sample_size);
 
 extern const char kComplexHumanInstruction[];

@@ -1,5 +1,6 @@
 #include "io/config.h"
 
+#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -29,6 +30,31 @@ std::string read_text(const std::string& path) {
     if (text.size() > kLargest) fail(ErrorKind::model, path + " is larger than 16 MiB; that is no config file");
   }
   return text;
+}
+
+// Python writes Infinity and NaN, which are no JSON (diffusers' scheduler configs hold -Infinity); they become null.
+std::string without_python_numbers(const std::string& text) {
+  std::string out;
+  out.reserve(text.size());
+  bool inside = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (inside && text[i] == '\\' && i + 1 < text.size()) {
+      out += text[i++];
+    } else if (text[i] == '"') {
+      inside = !inside;
+    }
+    const char* found = nullptr;
+    for (const char* word : {"-Infinity", "Infinity", "NaN"}) {
+      if (!inside && !found && text.compare(i, std::strlen(word), word) == 0) found = word;
+    }
+    if (found) {
+      out += "null";
+      i += std::strlen(found) - 1;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
 }
 
 [[noreturn]] void wrong(const std::string& file, const std::string& key, const std::string& expected, const Json& got) {
@@ -65,7 +91,7 @@ Config Config::parse(const std::string& text, const std::string& name) {
   config.name_ = name;
   auto body = std::make_shared<Body>();
   try {
-    body->json = Json::parse(text, guard);
+    body->json = Json::parse(without_python_numbers(text), guard);
   } catch (const Json::exception& error) {
     fail(ErrorKind::model, name + " is not valid JSON (" + std::string(error.what()).substr(0, 160) + ")");
   }
@@ -155,6 +181,16 @@ std::string Config::class_name(const std::string& key) const {
   if (value.is_string()) return value.get<std::string>();
   if (!value.is_array() || value.empty() || !value.back().is_string()) return "";
   return value.back().get<std::string>();
+}
+
+Config Config::child(const std::string& key) const {
+  Config config;
+  config.name_ = name_ + ": " + key;
+  auto body = std::make_shared<Body>();
+  body->json = has(key) ? body_->json[key] : Json::object();
+  if (!body->json.is_object()) wrong(name_, key, "an object", body->json);
+  config.body_ = body;
+  return config;
 }
 
 std::vector<std::string> Config::keys() const {

@@ -31,6 +31,7 @@ class Config {
   std::vector<std::vector<int64_t>> integer_lists(const std::string& key, int64_t low, int64_t high) const;
   // The first text of a list such as model_index.json's ["diffusers", "SanaTransformer2DModel"]: its last entry.
   std::string class_name(const std::string& key) const;
+  Config child(const std::string& key) const;  // the object of that name; an empty one when absent
   std::vector<std::string> keys() const;
 
   const std::string& name() const { return name_; }

@@ -71,20 +71,22 @@ std::vector<Taps> make_taps(int from, int to) {
 }
 
 // Resamples along one direction; `pixel(line, position)` is the byte offset of a pixel in each layout.
-void resample(const std::vector<uint8_t>& in, std::vector<uint8_t>& out, const std::vector<Taps>& taps, int lines, bool across,
-              int in_width, int out_width) {
+void resample(const std::vector<uint8_t>& in, std::vector<uint8_t>& out, const std::vector<Taps>& taps, int lines,
+              bool across, int in_width, int out_width) {
   for (int line = 0; line < lines; ++line) {
     for (size_t i = 0; i < taps.size(); ++i) {
       int64_t total[3] = {1 << (kPrecision - 1), 1 << (kPrecision - 1), 1 << (kPrecision - 1)};
       for (size_t k = 0; k < taps[i].weights.size(); ++k) {
         int position = taps[i].first + static_cast<int>(k);
-        size_t at = 3 * (across ? static_cast<size_t>(line) * static_cast<size_t>(in_width) + static_cast<size_t>(position)
-                                : static_cast<size_t>(position) * static_cast<size_t>(in_width) + static_cast<size_t>(line));
+        size_t at =
+            3 * (across ? static_cast<size_t>(line) * static_cast<size_t>(in_width) + static_cast<size_t>(position)
+                        : static_cast<size_t>(position) * static_cast<size_t>(in_width) + static_cast<size_t>(line));
         for (size_t c = 0; c < 3; ++c) total[c] += int64_t{taps[i].weights[k]} * in[at + c];
       }
       size_t to = 3 * (across ? static_cast<size_t>(line) * static_cast<size_t>(out_width) + i
                               : i * static_cast<size_t>(out_width) + static_cast<size_t>(line));
-      for (size_t c = 0; c < 3; ++c) out[to + c] = static_cast<uint8_t>(std::clamp<int64_t>(total[c] >> kPrecision, 0, 255));
+      for (size_t c = 0; c < 3; ++c)
+        out[to + c] = static_cast<uint8_t>(std::clamp<int64_t>(total[c] >> kPrecision, 0, 255));
     }
   }
 }
@@ -99,15 +101,20 @@ void save_image(const std::string& path, const Image& image, const ImageRecord& 
   write_atomically(path, encode_image(extension_of(path), image, record));
 }
 
-Image decode_image(const std::string& bytes, const std::string& name) { return codec_of(bytes, name).decode(bytes, name); }
+Image decode_image(const std::string& bytes, const std::string& name) {
+  return codec_of(bytes, name).decode(bytes, name);
+}
 Image load_image(const std::string& path) { return decode_image(read_file(path, kLargestFile), path); }
 
-ImageRecord decode_record(const std::string& bytes, const std::string& name) { return codec_of(bytes, name).record(bytes, name); }
+ImageRecord decode_record(const std::string& bytes, const std::string& name) {
+  return codec_of(bytes, name).record(bytes, name);
+}
 ImageRecord read_record(const std::string& path) { return decode_record(read_file(path, kLargestFile), path); }
 
 Image resize_lanczos(const Image& image, int width, int height) {
   if (image.width == width && image.height == height) return image;
-  Image across{width, image.height, std::vector<uint8_t>(static_cast<size_t>(width) * static_cast<size_t>(image.height) * 3)};
+  Image across{width, image.height,
+               std::vector<uint8_t>(static_cast<size_t>(width) * static_cast<size_t>(image.height) * 3)};
   if (image.width == width) {
     across.rgb = image.rgb;
   } else {
@@ -145,15 +152,18 @@ Image to_image(const Tensor& picture, int64_t index) {
 Tensor resize_and_crop(const Tensor& picture, int64_t width, int64_t height) {
   const Shape& s = picture.shape();
   if (s[1] == height && s[2] == width) return picture;
-  double ratio = std::max(static_cast<double>(height) / static_cast<double>(s[1]), static_cast<double>(width) / static_cast<double>(s[2]));
-  auto resized_w = static_cast<int64_t>(static_cast<double>(s[2]) * ratio), resized_h = static_cast<int64_t>(static_cast<double>(s[1]) * ratio);
+  double ratio = std::max(static_cast<double>(height) / static_cast<double>(s[1]),
+                          static_cast<double>(width) / static_cast<double>(s[2]));
+  auto resized_w = static_cast<int64_t>(static_cast<double>(s[2]) * ratio),
+       resized_h = static_cast<int64_t>(static_cast<double>(s[1]) * ratio);
   int64_t left = (resized_w - width) / 2, top = (resized_h - height) / 2;
   struct Sample {
     int64_t low, high;
     float weight;
   };
   auto source = [](int64_t i, int64_t from, int64_t to) {
-    float at = std::max(0.0f, static_cast<float>(from) / static_cast<float>(to) * (static_cast<float>(i) + 0.5f) - 0.5f);
+    float at =
+        std::max(0.0f, static_cast<float>(from) / static_cast<float>(to) * (static_cast<float>(i) + 0.5f) - 0.5f);
     auto low = std::min(static_cast<int64_t>(at), from - 1);
     return Sample{low, std::min(low + 1, from - 1), at - static_cast<float>(low)};
   };
@@ -164,7 +174,9 @@ Tensor resize_and_crop(const Tensor& picture, int64_t width, int64_t height) {
       for (int64_t x = 0; x < width; ++x) {
         Sample column = source(x + left, s[2], resized_w);
         for (int64_t c = 0; c < s[3]; ++c) {
-          auto at = [&](int64_t yy, int64_t xx) { return picture.data<float>()[((b * s[1] + yy) * s[2] + xx) * s[3] + c]; };
+          auto at = [&](int64_t yy, int64_t xx) {
+            return picture.data<float>()[((b * s[1] + yy) * s[2] + xx) * s[3] + c];
+          };
           float upper = at(row.low, column.low) * (1 - column.weight) + at(row.low, column.high) * column.weight;
           float lower = at(row.high, column.low) * (1 - column.weight) + at(row.high, column.high) * column.weight;
           out.data<float>()[((b * height + y) * width + x) * s[3] + c] = upper * (1 - row.weight) + lower * row.weight;

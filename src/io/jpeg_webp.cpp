@@ -38,8 +38,8 @@ void set_up(JpegError& error) {
   error.message[0] = 0;
 }
 
-bool compress(jpeg_compress_struct* c, JpegError& error, const Image& image, const std::string& xmp, unsigned char** out,
-              unsigned long* size) {
+bool compress(jpeg_compress_struct* c, JpegError& error, const Image& image, const std::string& xmp,
+              unsigned char** out, unsigned long* size) {
   if (setjmp(error.back)) return false;
   jpeg_create_compress(c);
   jpeg_mem_dest(c, out, size);
@@ -131,13 +131,16 @@ ImageRecord record_jpeg(const std::string& bytes, const std::string& name) {
   JpegReader reader(bytes, name);
   for (jpeg_saved_marker_ptr m = reader.d.marker_list; m; m = m->next) {
     if (m->data_length > sizeof kXmpMark && std::memcmp(m->data, kXmpMark, sizeof kXmpMark) == 0) {
-      return from_xmp(std::string(reinterpret_cast<const char*>(m->data) + sizeof kXmpMark, m->data_length - sizeof kXmpMark));
+      return from_xmp(
+          std::string(reinterpret_cast<const char*>(m->data) + sizeof kXmpMark, m->data_length - sizeof kXmpMark));
     }
   }
   return {};
 }
 
-bool is_jpeg(const std::string& bytes) { return bytes.size() >= 3 && std::memcmp(bytes.data(), "\xff\xd8\xff", 3) == 0; }
+bool is_jpeg(const std::string& bytes) {
+  return bytes.size() >= 3 && std::memcmp(bytes.data(), "\xff\xd8\xff", 3) == 0;
+}
 
 struct WebpData {
   WebPData data{};
@@ -161,7 +164,8 @@ std::string encode_webp(const Image& image, const ImageRecord& record) {
   WebPData picture{memory, size}, text{reinterpret_cast<const uint8_t*>(xmp.data()), xmp.size()};
   WebpData out;
   bool good = mux && WebPMuxSetImage(mux.get(), &picture, 1) == WEBP_MUX_OK &&
-              WebPMuxSetChunk(mux.get(), "XMP ", &text, 1) == WEBP_MUX_OK && WebPMuxAssemble(mux.get(), &out.data) == WEBP_MUX_OK;
+              WebPMuxSetChunk(mux.get(), "XMP ", &text, 1) == WEBP_MUX_OK &&
+              WebPMuxAssemble(mux.get(), &out.data) == WEBP_MUX_OK;
   if (!good) fail(ErrorKind::resource, "cannot assemble a WebP picture");
   return std::string(reinterpret_cast<const char*>(out.data.bytes), out.data.size);
 }
@@ -169,7 +173,8 @@ std::string encode_webp(const Image& image, const ImageRecord& record) {
 Image decode_webp(const std::string& bytes, const std::string& name) {
   WebPBitstreamFeatures features;
   const auto* data = reinterpret_cast<const uint8_t*>(bytes.data());
-  if (WebPGetFeatures(data, bytes.size(), &features) != VP8_STATUS_OK) fail(ErrorKind::input, name + " is a damaged WebP picture");
+  if (WebPGetFeatures(data, bytes.size(), &features) != VP8_STATUS_OK)
+    fail(ErrorKind::input, name + " is a damaged WebP picture");
   if (features.has_animation) fail(ErrorKind::input, name + " is an animation; give a single picture");
   check_picture_size(name, static_cast<uint64_t>(features.width), static_cast<uint64_t>(features.height));
   auto pixels = static_cast<size_t>(features.width) * static_cast<size_t>(features.height);
@@ -180,7 +185,8 @@ Image decode_webp(const std::string& bytes, const std::string& name) {
   Image image{features.width, features.height, std::vector<uint8_t>(pixels * 3)};
   for (size_t i = 0; i < pixels; ++i) {
     unsigned alpha = rgba[4 * i + 3];
-    for (size_t c = 0; c < 3; ++c) image.rgb[3 * i + c] = static_cast<uint8_t>((rgba[4 * i + c] * alpha + 255 * (255 - alpha) + 127) / 255);
+    for (size_t c = 0; c < 3; ++c)
+      image.rgb[3 * i + c] = static_cast<uint8_t>((rgba[4 * i + c] * alpha + 255 * (255 - alpha) + 127) / 255);
   }
   return image;
 }
@@ -193,13 +199,15 @@ ImageRecord record_webp(const std::string& bytes, const std::string&) {
 }
 
 bool is_webp(const std::string& bytes) {
-  return bytes.size() >= 12 && std::memcmp(bytes.data(), "RIFF", 4) == 0 && std::memcmp(bytes.data() + 8, "WEBP", 4) == 0;
+  return bytes.size() >= 12 && std::memcmp(bytes.data(), "RIFF", 4) == 0 &&
+         std::memcmp(bytes.data() + 8, "WEBP", 4) == 0;
 }
 
 // A text as an XML element's content, and back.
 std::string escape(const std::string& text) {
   std::string out;
-  for (char c : text) out += c == '&' ? std::string("&amp;") : c == '<' ? "&lt;" : c == '>' ? "&gt;" : std::string(1, c);
+  for (char c : text)
+    out += c == '&' ? std::string("&amp;") : c == '<' ? "&lt;" : c == '>' ? "&gt;" : std::string(1, c);
   return out;
 }
 
@@ -230,7 +238,9 @@ std::string to_xmp(const ImageRecord& record) {
          "</kinora:record></rdf:Description></rdf:RDF></x:xmpmeta>";
 }
 
-ImageRecord from_xmp(const std::string& xmp) { return {element(xmp, "kinora:parameters"), element(xmp, "kinora:record")}; }
+ImageRecord from_xmp(const std::string& xmp) {
+  return {element(xmp, "kinora:parameters"), element(xmp, "kinora:record")};
+}
 
 void check_picture_size(const std::string& name, uint64_t width, uint64_t height) {
   if (width < 1 || height < 1 || width > 16384 || height > 16384) {

@@ -89,8 +89,8 @@ void no_flush(png_structp) {}
 bool write_png(png_structp png, png_infop info, const Image& image, png_text* texts, int count, std::string* out) {
   if (setjmp(png_jmpbuf(png))) return false;
   png_set_write_fn(png, out, append_bytes, no_flush);
-  png_set_IHDR(png, info, static_cast<png_uint_32>(image.width), static_cast<png_uint_32>(image.height), 8, PNG_COLOR_TYPE_RGB,
-               PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+  png_set_IHDR(png, info, static_cast<png_uint_32>(image.width), static_cast<png_uint_32>(image.height), 8,
+               PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
   if (count) png_set_text(png, info, texts, count);
   png_write_info(png, info);
   for (int y = 0; y < image.height; ++y) {
@@ -136,7 +136,8 @@ Image decode(const std::string& bytes, const std::string& name) {
   png_uint_32 width = png_get_image_width(h.png, h.info), height = png_get_image_height(h.png, h.info);
   check_picture_size(name, width, height);
   if (!prepare_rgb(h)) fail(ErrorKind::input, name + " is a PNG picture of a kind that cannot be read");
-  Image image{static_cast<int>(width), static_cast<int>(height), std::vector<uint8_t>(static_cast<size_t>(width) * height * 3)};
+  Image image{static_cast<int>(width), static_cast<int>(height),
+              std::vector<uint8_t>(static_cast<size_t>(width) * height * 3)};
   std::vector<png_bytep> rows;
   for (size_t y = 0; y < height; ++y) rows.push_back(image.rgb.data() + y * width * 3);
   if (!read_rows(h, rows.data())) fail(ErrorKind::input, name + " is a damaged PNG picture: " + reader.message);
@@ -168,7 +169,9 @@ ImageRecord record(const std::string& bytes, const std::string& name) {
   return result;
 }
 
-bool recognises(const std::string& bytes) { return bytes.size() >= 8 && std::memcmp(bytes.data(), "\x89PNG\r\n\x1a\n", 8) == 0; }
+bool recognises(const std::string& bytes) {
+  return bytes.size() >= 8 && std::memcmp(bytes.data(), "\x89PNG\r\n\x1a\n", 8) == 0;
+}
 
 }  // namespace
 

@@ -16,7 +16,9 @@ Gemma2Config read_gemma2_config(const Config& json) {
   c.kv_heads = json.integer("num_key_value_heads", 1, 1024, c.kv_heads);
   c.head_dim = json.integer("head_dim", 2, 1024, c.head_dim);
   c.rms_norm_eps = json.real("rms_norm_eps", 0, 1, c.rms_norm_eps);
-  c.rope_theta = json.real("rope_theta", 1, 1e12, c.rope_theta);
+  // transformers 5 moved it into an object of its own.
+  c.rope_theta =
+      json.real("rope_theta", 1, 1e12, json.child("rope_parameters").real("rope_theta", 1, 1e12, c.rope_theta));
   c.query_pre_attn_scalar = json.real("query_pre_attn_scalar", 1e-6, 1e9, c.query_pre_attn_scalar);
   c.attn_softcap =
       json.real("attn_logit_softcapping", 0, 1e9, json.keys().empty() || json.has("attn_logit_softcapping") ? 50 : 0);

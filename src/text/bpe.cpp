@@ -14,7 +14,8 @@ BpeTokenizer::BpeTokenizer(BpeModel model) : model_(std::move(model)) {
   for (size_t i = 0; i < model_.added.size(); ++i) {
     size_t at = 0;
     for (char c : model_.added[i].content) {
-      auto [next, fresh] = trie_[at].next.try_emplace(static_cast<unsigned char>(c), static_cast<int32_t>(trie_.size()));
+      auto [next, fresh] =
+          trie_[at].next.try_emplace(static_cast<unsigned char>(c), static_cast<int32_t>(trie_.size()));
       size_t to = static_cast<size_t>(next->second);
       if (fresh) trie_.emplace_back();
       at = to;

@@ -28,8 +28,10 @@ class Reader : public nlohmann::json_sax<Json> {
   bool end_object() override { return close(); }
   bool start_array(size_t) override { return open(Json::array()); }
   bool end_array() override {
-    if (in_merges() && stack_.size() == 4 && pair_.size() == 2) merges.emplace_back(std::move(pair_[0]), std::move(pair_[1]));
-    if (in_merges() && stack_.size() == 4 && pair_.size() != 2 && !pair_.empty()) refuse("a merge must name two pieces");
+    if (in_merges() && stack_.size() == 4 && pair_.size() == 2)
+      merges.emplace_back(std::move(pair_[0]), std::move(pair_[1]));
+    if (in_merges() && stack_.size() == 4 && pair_.size() != 2 && !pair_.empty())
+      refuse("a merge must name two pieces");
     pair_.clear();
     return close();
   }
@@ -45,14 +47,17 @@ class Reader : public nlohmann::json_sax<Json> {
         if (pair_.size() > 2) refuse("a merge must name two pieces");
       } else {
         size_t space = text.find(' ');
-        if (space == std::string::npos || space == 0 || space + 1 >= text.size()) refuse("a merge must name two pieces");
+        if (space == std::string::npos || space == 0 || space + 1 >= text.size())
+          refuse("a merge must name two pieces");
         merges.emplace_back(text.substr(0, space), text.substr(space + 1));
       }
       return true;
     }
     return put(text);
   }
-  bool number_unsigned(uint64_t value) override { return number(static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX))); }
+  bool number_unsigned(uint64_t value) override {
+    return number(static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX)));
+  }
   bool number_integer(int64_t value) override { return number(value); }
   bool number_float(double value, const std::string&) override { return put(value); }
   bool null() override { return put(nullptr); }
@@ -61,12 +66,12 @@ class Reader : public nlohmann::json_sax<Json> {
   bool parse_error(size_t position, const std::string&, const Json::exception&) override {
     refuse("it is not valid JSON near byte " + std::to_string(position));
   }
-  [[noreturn]] void refuse(const std::string& what) const { fail(ErrorKind::model, name_ + " cannot be used: " + what); }
+  [[noreturn]] void refuse(const std::string& what) const {
+    fail(ErrorKind::model, name_ + " cannot be used: " + what);
+  }
 
  private:
-  bool in_model(const char* part) const {
-    return stack_.size() >= 3 && keys_[0] == "model" && keys_[1] == part;
-  }
+  bool in_model(const char* part) const { return stack_.size() >= 3 && keys_[0] == "model" && keys_[1] == part; }
   bool in_vocab() const { return in_model("vocab"); }
   bool in_merges() const { return in_model("merges"); }
 
@@ -96,7 +101,8 @@ class Reader : public nlohmann::json_sax<Json> {
   bool open(Json fresh) {
     if (stack_.size() > 32) refuse("it is nested too deeply");
     bool inside = in_vocab() || in_merges();
-    if (inside && !(in_merges() && stack_.size() == 3 && fresh.is_array())) refuse("the vocabulary or the merges are nested");
+    if (inside && !(in_merges() && stack_.size() == 3 && fresh.is_array()))
+      refuse("the vocabulary or the merges are nested");
     Json* here = &rest;
     if (inside) {
       here = &ignored_;
@@ -136,7 +142,8 @@ void read_normalizer(const Reader& reader, const Json& json, BpeModel& model) {
   std::string type = text_of(json, "type");
   if (type == "Sequence" && json.contains("normalizers") && json["normalizers"].is_array()) {
     for (const Json& part : json["normalizers"]) read_normalizer(reader, part, model);
-  } else if (type == "Replace" && json.contains("pattern") && json["pattern"].is_object() && !text_of(json["pattern"], "String").empty()) {
+  } else if (type == "Replace" && json.contains("pattern") && json["pattern"].is_object() &&
+             !text_of(json["pattern"], "String").empty()) {
     model.replacements.emplace_back(text_of(json["pattern"], "String"), text_of(json, "content"));
   } else if (type == "Prepend" && model.replacements.empty()) {
     model.prepend = text_of(json, "prepend");
@@ -151,14 +158,17 @@ void check_pre_tokenizer(const Reader& reader, const Json& json, const BpeModel&
   bool split = text_of(json, "type") == "Split" && json.contains("pattern") && json["pattern"].is_object();
   std::string pattern = split ? text_of(json["pattern"], "String") : "";
   bool replaced = false;
-  for (const auto& [from, to] : model.replacements) replaced = replaced || (from == pattern && to.find(pattern) == std::string::npos);
-  if (!split || !replaced) reader.refuse("its pre_tokenizer \"" + text_of(json, "type").substr(0, 40) + "\" is not supported");
+  for (const auto& [from, to] : model.replacements)
+    replaced = replaced || (from == pattern && to.find(pattern) == std::string::npos);
+  if (!split || !replaced)
+    reader.refuse("its pre_tokenizer \"" + text_of(json, "type").substr(0, 40) + "\" is not supported");
 }
 
 void read_post_processor(const Reader& reader, const Json& json, BpeModel& model) {
   if (json.is_null()) return;
   if (text_of(json, "type") != "TemplateProcessing" || !json.contains("single") || !json["single"].is_array()) {
-    reader.refuse("its post_processor \"" + text_of(json, "type").substr(0, 40) + "\" is not supported (TemplateProcessing)");
+    reader.refuse("its post_processor \"" + text_of(json, "type").substr(0, 40) +
+                  "\" is not supported (TemplateProcessing)");
   }
   bool sequence = false;
   for (const Json& part : json["single"]) {
@@ -171,7 +181,8 @@ void read_post_processor(const Reader& reader, const Json& json, BpeModel& model
 }
 
 void add_piece(const Reader& reader, BpeModel& model, const std::string& piece, int64_t id) {
-  if (id < 0 || id >= static_cast<int64_t>(kMostPieces)) reader.refuse("the id " + std::to_string(id) + " is out of range");
+  if (id < 0 || id >= static_cast<int64_t>(kMostPieces))
+    reader.refuse("the id " + std::to_string(id) + " is out of range");
   auto at = static_cast<size_t>(id);
   if (at >= model.pieces.size()) model.pieces.resize(at + 1);
   model.pieces[at] = piece;
@@ -182,12 +193,18 @@ void read_added(const Reader& reader, const Json& list, BpeModel& model) {
   if (list.is_null()) return;
   if (!list.is_array()) reader.refuse("added_tokens must be a list");
   for (const Json& entry : list) {
-    if (!entry.is_object() || !entry.contains("id") || !entry["id"].is_number_integer() || text_of(entry, "content").empty()) {
+    if (!entry.is_object() || !entry.contains("id") || !entry["id"].is_number_integer() ||
+        text_of(entry, "content").empty()) {
       reader.refuse("an added token needs an id and a content");
     }
-    AddedToken token{static_cast<int32_t>(std::clamp<int64_t>(entry["id"].get<int64_t>(), -1, INT32_MAX)), text_of(entry, "content"),
-                     flag_of(entry, "normalized"), flag_of(entry, "lstrip"), flag_of(entry, "rstrip"), flag_of(entry, "single_word")};
-    if (token.normalized || token.single_word) reader.refuse("added tokens with normalized or single_word are not supported");
+    AddedToken token{static_cast<int32_t>(std::clamp<int64_t>(entry["id"].get<int64_t>(), -1, INT32_MAX)),
+                     text_of(entry, "content"),
+                     flag_of(entry, "normalized"),
+                     flag_of(entry, "lstrip"),
+                     flag_of(entry, "rstrip"),
+                     flag_of(entry, "single_word")};
+    if (token.normalized || token.single_word)
+      reader.refuse("added tokens with normalized or single_word are not supported");
     add_piece(reader, model, token.content, token.id);
     model.added.push_back(std::move(token));
   }
@@ -205,7 +222,8 @@ BpeModel parse_tokenizer_json(const std::string& text, const std::string& name) 
   Json model_json = reader.rest.value("model", Json::object());
   if (!model_json.is_object() || text_of(model_json, "type") != "BPE") reader.refuse("its model is not of type BPE");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix", "dropout"}) {
-    if (model_json.contains(key) && !model_json[key].is_null() && model_json[key] != "") reader.refuse(std::string(key) + " is not supported");
+    if (model_json.contains(key) && !model_json[key].is_null() && model_json[key] != "")
+      reader.refuse(std::string(key) + " is not supported");
   }
   BpeModel model;
   model.ids.reserve(reader.vocab.size() + 16);

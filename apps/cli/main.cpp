@@ -1,0 +1,95 @@
+// kinora: text to image from the command line.
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <new>
+
+#include "cli.h"
+
+namespace kinora::cli {
+
+std::atomic<bool> stop_requested{false};
+
+// The first Ctrl-C asks for a clean stop, the second ends the program at once; files are only ever renamed into place.
+static void on_interrupt(int) {
+  if (stop_requested.exchange(true)) _exit(130);
+}
+
+std::string model_folder(const std::string& given) {
+  if (!given.empty()) return given;
+  if (const char* folder = std::getenv("KINORA_MODEL"); folder && *folder) return folder;
+  namespace fs = std::filesystem;
+  std::error_code error;
+  fs::path here = fs::read_symlink("/proc/self/exe", error).parent_path();
+  for (const char* place : {"../models/kinora-mini", "models/kinora-mini", "../share/kinora/models/kinora-mini"}) {
+    if (fs::exists(here / place / "model_index.json", error)) return fs::weakly_canonical(here / place, error).string();
+  }
+  fail(ErrorKind::usage, "no model: give --model FOLDER or set KINORA_MODEL");
+}
+
+size_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<size_t>(usage.ru_maxrss) * 1024;
+}
+
+static int exit_status(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::usage: return 2;
+    case ErrorKind::input: return 3;
+    case ErrorKind::model: return 4;
+    case ErrorKind::io: return 5;
+    case ErrorKind::resource: return 6;
+    case ErrorKind::cancelled: return 130;
+    case ErrorKind::internal: return 70;
+  }
+  return 70;
+}
+
+static int run(int argc, char** argv) {
+  CLI::App app{"Draws pictures from text with Sana models."};
+  app.set_version_flag("--version", "kinora " KINORA_VERSION);
+  app.require_subcommand(1);
+  app.footer(
+      "Exit status: 0 done, 2 wrong use, 3 bad input, 4 bad model, 5 file error, 6 out of memory, 70 bug, 130 "
+      "stopped.");
+  std::map<std::string, Command> commands{{"generate", add_generate(app)},
+                                          {"eval", add_eval(app)},
+                                          {"inspect", add_inspect(app)},
+                                          {"bench", add_bench(app)},
+                                          {"tokenize", add_tokenize(app)}};
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);
+    std::fprintf(stderr, "kinora: %s (see kinora --help)\n", error.what());
+    return 2;
+  }
+  return commands.at(app.get_subcommands().at(0)->get_name())();
+}
+
+}  // namespace kinora::cli
+
+int main(int argc, char** argv) {
+  struct sigaction action {};
+  action.sa_handler = kinora::cli::on_interrupt;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  try {
+    return kinora::cli::run(argc, argv);
+  } catch (const kinora::Error& error) {
+    std::fprintf(stderr, "kinora: %s\n", error.what());
+    return kinora::cli::exit_status(error.kind());
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "kinora: out of memory (use a smaller size, --tile or --dtype bfloat16)\n");
+    return 6;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "kinora: %s (this is a bug; please report it)\n", error.what());
+    return 70;
+  }
+}

@@ -1,0 +1,235 @@
+// kinora eval, inspect, bench, tokenize: looking at models and measuring them.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "cli.h"
+#include "cpu/backend.h"
+#include "io/safetensors.h"
+
+namespace kinora::cli {
+namespace {
+
+using Json = nlohmann::json;
+
+Tensor channels_last(const Tensor& x) { return x.to(DType::f32).permuted({0, 2, 3, 1}); }
+Tensor channels_first(const Tensor& x) { return x.permuted({0, 3, 1, 2}); }
+
+Tensor as_i32(const Tensor& x) {
+  if (x.dtype() == DType::i32) return x;
+  if (x.dtype() != DType::i64) fail(ErrorKind::input, "'input_ids' must be I32 or I64");
+  std::vector<int32_t> ids;
+  for (int64_t id : x.values<int64_t>()) ids.push_back(static_cast<int32_t>(id));
+  return Tensor::from(x.shape(), ids);
+}
+
+void expect_rank(const Tensor& x, int rank, const char* name) {
+  if (x.shape().rank() != rank)
+    fail(ErrorKind::input,
+         std::string("'") + name + "' must have " + std::to_string(rank) + " axes, not shape " + x.shape().str());
+}
+
+std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& component, const SafetensorsFile& in) {
+  auto mask_or_ones = [&](const char* name, int64_t batch, int64_t tokens) {
+    if (in.has(name)) return in.tensor(name).to(DType::f32);
+    return Tensor::from({batch, tokens}, std::vector<float>(static_cast<size_t>(batch * tokens), 1));
+  };
+  if (component == "text_encoder") {
+    Tensor ids = as_i32(in.tensor("input_ids"));
+    expect_rank(ids, 2, "input_ids");
+    return {"last_hidden_state",
+            p.text_encoder().encode(ids, mask_or_ones("attention_mask", ids.shape()[0], ids.shape()[1]))};
+  }
+  if (component == "transformer") {
+    DenoiseInputs d;
+    expect_rank(in.tensor("hidden_states"), 4, "hidden_states");
+    expect_rank(in.tensor("encoder_hidden_states"), 3, "encoder_hidden_states");
+    d.latents = channels_last(in.tensor("hidden_states"));
+    d.caption = in.tensor("encoder_hidden_states").to(DType::f32);
+    d.timestep = in.tensor("timestep").to(DType::f32);
+    d.mask = mask_or_ones("encoder_attention_mask", d.caption.shape()[0], d.caption.shape()[1]);
+    if (p.denoiser().config().guidance_embeds) d.guidance = in.tensor("guidance").to(DType::f32);
+    return {"sample", channels_first(p.denoiser().predict(d))};
+  }
+  if (component == "vae.encode") {
+    expect_rank(in.tensor("sample"), 4, "sample");
+    return {"latent", channels_first(p.autoencoder().encode(channels_last(in.tensor("sample"))))};
+  }
+  if (component == "vae.decode") {
+    expect_rank(in.tensor("latent"), 4, "latent");
+    return {"sample", channels_first(p.autoencoder().decode(channels_last(in.tensor("latent"))))};
+  }
+  fail(ErrorKind::usage, "unknown component '" + component + "' (text_encoder, transformer, vae.encode, vae.decode)");
+}
+
+double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+void print_weights(const char* name, const Weights& weights) {
+  std::map<std::string, size_t> by_type;
+  for (const std::string& tensor : weights.names()) {
+    by_type[std::string(dtype_name(weights.find(tensor)->dtype()))] += weights.find(tensor)->bytes();
+  }
+  std::string types;
+  for (const auto& [type, bytes] : by_type) types += (types.empty() ? "" : ", ") + type;
+  std::printf("  %-13s %6zu tensors  %9.1f MiB  %s\n", name, weights.size(), mib(weights.bytes()), types.c_str());
+}
+
+int inspect(const std::string& folder, const std::string& graph, const std::string& dtype) {
+  Pipeline p = Pipeline::load(model_folder(folder), {.dtype = dtype});
+  const ModelDefaults& d = p.defaults();
+  int64_t ratio = p.autoencoder().config().compression(), channels = p.denoiser().config().in_channels,
+          tokens = d.max_sequence_length;
+  if (!graph.empty()) {
+    int64_t h = d.height / ratio, w = d.width / ratio;
+    Graph g = graph == "text_encoder" ? p.text_encoder().graph(1, tokens)
+              : graph == "transformer"
+                  ? p.denoiser().graph(2, h, w, tokens)
+                  : p.autoencoder().graph(graph == "vae.encode", graph == "vae.encode" ? Shape{1, d.height, d.width, 3}
+                                                                                       : Shape{1, h, w, channels});
+    std::printf("%s", to_text(compile(g, *p.runtime().backend, p.runtime().context).graph()).c_str());
+    return 0;
+  }
+  std::printf("%s\n  %s, %lldx%lld, %lld steps, guidance %g\n", p.folder().c_str(), p.sprint() ? "Sana-Sprint" : "Sana",
+              static_cast<long long>(d.width), static_cast<long long>(d.height), static_cast<long long>(d.steps),
+              d.guidance);
+  print_weights("text_encoder", p.text_encoder().weights());
+  print_weights("transformer", p.denoiser().weights());
+  print_weights("vae", p.autoencoder().weights());
+  std::printf("  working memory besides the weights, by size of the picture:\n");
+  for (int64_t scale : {1, 2, 4}) {
+    int64_t side = std::max<int64_t>(d.width * scale / 2 / ratio, 1), runs = p.sprint() ? 1 : 2;
+    std::printf("    %5lldx%-5lld transformer %9.1f MiB, decoder %9.1f MiB\n", static_cast<long long>(side * ratio),
+                static_cast<long long>(side * ratio), mib(p.denoiser().memory(runs, side, side, tokens)),
+                mib(p.autoencoder().memory(false, {1, side, side, channels})));
+  }
+  return 0;
+}
+
+// Seconds of each of `repeats` runs after one warm-up, sorted.
+template <class F>
+std::vector<double> time_runs(int repeats, F&& body) {
+  body();
+  std::vector<double> seconds;
+  for (int i = 0; i < repeats; ++i) {
+    auto start = std::chrono::steady_clock::now();
+    body();
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds;
+}
+
+struct BenchOptions {
+  std::string model, dtype = "auto";
+  int repeats = 5, threads = 0;
+  int64_t size = 0;
+  bool json = false;
+};
+
+int bench(const BenchOptions& o) {
+  Pipeline p = Pipeline::load(model_folder(o.model), {.dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
+  const ModelDefaults& d = p.defaults();
+  int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio,
+          batch = p.sprint() ? 1 : 2;
+  if (n < 1) fail(ErrorKind::usage, "--size must be at least " + std::to_string(ratio));
+  int64_t tokens = d.max_sequence_length, channels = p.denoiser().config().in_channels;
+  Json rows = Json::array();
+  auto row = [&](const std::string& name, const std::vector<double>& seconds) {
+    rows.push_back({{"component", name},
+                    {"median_s", seconds[seconds.size() / 2]},
+                    {"best_s", seconds[0]},
+                    {"peak_mib", mib(peak_memory())}});
+    if (!o.json)
+      std::printf("%-22s median %9.4f s   best %9.4f s   peak so far %9.1f MiB\n", name.c_str(),
+                  seconds[seconds.size() / 2], seconds[0], mib(peak_memory()));
+  };
+  if (!o.json)
+    std::printf("%s, %d threads, dtype %s, %lldx%lld\n", cpu::description().c_str(), p.runtime().context.pool->size(),
+                o.dtype.c_str(), static_cast<long long>(side), static_cast<long long>(side));
+  Tensor ids = Tensor::from({1, tokens}, std::vector<int32_t>(static_cast<size_t>(tokens), 5));
+  Tensor ones = Tensor::from({1, tokens}, std::vector<float>(static_cast<size_t>(tokens), 1));
+  row("text_encoder", time_runs(o.repeats, [&] { p.text_encoder().encode(ids, ones); }));
+  DenoiseInputs in;
+  in.latents = Tensor::zeros({batch, n, n, channels});
+  in.timestep = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), 500));
+  in.guidance = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), 0.45f));
+  in.caption = Tensor::zeros({batch, tokens, p.denoiser().config().caption_channels});
+  in.mask = Tensor::from({batch, tokens}, std::vector<float>(static_cast<size_t>(batch * tokens), 1));
+  row("transformer, one step", time_runs(o.repeats, [&] { p.denoiser().predict(in); }));
+  row("vae.decode", time_runs(o.repeats, [&] { p.autoencoder().decode(Tensor::zeros({1, n, n, channels})); }));
+  Request request;
+  request.prompt = "a red apple left of a yellow star on a blue background";
+  request.width = request.height = side;
+  row("whole picture", time_runs(o.repeats, [&] { p.generate(request); }));
+  if (o.json)
+    std::printf("%s\n",
+                Json{{"cpu", cpu::description()}, {"dtype", o.dtype}, {"size", side}, {"rows", rows}}.dump(1).c_str());
+  return 0;
+}
+
+}  // namespace
+
+Command add_eval(CLI::App& app) {
+  struct Options {
+    std::string model, component, input, output, dtype = "auto";
+  };
+  auto o = std::make_shared<Options>();
+  CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
+  c->add_option("model", o->model, "Model folder")->required();
+  c->add_option("component", o->component, "text_encoder, transformer, vae.encode or vae.decode")->required();
+  c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers")->required();
+  c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
+  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  return [o] {
+    Pipeline p = Pipeline::load(o->model, {.dtype = o->dtype, .stop = &stop_requested});
+    write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
+    return 0;
+  };
+}
+
+Command add_inspect(CLI::App& app) {
+  struct Options {
+    std::string model, graph, dtype = "auto";
+  };
+  auto o = std::make_shared<Options>();
+  CLI::App* c = app.add_subcommand("inspect", "Show what a model folder holds and what it needs");
+  c->add_option("model", o->model, "Model folder (default: the model that came along)");
+  c->add_option("--graph", o->graph, "Print the compiled graph of a component")
+      ->check(CLI::IsMember({"text_encoder", "transformer", "vae.encode", "vae.decode"}));
+  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  return [o] { return inspect(o->model, o->graph, o->dtype); };
+}
+
+Command add_bench(CLI::App& app) {
+  auto o = std::make_shared<BenchOptions>();
+  CLI::App* c = app.add_subcommand("bench", "Time each component and the whole");
+  c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
+  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)");
+  c->add_option("--size", o->size, "Pixels a side (default: the model's)");
+  c->add_option("--repeats", o->repeats, "Timed runs after one warm-up")->check(CLI::Range(1, 1000));
+  c->add_flag("--json", o->json, "Print JSON");
+  return [o] { return bench(*o); };
+}
+
+Command add_tokenize(CLI::App& app) {
+  struct Options {
+    std::string model, text;
+  };
+  auto o = std::make_shared<Options>();
+  CLI::App* c = app.add_subcommand("tokenize", "Show the tokens of a text");
+  c->add_option("text", o->text, "The text")->required();
+  c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
+  return [o] {
+    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(model_folder(o->model) + "/tokenizer");
+    for (int32_t id : tokenizer->encode(o->text))
+      std::printf("%d\t%s\n", id, std::string(tokenizer->piece(id)).c_str());
+    return 0;
+  };
+}
+
+}  // namespace kinora::cli
