@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "io/file.h"
 #include "text/bpe.h"
+#include "text/sentencepiece.h"
 
 namespace kinora {
 namespace {
@@ -251,8 +252,11 @@ BpeModel parse_tokenizer_json(const std::string& text, const std::string& name) 
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {
-  std::string path = (std::filesystem::path(folder) / "tokenizer.json").string();
-  return std::make_unique<BpeTokenizer>(parse_tokenizer_json(read_file(path, kLargestFile), path));
+  std::filesystem::path json = std::filesystem::path(folder) / "tokenizer.json", model = json;
+  model.replace_filename("tokenizer.model");
+  if (!std::filesystem::exists(json) && std::filesystem::exists(model))
+    return std::make_unique<BpeTokenizer>(parse_sentencepiece(read_file(model.string(), kLargestFile), model.string()));
+  return std::make_unique<BpeTokenizer>(parse_tokenizer_json(read_file(json.string(), kLargestFile), json.string()));
 }
 
 }  // namespace kinora
