@@ -21,7 +21,7 @@ model = io.BytesIO()
 sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter([sentence() for _ in range(3000)]), model_writer=model, model_type="bpe", vocab_size=560,
     byte_fallback=True, normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-    pad_id=0, eos_id=1, bos_id=2, unk_id=3, user_defined_symbols=["<b>", "</b>", "\n\n"], character_coverage=0.98,
+    pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>", user_defined_symbols=["<b>", "</b>", "\n\n"], character_coverage=0.98,
     allow_whitespace_only_pieces=True, split_digits=True, num_threads=1)
 (HERE / "sentencepiece.model").write_bytes(model.getvalue())
 processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
