@@ -141,6 +141,8 @@ void check_options(const Options& o, size_t pictures) {
   if (pictures > 1 && o.output.find('{') == std::string::npos) {
     fail(ErrorKind::usage, "-o must hold {seed} or {index} when several pictures are drawn");
   }
+  check_image_path(o.output);
+  if (!o.preview.empty()) check_image_path(o.preview);
   if (o.prompt.size() > (size_t{1} << 24)) fail(ErrorKind::input, "the prompt is longer than 16 MiB");
   std::filesystem::path folder = std::filesystem::path(output_path(o.output, o.seed, 0)).parent_path();
   if (!folder.empty() && !std::filesystem::is_directory(folder)) {
@@ -212,7 +214,9 @@ Command add_generate(CLI::App& app) {
       ->check(CLI::Range(0.0, 1000.0));
   c->add_option("-W,--width", o->width, "Pixels (default: the model's)")->check(CLI::Range(1, 1 << 20));
   c->add_option("-H,--height", o->height, "Pixels (default: the model's)")->check(CLI::Range(1, 1 << 20));
-  c->add_option("-s,--seed", o->seed, "Seed of the noise; the same seed gives the same bytes")->capture_default_str();
+  c->add_option("-s,--seed", o->seed, "Seed of the noise; the same seed gives the same bytes")
+      ->check(CLI::Range(int64_t{0}, INT64_MAX))
+      ->capture_default_str();
   c->add_option("--count", o->count, "Pictures for each prompt, with seeds that count up")
       ->check(CLI::Range(1, 100000));
   c->add_option("-b,--batch", o->batch, "Pictures computed at once")->check(CLI::Range(1, 64));

@@ -80,6 +80,7 @@ int main(int argc, char** argv) {
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  signal(SIGXFSZ, SIG_IGN);  // writing fails with an error instead
   try {
     return kinora::cli::run(argc, argv);
   } catch (const kinora::Error& error) {

@@ -1,7 +1,6 @@
 // The one exception type of the library. A message is one line: what is wrong, where, and what to do.
 #pragma once
 
-#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -21,25 +20,19 @@ enum class ErrorKind {
 
 class Error : public std::runtime_error {
  public:
-  Error(ErrorKind kind, const std::string& message, std::source_location where = std::source_location::current())
-      : std::runtime_error(message), kind_(kind), where_(where) {}
+  Error(ErrorKind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
 
   ErrorKind kind() const { return kind_; }
-  const std::source_location& where() const { return where_; }
 
  private:
   ErrorKind kind_;
-  std::source_location where_;
 };
 
-[[noreturn]] inline void fail(ErrorKind kind, const std::string& message,
-                              std::source_location where = std::source_location::current()) {
-  throw Error(kind, message, where);
-}
+[[noreturn]] inline void fail(ErrorKind kind, const std::string& message) { throw Error(kind, message); }
 
 // Throws an internal error: for invariants that no input of a user can break.
-inline void check(bool ok, std::string_view message, std::source_location where = std::source_location::current()) {
-  if (!ok) fail(ErrorKind::internal, std::string(message), where);
+inline void check(bool ok, std::string_view message) {
+  if (!ok) fail(ErrorKind::internal, std::string(message));
 }
 
 }  // namespace kinora

@@ -97,6 +97,8 @@ std::string encode_image(const std::string& format, const Image& image, const Im
   return codec_for(format).encode(image, record);
 }
 
+void check_image_path(const std::string& path) { codec_for(extension_of(path)); }
+
 void save_image(const std::string& path, const Image& image, const ImageRecord& record) {
   write_atomically(path, encode_image(extension_of(path), image, record));
 }

@@ -23,6 +23,8 @@ struct ImageRecord {
 // By the ending of `path`: .png, .jpg/.jpeg (quality 95) or .webp (quality 95); written atomically.
 // Throws Error(usage) for another ending, Error(io) when writing fails.
 void save_image(const std::string& path, const Image& image, const ImageRecord& record = {});
+// Throws Error(usage) when save_image would refuse the ending.
+void check_image_path(const std::string& path);
 std::string encode_image(const std::string& format, const Image& image, const ImageRecord& record);
 
 // PNG, JPEG or WebP by its first bytes; transparency is laid over white. At most 16,384 pixels a side, 128 MiB a file.

@@ -26,6 +26,10 @@ def main(trained, out):
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0)
     pipeline = SanaPipeline(tokenizer, generator.text_encoder.bfloat16(), autoencoder.bfloat16(), generator.transformer.bfloat16(), scheduler)
     pipeline.save_pretrained(out, max_shard_size="15MB")
+    # transformers 5 names a class of its own; every version knows this one.
+    for name in ("model_index.json", "tokenizer/tokenizer_config.json"):
+        path = pathlib.Path(out) / name
+        path.write_text(path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     (pathlib.Path(out) / "kinora.json").write_text(json.dumps(DEFAULTS | {"things": data.thing_names()}, indent=1) + "\n")
 
 

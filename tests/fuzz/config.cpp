@@ -1,0 +1,22 @@
+#include "core/error.h"
+#include "models/dc_ae.h"
+#include "models/gemma2.h"
+#include "models/sana.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const unsigned char* data, size_t size) {
+  using namespace kinora;
+  try {
+    Config c = Config::parse(std::string(reinterpret_cast<const char*>(data), size), "fuzz");
+    for (auto* read : {+[](const Config& x) { read_sana_config(x); }, +[](const Config& x) { read_gemma2_config(x); },
+                       +[](const Config& x) { read_dc_ae_config(x); }}) {
+      try {
+        read(c);
+      } catch (const Error& error) {
+        if (error.kind() == ErrorKind::internal) throw;
+      }
+    }
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::internal) throw;
+  }
+  return 0;
+}
