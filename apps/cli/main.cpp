@@ -66,6 +66,10 @@ static int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
+    if (argc > 1 && argv[1][0] != '-' && !commands.count(argv[1])) {
+      std::fprintf(stderr, "kinora: unknown command '%s' (see kinora --help)\n", argv[1]);
+      return 2;
+    }
     std::fprintf(stderr, "kinora: %s (see kinora --help)\n", error.what());
     return 2;
   }

@@ -124,7 +124,7 @@ std::vector<double> time_runs(int repeats, F&& body) {
 }
 
 struct BenchOptions {
-  std::string model, dtype = "auto";
+  std::string model, dtype = "auto", component;
   int repeats = 5, threads = 0;
   int64_t size = 0;
   bool json = false;
@@ -138,7 +138,9 @@ int bench(const BenchOptions& o) {
   if (n < 1) fail(ErrorKind::usage, "--size must be at least " + std::to_string(ratio));
   int64_t tokens = d.max_sequence_length, channels = p.denoiser().config().in_channels;
   Json rows = Json::array();
-  auto row = [&](const std::string& name, const std::vector<double>& seconds) {
+  auto row = [&](const std::string& name, const std::function<void()>& body) {
+    if (!o.component.empty() && name != o.component) return;
+    std::vector<double> seconds = time_runs(o.repeats, body);
     rows.push_back({{"component", name},
                     {"median_s", seconds[seconds.size() / 2]},
                     {"best_s", seconds[0]},
@@ -152,19 +154,19 @@ int bench(const BenchOptions& o) {
                 o.dtype.c_str(), static_cast<long long>(side), static_cast<long long>(side));
   Tensor ids = Tensor::from({1, tokens}, std::vector<int32_t>(static_cast<size_t>(tokens), 5));
   Tensor ones = Tensor::from({1, tokens}, std::vector<float>(static_cast<size_t>(tokens), 1));
-  row("text_encoder", time_runs(o.repeats, [&] { p.text_encoder().encode(ids, ones); }));
+  row("text_encoder", [&] { p.text_encoder().encode(ids, ones); });
   DenoiseInputs in;
   in.latents = Tensor::zeros({batch, n, n, channels});
   in.timestep = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), 500));
   in.guidance = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), 0.45f));
   in.caption = Tensor::zeros({batch, tokens, p.denoiser().config().caption_channels});
   in.mask = Tensor::from({batch, tokens}, std::vector<float>(static_cast<size_t>(batch * tokens), 1));
-  row("transformer, one step", time_runs(o.repeats, [&] { p.denoiser().predict(in); }));
-  row("vae.decode", time_runs(o.repeats, [&] { p.autoencoder().decode(Tensor::zeros({1, n, n, channels})); }));
+  row("transformer", [&] { p.denoiser().predict(in); });  // one step, with guidance when the model needs it
+  row("vae.decode", [&] { p.autoencoder().decode(Tensor::zeros({1, n, n, channels})); });
   Request request;
   request.prompt = "a red apple left of a yellow star on a blue background";
   request.width = request.height = side;
-  row("whole picture", time_runs(o.repeats, [&] { p.generate(request); }));
+  row("picture", [&] { p.generate(request); });
   if (o.json)
     std::printf("%s\n",
                 Json{{"cpu", cpu::description()}, {"dtype", o.dtype}, {"size", side}, {"rows", rows}}.dump(1).c_str());
@@ -212,6 +214,8 @@ Command add_bench(CLI::App& app) {
   c->add_option("-t,--threads", o->threads, "Threads (default: one per core)");
   c->add_option("--size", o->size, "Pixels a side (default: the model's)");
   c->add_option("--repeats", o->repeats, "Timed runs after one warm-up")->check(CLI::Range(1, 1000));
+  c->add_option("--component", o->component, "This one alone")
+      ->check(CLI::IsMember({"text_encoder", "transformer", "vae.decode", "picture"}));
   c->add_flag("--json", o->json, "Print JSON");
   return [o] { return bench(*o); };
 }
