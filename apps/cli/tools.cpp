@@ -8,7 +8,6 @@
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
-#include "cpu/backend.h"
 #include "io/safetensors.h"
 
 namespace kinora::cli {
@@ -78,8 +77,8 @@ void print_weights(const char* name, const Weights& weights) {
   std::printf("  %-13s %6zu tensors  %9.1f MiB  %s\n", name, weights.size(), mib(weights.bytes()), types.c_str());
 }
 
-int inspect(const std::string& folder, const std::string& graph, const std::string& dtype) {
-  Pipeline p = Pipeline::load(model_folder(folder), {.dtype = dtype});
+int inspect(const std::string& folder, const std::string& graph, const std::string& device, const std::string& dtype) {
+  Pipeline p = Pipeline::load(model_folder(folder), {.device = device, .dtype = dtype});
   const ModelDefaults& d = p.defaults();
   int64_t ratio = p.autoencoder().config().compression(), channels = p.denoiser().config().in_channels,
           tokens = d.max_sequence_length;
@@ -124,14 +123,15 @@ std::vector<double> time_runs(int repeats, F&& body) {
 }
 
 struct BenchOptions {
-  std::string model, dtype = "auto", component;
+  std::string model, device = "auto", dtype = "auto", component;
   int repeats = 5, threads = 0;
   int64_t size = 0;
   bool json = false;
 };
 
 int bench(const BenchOptions& o) {
-  Pipeline p = Pipeline::load(model_folder(o.model), {.dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
+  Pipeline p = Pipeline::load(model_folder(o.model),
+                              {.device = o.device, .dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
   const ModelDefaults& d = p.defaults();
   int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio,
           batch = p.sprint() ? 1 : 2;
@@ -150,8 +150,8 @@ int bench(const BenchOptions& o) {
                   seconds[seconds.size() / 2], seconds[0], mib(peak_memory()));
   };
   if (!o.json)
-    std::printf("%s, %d threads, dtype %s, %lldx%lld\n", cpu::description().c_str(), p.runtime().context.pool->size(),
-                o.dtype.c_str(), static_cast<long long>(side), static_cast<long long>(side));
+    std::printf("%s, dtype %s, %lldx%lld\n", describe(p.runtime()).c_str(), o.dtype.c_str(),
+                static_cast<long long>(side), static_cast<long long>(side));
   Tensor ids = Tensor::from({1, tokens}, std::vector<int32_t>(static_cast<size_t>(tokens), 5));
   Tensor ones = Tensor::from({1, tokens}, std::vector<float>(static_cast<size_t>(tokens), 1));
   row("text_encoder", [&] { p.text_encoder().encode(ids, ones); });
@@ -168,8 +168,9 @@ int bench(const BenchOptions& o) {
   request.width = request.height = side;
   row("picture", [&] { p.generate(request); });
   if (o.json)
-    std::printf("%s\n",
-                Json{{"cpu", cpu::description()}, {"dtype", o.dtype}, {"size", side}, {"rows", rows}}.dump(1).c_str());
+    std::printf(
+        "%s\n",
+        Json{{"device", describe(p.runtime())}, {"dtype", o.dtype}, {"size", side}, {"rows", rows}}.dump(1).c_str());
   return 0;
 }
 
@@ -177,7 +178,7 @@ int bench(const BenchOptions& o) {
 
 Command add_eval(CLI::App& app) {
   struct Options {
-    std::string model, component, input, output, dtype = "auto";
+    std::string model, component, input, output, device = "auto", dtype = "auto";
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
@@ -185,9 +186,9 @@ Command add_eval(CLI::App& app) {
   c->add_option("component", o->component, "text_encoder, transformer, vae.encode or vae.decode")->required();
   c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers")->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  add_device(*c, o->device, o->dtype);
   return [o] {
-    Pipeline p = Pipeline::load(o->model, {.dtype = o->dtype, .stop = &stop_requested});
+    Pipeline p = Pipeline::load(o->model, {.device = o->device, .dtype = o->dtype, .stop = &stop_requested});
     write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
     return 0;
   };
@@ -195,22 +196,22 @@ Command add_eval(CLI::App& app) {
 
 Command add_inspect(CLI::App& app) {
   struct Options {
-    std::string model, graph, dtype = "auto";
+    std::string model, graph, device = "auto", dtype = "auto";
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("inspect", "Show what a model folder holds and what it needs");
   c->add_option("model", o->model, "Model folder (default: the model that came along)");
   c->add_option("--graph", o->graph, "Print the compiled graph of a component")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.encode", "vae.decode"}));
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
-  return [o] { return inspect(o->model, o->graph, o->dtype); };
+  add_device(*c, o->device, o->dtype);
+  return [o] { return inspect(o->model, o->graph, o->device, o->dtype); };
 }
 
 Command add_bench(CLI::App& app) {
   auto o = std::make_shared<BenchOptions>();
   CLI::App* c = app.add_subcommand("bench", "Time each component and the whole");
   c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  add_device(*c, o->device, o->dtype);
   c->add_option("-t,--threads", o->threads, "Threads (default: one per core)");
   c->add_option("--size", o->size, "Pixels a side (default: the model's)");
   c->add_option("--repeats", o->repeats, "Timed runs after one warm-up")->check(CLI::Range(1, 1000));

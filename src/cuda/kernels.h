@@ -7,13 +7,24 @@
 namespace kinora::cuda {
 
 // elementwise.cu
+// What follows a product or convolution whose library has no such epilogue: x [rows, channels] = act(x + bias), in
+// place. `act` as of ops/elementwise.h.
+struct BiasAct {
+  int64_t rows = 0, channels = 0;
+  DType dtype = DType::f32;
+  bool bias = false;
+  std::string act = "none";
+  void run(void* x, const void* bias_values, cudaStream_t stream) const;
+};
 Step make_unary(const StepSpec& spec);  // exp … gelu_tanh, by the op's name
 Step make_binary(const StepSpec& spec);
 Step make_affine(const StepSpec& spec);
 Step make_clamp(const StepSpec& spec);
 Step make_cast(const StepSpec& spec);
+bool supports_cast(const StepSpec& spec);
 Step make_glu(const StepSpec& spec);
 Step make_mul_add(const StepSpec& spec);
+Step make_act_mul(const StepSpec& spec);
 
 // shaping.cu
 Step make_permute(const StepSpec& spec);
@@ -32,12 +43,14 @@ Step make_softmax(const StepSpec& spec);
 Step make_layer_norm(const StepSpec& spec);
 Step make_rms_norm(const StepSpec& spec);
 Step make_rms_norm_add(const StepSpec& spec);
+bool supports_norm(const StepSpec& spec);
 
 // cublaslt.cpp
 Step make_matmul(const StepSpec& spec);
 Step make_linear(const StepSpec& spec);
 bool supports_linear(const StepSpec& spec);
 Step make_linear_add(const StepSpec& spec);
+bool supports_linear_add(const StepSpec& spec);
 
 // attention.cu, linear_attention.cu, rope.cu
 Step make_attention(const StepSpec& spec);

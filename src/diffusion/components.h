@@ -6,20 +6,13 @@
 #include <optional>
 #include <string>
 
-#include "graph/executable.h"
+#include "diffusion/backends.h"
 #include "io/weights.h"
 #include "models/dc_ae.h"
 #include "models/gemma2.h"
 #include "models/sana.h"
 
 namespace kinora {
-
-// What all components of a session share.
-struct Runtime {
-  const Backend* backend = nullptr;
-  ExecutionContext context;
-  DType dtype = DType::f32;  // of activations: f32 or bf16
-};
 
 // A few compiled graphs by shape; the oldest goes when there are more than `limit`.
 class ExecutableCache {

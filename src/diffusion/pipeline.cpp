@@ -6,7 +6,6 @@
 #include <filesystem>
 
 #include "core/rng.h"
-#include "cpu/backend.h"
 #include "diffusion/prompt.h"
 #include "io/safetensors.h"
 
@@ -17,12 +16,6 @@ namespace fs = std::filesystem;
 
 constexpr size_t kRememberedPrompts = 16;
 constexpr int64_t kLargestSide = 8192;
-
-DType parse_dtype(const std::string& name) {
-  if (name == "auto" || name == "float32") return DType::f32;
-  if (name == "bfloat16") return DType::bf16;
-  fail(ErrorKind::usage, "unknown dtype '" + name + "' (known: auto, float32, bfloat16)");
-}
 
 void expect_class(const Config& index, const std::string& component, const std::string& expected) {
   std::string given = index.class_name(component);
@@ -88,11 +81,7 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
 
   Pipeline p;
   p.folder_ = folder;
-  p.runtime_.backend = &cpu::backend();
-  p.runtime_.context.pool = std::make_shared<ThreadPool>(options.threads);
-  p.runtime_.context.arena = std::make_shared<Arena>();
-  p.runtime_.context.stop = options.stop;
-  p.runtime_.dtype = parse_dtype(options.dtype);
+  p.runtime_ = make_runtime(options.device, options.dtype, options.threads, options.stop);
   auto config = [&](const char* part) { return Config::load((root / part / "config.json").string()); };
 
   SanaConfig sana = read_sana_config(config("transformer"));
@@ -340,6 +329,8 @@ Result Pipeline::generate(const Request& r) {
   result.steps = r.steps ? r.steps : defaults_.steps;
   result.guidance = p.guidance;
   result.scheduler = p.scheduler->name();
+  result.device = runtime_.context.device ? "cuda" : "cpu";
+  result.dtype = runtime_.dtype == DType::f32 ? "float32" : runtime_.dtype == DType::bf16 ? "bfloat16" : "float16";
   return result;
 }
 

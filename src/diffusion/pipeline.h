@@ -24,9 +24,10 @@ struct ModelDefaults {
 };
 
 struct LoadOptions {
-  std::string variant;         // "fp16", "bf16"; empty: the plain files, else what is there
-  std::string dtype = "auto";  // "float32", "bfloat16"; auto: float32
-  int threads = 0;             // 0: one per physical core
+  std::string variant;          // "fp16", "bf16"; empty: the plain files, else what is there
+  std::string device = "auto";  // as make_runtime
+  std::string dtype = "auto";   // as make_runtime
+  int threads = 0;              // 0: one per physical core
   const std::atomic<bool>* stop = nullptr;
 };
 
@@ -55,7 +56,7 @@ struct Result {
   Tensor initial_latents, latents;  // [batch, C, h, w] f32
   int64_t width = 0, height = 0, steps = 0;
   double guidance = 0;
-  std::string scheduler;
+  std::string scheduler, device, dtype;  // as a request may name them
 };
 
 // The text encoder's result for one prompt: [1, tokens, hidden] and [1, tokens].

@@ -12,6 +12,9 @@ Value layer_norm(Value x, double eps, Value scale = {}, Value shift = {});
 // Gemma's norm has offset 1.
 Value rms_norm(Value x, Value weight, Value bias, double eps, double offset = 0);
 
-extern const OpDef kLayerNorm, kRmsNorm;
+// residual + rms_norm(x, …), rounded once; residual is like x.
+Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps, double offset = 0);
+
+extern const OpDef kLayerNorm, kRmsNorm, kRmsNormAdd;
 
 }  // namespace kinora

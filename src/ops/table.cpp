@@ -17,7 +17,7 @@ static constexpr std::array kOps{
     &kRsqrt,     &kSin,      &kCos,     &kTanh,      &kSigmoid,         &kRelu,   &kStep,   &kClamp,
     &kSilu,      &kGeluTanh, &kCast,    &kReshape,   &kPermute,         &kSlice,  &kConcat, &kBroadcast,
     &kPad,       &kSum,      &kMax,     &kMatmul,    &kLinear,          &kGather, &kConv2d, &kUpsample2,
-    &kLayerNorm, &kRmsNorm,  &kSoftmax, &kAttention, &kLinearAttention, &kRope,   &kGlu,    &kScatterRows,
+    &kLayerNorm, &kRmsNorm,  &kSoftmax, &kAttention, &kLinearAttention, &kRope,   &kGlu,    &kScatterRows, &kMulAdd, &kActMul, &kLinearAdd, &kRmsNormAdd,
 };
 
 std::span<const OpDef* const> op_table() { return kOps; }

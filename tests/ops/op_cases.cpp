@@ -9,6 +9,7 @@
 #include "ops/norm.h"
 #include "ops/reduce.h"
 #include "ops/shaping.h"
+#include "support.h"
 
 namespace kinora::test {
 namespace {
@@ -139,6 +140,17 @@ void add_elementwise(std::vector<OpCase>& c) {
                      return out;
                    },
                .gradient = false});
+  c.push_back({.name = "mul_add", .shapes = {{2, 1, 16}, {2, 3, 16}, {3, 16}}, .build = [](In x) {
+                 return mul_add(x[0], x[1], x[2]);
+               }});
+  c.push_back({.name = "act_mul",
+               .shapes = {{3, 40}, {3, 40}},
+               .build = [](In x) { return act_mul(x[0], x[1], "gelu_tanh"); },
+               .low = -3,
+               .high = 3});
+  c.push_back({.name = "act_mul/silu", .shapes = {{2, 3, 7}, {2, 3, 7}}, .build = [](In x) {
+                 return act_mul(x[0], x[1], "silu");
+               }});
   c.push_back({.name = "glu", .shapes = {{5, 24}}, .build = [](In x) { return glu(x[0]); }, .low = -3, .high = 3});
 }
 
@@ -233,6 +245,10 @@ void add_matmul(std::vector<OpCase>& c) {
                .build = [](In x) { return linear(x[0], x[1]); },
                .terms = 33,
                .gradient = false});
+  c.push_back({.name = "linear_add",
+               .shapes = {{2, 12, 9}, {10, 9}, {10}, {2, 12, 10}},
+               .build = [](In x) { return linear_add(x[0], x[1], x[2], x[3]); },
+               .terms = 9});
   c.push_back({.name = "gather",
                .shapes = {{5, 4}, {2, 3}},
                .build = [](In x) { return gather(x[0], x[1]); },
@@ -294,6 +310,10 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .shapes = {{2, 2, 16}, {16}},
                .build = [](In x) { return rms_norm(x[0], x[1], {}, 1e-6, 1); },
                .terms = 16});
+  c.push_back({.name = "rms_norm_add",
+               .shapes = {{4, 19}, {4, 19}, {19}, {19}},
+               .build = [](In x) { return rms_norm_add(x[0], x[1], x[2], x[3], 1e-5); },
+               .terms = 19});
   c.push_back({.name = "attention",
                .shapes = {{2, 5, 2, 4}, {2, 7, 2, 4}, {2, 7, 2, 4}, {2, 7}},
                .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.scale = 0.5}); },
@@ -339,6 +359,34 @@ const std::vector<OpCase>& op_cases() {
     return c;
   }();
   return cases;
+}
+
+Feed make_inputs(const OpCase& c) {
+  Feed feed;
+  for (size_t i = 0; i < c.shapes.size(); ++i) {
+    feed["x" + std::to_string(i)] = random_tensor(c.shapes[i], 17 + i, c.low, c.high);
+  }
+  if (!c.ids.empty()) {
+    std::vector<int32_t> ids(c.ids.begin(), c.ids.end());
+    feed["x" + std::to_string(c.shapes.size() - 1)] = Tensor::from(c.shapes.back(), ids);
+  }
+  return feed;
+}
+
+std::vector<Value> add_inputs(Graph& graph, const OpCase& c, DType dtype) {
+  std::vector<Value> inputs;
+  for (size_t i = 0; i < c.shapes.size(); ++i) {
+    bool ids = !c.ids.empty() && i + 1 == c.shapes.size();
+    Value input = graph.input("x" + std::to_string(i), c.shapes[i], ids ? DType::i32 : DType::f32);
+    inputs.push_back(ids ? input : cast(input, dtype));
+  }
+  return inputs;
+}
+
+Graph build(const OpCase& c, DType dtype) {
+  Graph graph;
+  graph.output("y", cast(c.build(add_inputs(graph, c, dtype)), DType::f32));
+  return graph;
 }
 
 }  // namespace kinora::test
