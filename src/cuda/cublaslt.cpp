@@ -75,8 +75,8 @@ struct Product::Plan {
     auto r = static_cast<uint64_t>(transposed ? columns : rows), c = static_cast<uint64_t>(transposed ? rows : columns);
     api().expect(api().cublasLtMatrixLayoutCreate(&result, cuda_type(s.dtype), r, c, static_cast<int64_t>(r)));
     auto count = static_cast<int32_t>(s.batch);
-    api().expect(api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
-                                                        sizeof count));
+    api().expect(
+        api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
     api().expect(api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
                                                         sizeof stride));
     return result;
@@ -108,8 +108,8 @@ struct Product::Plan {
     api().cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
                                                sizeof schemes);
     int count = 0;
-    cublasStatus_t status = api().cublasLtMatmulAlgoGetHeuristic(api().handle, desc, a, b, c, c, preference, 1, &choice,
-                                                                 &count);
+    cublasStatus_t status =
+        api().cublasLtMatmulAlgoGetHeuristic(api().handle, desc, a, b, c, c, preference, 1, &choice, &count);
     api().cublasLtMatmulPreferenceDestroy(preference);
     found = status == CUBLAS_STATUS_SUCCESS && count > 0 && choice.state == CUBLAS_STATUS_SUCCESS;
   }
@@ -197,7 +197,8 @@ Step make_linear(const StepSpec& spec) {
   ProductShape s = linear_shape(spec);
   bool biased = spec.inputs.size() == 3;
   s.bias = biased;
-  s.gelu = act == "gelu_tanh" || act == "gelu_pytorch_tanh";
+  // The epilogue's tanh is approximate: below the rounding of 16 bits, above that of float32.
+  s.gelu = s.dtype != DType::f32 && (act == "gelu_tanh" || act == "gelu_pytorch_tanh");
   Product product(s);
   BiasAct after{.rows = s.m, .channels = s.n, .dtype = s.dtype, .bias = false, .act = s.gelu ? "none" : act};
   if (!product.available()) {

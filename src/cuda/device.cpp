@@ -50,6 +50,19 @@ class CudaRecording : public Device::Recording {
   cudaStream_t stream_;
 };
 
+class CudaMark : public Device::Mark {
+ public:
+  explicit CudaMark(cudaStream_t stream) {
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+    check(cudaEventRecord(event_, stream));
+  }
+  ~CudaMark() override { cudaEventDestroy(event_); }
+  void wait() override { check(cudaEventSynchronize(event_)); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 // Two pinned buffers through which large uploads go: one fills while the other travels.
 class Staging {
  public:
@@ -150,6 +163,7 @@ class CudaDevice : public Device {
   }
 
   void wait() override { check(cudaStreamSynchronize(stream_->handle)); }
+  std::unique_ptr<Mark> mark() override { return std::make_unique<CudaMark>(stream_->handle); }
   void* queue() override { return stream_->handle; }
 
   std::unique_ptr<Recording> record(const std::function<void()>& enqueue) override {

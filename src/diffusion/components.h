@@ -60,6 +60,8 @@ class Denoiser {
   Tensor predict(const DenoiseInputs& inputs);  // [batch, height, width, out_channels] f32
   const SanaConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
+  const Runtime& runtime() const { return runtime_; }
+  DType dtype() const { return runtime_.dtype; }
   Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const;
   size_t memory(int64_t batch, int64_t height, int64_t width, int64_t tokens);  // bytes of activations when compiled
 
@@ -81,7 +83,7 @@ class Autoencoder {
   Autoencoder(DcAeConfig config, Weights weights, Runtime runtime);
   // picture [batch, H, W, 3] f32 in [-1, 1] -> latents [batch, H/c, W/c, C] f32, not scaled.
   Tensor encode(const Tensor& picture, std::optional<Tiling> tiling = {});
-  // latents, not scaled -> picture.
+  // latents, not scaled -> picture, on the host.
   Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
   const DcAeConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }

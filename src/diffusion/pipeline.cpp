@@ -99,6 +99,7 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
   }
   p.defaults_ = read_defaults(root, sana, vae);
   p.denoiser_ = std::make_unique<Denoiser>(sana, std::move(sana_weights), p.runtime_);
+  if (p.runtime_.context.device) p.device_sampler_ = std::make_unique<DeviceSampler>(*p.denoiser_);
   p.autoencoder_ = std::make_unique<Autoencoder>(
       vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", options.variant), p.runtime_);
   p.text_encoder_ = std::make_unique<TextEncoder>(
@@ -272,6 +273,10 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
     for (NoiseSource& source : sources) parts.push_back(source({1, s[3], s[1], s[2]}));
     return concat_rows(parts).permuted({0, 2, 3, 1});
   };
+  if (device_sampler_) {
+    in.latents = latents;
+    return denoise_on_device(r, p, in, noise);
+  }
   auto* scm = dynamic_cast<ScmScheduler*>(p.scheduler.get());
   size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
   for (size_t i = p.first_step; i < count; ++i) {
@@ -289,7 +294,32 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
   return result;
 }
 
-Tensor Pipeline::decode(const Tensor& latents, std::optional<Tiling> tiling) {
+Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const DenoiseInputs& in, const NoiseSource& noise) {
+  bool scm = p.scheduler->name() == "scm";
+  size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
+  DeviceLoop loop{.latents = in.latents,
+                  .caption = in.caption,
+                  .mask = in.mask,
+                  .guidance = static_cast<float>(p.guidance),
+                  .guided = p.guided,
+                  .steps = {},
+                  .noise = noise,
+                  .on_step = {}};
+  for (size_t i = p.first_step; i < count; ++i) loop.steps.push_back(p.scheduler->coefficients(i, i - p.first_step));
+  if (r.on_step) {
+    loop.on_step = [&](size_t done, const Tensor& latents, const Tensor& clean) {
+      r.on_step({static_cast<int64_t>(done), static_cast<int64_t>(count - p.first_step), scm ? &clean : &latents});
+    };
+  }
+  LoopResult result = device_sampler_->run(loop);
+  Tensor latents = runtime_.context.device->to_host(scm ? result.clean : result.latents);
+  check_finite(latents, "the transformer");
+  for (int64_t i = 0; scm && i < latents.numel(); ++i) latents.data<float>()[i] /= ScmScheduler::kSigmaData;
+  return latents;
+}
+
+Tensor Pipeline::decode(const Tensor& where, std::optional<Tiling> tiling) {
+  Tensor latents = where.on_device() ? runtime_.context.device->to_host(where) : where;
   Tensor scaled(latents.shape(), DType::f32);
   auto factor = static_cast<float>(autoencoder_->config().scaling_factor);
   for (int64_t i = 0; i < scaled.numel(); ++i) scaled.data<float>()[i] = latents.data<float>()[i] / factor;

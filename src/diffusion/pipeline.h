@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "diffusion/components.h"
+#include "diffusion/device_sampler.h"
 #include "diffusion/scheduler.h"
 #include "io/image.h"
 #include "text/tokenizer.h"
@@ -33,8 +34,9 @@ struct LoadOptions {
 
 // What a step reports. Returning is enough; to stop, set LoadOptions::stop.
 struct StepReport {
-  int64_t step = 0, steps = 0;      // steps done of all
-  const Tensor* latents = nullptr;  // [batch, h, w, C] of the clean picture expected, not divided by the scaling factor
+  int64_t step = 0, steps = 0;  // steps done of all
+  // [batch, h, w, C] of the clean picture expected, not divided by the scaling factor; where the model runs.
+  const Tensor* latents = nullptr;
 };
 
 struct Request {
@@ -91,6 +93,8 @@ class Pipeline {
   Plan plan(const Request& request) const;
   Tensor initial_latents(const Request& request, const Plan& plan, std::vector<NoiseSource>& sources) const;
   Tensor denoise(const Request& request, const Plan& plan, Tensor latents, std::vector<NoiseSource>& sources);
+  Tensor denoise_on_device(const Request& request, const Plan& plan, const DenoiseInputs& inputs,
+                           const NoiseSource& noise);
   Tensor predict_flow(const Plan& plan, const DenoiseInputs& batch, const Tensor& latents, float t);
   Tensor predict_trigflow(const DenoiseInputs& batch, const Tensor& latents, float t);
 
@@ -100,6 +104,7 @@ class Pipeline {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<TextEncoder> text_encoder_;
   std::unique_ptr<Denoiser> denoiser_;
+  std::unique_ptr<DeviceSampler> device_sampler_;  // null on the CPU
   std::unique_ptr<Autoencoder> autoencoder_;
   std::optional<Config> scheduler_config_;
   std::vector<std::pair<std::string, Conditioning>> prompts_;  // most recent last

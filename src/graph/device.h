@@ -20,6 +20,13 @@ class Device {
     virtual void enqueue() = 0;
   };
 
+  // A point in the queue.
+  class Mark {
+   public:
+    virtual ~Mark() = default;
+    virtual void wait() = 0;  // until everything enqueued before it is done
+  };
+
   virtual ~Device() = default;
 
   // Uninitialised, 256-byte aligned. Throws Error(resource) saying how much was asked for and how much was there.
@@ -28,6 +35,7 @@ class Device {
   virtual void download(void* host, const void* device, size_t bytes) = 0;  // waits
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
   virtual void wait() = 0;
+  virtual std::unique_ptr<Mark> mark() = 0;
   virtual void* queue() = 0;  // StepArgs::queue
   // Null when this device cannot, or is told not to.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& enqueue) = 0;
