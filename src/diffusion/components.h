@@ -34,7 +34,7 @@ class TextEncoder {
  public:
   TextEncoder(Gemma2Config config, Weights weights, Runtime runtime);
   // ids [batch, tokens] i32, mask [batch, tokens] f32 -> hidden states [batch, tokens, hidden] f32.
-  Tensor encode(const Tensor& ids, const Tensor& mask);
+  Tensor encode(const Tensor& ids, const Tensor& mask, Keep keep = Keep::on_host);
   const Gemma2Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(int64_t batch, int64_t tokens) const;
@@ -57,7 +57,7 @@ struct DenoiseInputs {
 class Denoiser {
  public:
   Denoiser(SanaConfig config, Weights weights, Runtime runtime);
-  Tensor predict(const DenoiseInputs& inputs);  // [batch, height, width, out_channels] f32
+  Tensor predict(const DenoiseInputs& inputs, Keep keep = Keep::on_host);  // [batch, height, width, out_channels] f32
   const SanaConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   const Runtime& runtime() const { return runtime_; }
@@ -83,8 +83,8 @@ class Autoencoder {
   Autoencoder(DcAeConfig config, Weights weights, Runtime runtime);
   // picture [batch, H, W, 3] f32 in [-1, 1] -> latents [batch, H/c, W/c, C] f32, not scaled.
   Tensor encode(const Tensor& picture, std::optional<Tiling> tiling = {});
-  // latents, not scaled -> picture, on the host.
-  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
+  // latents, not scaled -> picture; on the host when there are several of them, or tiles.
+  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {}, Keep keep = Keep::on_host);
   const DcAeConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(bool encoder, const Shape& input) const;
@@ -92,7 +92,7 @@ class Autoencoder {
 
  private:
   const Executable& compiled(bool encoder, const Shape& input);
-  Tensor run(bool encoder, const Tensor& input);
+  Tensor run(bool encoder, const Tensor& input, Keep keep = Keep::on_host);
   DcAeConfig config_;
   Weights weights_;
   Runtime runtime_;

@@ -75,6 +75,7 @@ class Pipeline {
   // Encodes as diffusers does: strip, lower-case, the complex human instruction before a positive prompt, right
   // padding, the first token and the last max_sequence_length - 1. The last few prompts are remembered.
   const Conditioning& encode_prompt(const std::string& prompt, bool negative);
+  void forget_prompts() { prompts_.clear(); }
   // latents [batch, h, w, C] as the transformer sees them -> pictures.
   Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
 
