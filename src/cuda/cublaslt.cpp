@@ -99,7 +99,7 @@ struct Product::Plan {
 
   // The library's first suggestion: the same on every run, with sums in one pass so that no result depends on how the
   // work was split.
-  void choose() {
+  void choose(int suggestion) {
     cublasLtMatmulPreference_t preference = nullptr;
     api().expect(api().cublasLtMatmulPreferenceCreate(&preference));
     uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
@@ -108,16 +108,18 @@ struct Product::Plan {
     api().cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
                                                sizeof schemes);
     int count = 0;
-    cublasStatus_t status =
-        api().cublasLtMatmulAlgoGetHeuristic(api().handle, desc, a, b, c, c, preference, 1, &choice, &count);
+    std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(suggestion) + 1);
+    cublasStatus_t status = api().cublasLtMatmulAlgoGetHeuristic(
+        api().handle, desc, a, b, c, c, preference, static_cast<int>(results.size()), results.data(), &count);
     api().cublasLtMatmulPreferenceDestroy(preference);
-    found = status == CUBLAS_STATUS_SUCCESS && count > 0 && choice.state == CUBLAS_STATUS_SUCCESS;
+    choice = results.back();
+    found = status == CUBLAS_STATUS_SUCCESS && count > suggestion && choice.state == CUBLAS_STATUS_SUCCESS;
   }
 };
 
-Product::Product(const ProductShape& shape) : plan_(std::make_shared<Plan>()) {
+Product::Product(const ProductShape& shape, int suggestion) : plan_(std::make_shared<Plan>()) {
   plan_->describe(shape);
-  plan_->choose();
+  plan_->choose(suggestion);
 }
 
 bool Product::available() const { return plan_->found; }

@@ -19,7 +19,8 @@ struct ProductShape {
 
 class Product {
  public:
-  explicit Product(const ProductShape& shape);
+  // `suggestion`: which of the library's plans to take, its favourite first; for measuring.
+  explicit Product(const ProductShape& shape, int suggestion = 0);
   // False when cuBLASLt has nothing for this shape and epilogue.
   bool available() const;
   size_t workspace_bytes() const;
