@@ -345,6 +345,93 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .terms = 2});
 }
 
+// Sizes that are no multiples of any tile, and inputs that are slices of one projection.
+void add_attention_sizes(std::vector<OpCase>& c) {
+  auto attend = [&](std::string name, Shape q, Shape k, AttentionOptions o, bool biased = false) {
+    OpCase item{.name = "attention/" + name,
+                .shapes = {q, k, k},
+                .build = [=](In x) { return attention(x[0], x[1], x[2], biased ? x[3] : Value(), o); },
+                .terms = k[1],
+                .gradient = false};
+    if (biased) item.shapes.push_back({k[0], k[1]});
+    c.push_back(std::move(item));
+  };
+  attend("one", {1, 1, 1, 8}, {1, 1, 1, 8}, {.scale = 0.3});
+  attend("odd", {3, 7, 3, 5}, {3, 67, 1, 5}, {.scale = 0.4}, true);
+  attend("dim64", {2, 131, 2, 64}, {2, 131, 1, 64}, {.scale = 0.125, .causal = true});
+  attend("dim72", {2, 130, 2, 72}, {2, 75, 2, 72}, {.scale = 0.12}, true);
+  attend("dim96", {1, 17, 1, 96}, {1, 33, 1, 96}, {.scale = -0.1});
+  attend("dim112", {1, 65, 1, 112}, {1, 129, 1, 112}, {.scale = 0.1});
+  attend("dim128", {1, 140, 2, 128}, {1, 140, 1, 128}, {.scale = 0.09, .causal = true, .window = 70});
+  attend("dim160", {1, 9, 1, 160}, {1, 40, 1, 160}, {.scale = 0.08});
+  attend("dim256", {1, 70, 2, 256}, {1, 70, 1, 256}, {.scale = 0.06, .softcap = 2, .causal = true}, true);
+  attend("unseen", {1, 90, 1, 16}, {1, 40, 1, 16}, {.scale = 0.25, .causal = true, .window = 20});
+  c.push_back(
+      {.name = "attention/masked",
+       .shapes = {{2, 6, 2, 32}, {2, 70, 2, 32}, {2, 70, 2, 32}, {2, 70}},
+       .build = [](In x) { return attention(x[0], x[1], x[2], affine(step(x[3]), 1e30, -1e30), {.causal = true}); },
+       .terms = 70,
+       .gradient = false});
+  c.push_back({.name = "attention/qkv",
+               .shapes = {{2, 40, 480}},
+               .build =
+                   [](In x) {
+                     std::vector<Value> qkv = split(reshape(x[0], {2, 40, 6, 80}), 2, 3);
+                     return attention(qkv[0], qkv[1], qkv[2], {}, {.scale = 0.11});
+                   },
+               .terms = 40,
+               .gradient = false});
+}
+
+void add_linear_attention_sizes(std::vector<OpCase>& c) {
+  auto attend = [&](std::string name, Shape x, float low = -1) {
+    c.push_back({.name = "linear_attention/" + name,
+                 .shapes = {x, x, x},
+                 .build = [](In in) { return linear_attention(in[0], in[1], in[2]); },
+                 .terms = x[1],
+                 .low = low,
+                 .gradient = false});
+  };
+  attend("one", {1, 1, 1, 32}, 0.1f);
+  attend("tokens", {3, 150, 5, 32});
+  attend("dim1", {2, 20, 3, 1}, 0.1f);
+  attend("dim33", {1, 90, 2, 33});
+  attend("dim128", {1, 50, 2, 128});
+  c.push_back({.name = "linear_attention/qkv",
+               .shapes = {{2, 100, 288}},
+               .build =
+                   [](In x) {
+                     std::vector<Value> qkv = split(reshape(x[0], {2, 100, 9, 32}), 2, 3);
+                     return linear_attention(qkv[0], qkv[1], qkv[2]);
+                   },
+               .terms = 100,
+               .gradient = false});
+  c.push_back({.name = "linear_attention/by_head",
+               .shapes = {{2, 100, 3, 96}},
+               .build =
+                   [](In x) {
+                     std::vector<Value> qkv = split(x[0], 3, 3);
+                     return linear_attention(qkv[0], qkv[1], qkv[2]);
+                   },
+               .terms = 100,
+               .gradient = false});
+  auto rotate = [&](std::string name, Shape x) {
+    c.push_back({.name = "rope/" + name,
+                 .shapes = {x, {x[1], x[3]}, {x[1], x[3]}},
+                 .build = [](In in) { return rope(in[0], in[1], in[2]); },
+                 .terms = 2,
+                 .gradient = false});
+  };
+  rotate("dim32", {2, 5, 6, 32});
+  rotate("dim256", {1, 40, 9, 256});
+  rotate("dim40", {3, 7, 1, 40});
+  c.push_back({.name = "rope/slice",
+               .shapes = {{2, 7, 9, 64}, {7, 64}, {7, 64}},
+               .build = [](In x) { return rope(slice(x[0], 2, 3, 8), x[1], x[2]); },
+               .terms = 2,
+               .gradient = false});
+}
+
 }  // namespace
 
 const std::vector<OpCase>& op_cases() {
@@ -356,6 +443,8 @@ const std::vector<OpCase>& op_cases() {
     add_matmul(c);
     add_conv(c);
     add_norm_attention(c);
+    add_attention_sizes(c);
+    add_linear_attention_sizes(c);
     return c;
   }();
   return cases;
