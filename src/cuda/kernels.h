@@ -46,9 +46,11 @@ Step make_linear_attention(const StepSpec& spec);
 bool supports_linear_attention(const StepSpec& spec);
 Step make_rope(const StepSpec& spec);
 
-// conv.cpp (cuDNN), depthwise.cu
+// conv.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d
 Step make_conv2d(const StepSpec& spec);
 bool supports_conv2d(const StepSpec& spec);
+Step make_grouped_conv2d(const StepSpec& spec);
+bool supports_grouped_conv2d(const StepSpec& spec);
 Step make_depthwise_conv2d(const StepSpec& spec);
 bool supports_depthwise_conv2d(const StepSpec& spec);
 Step make_depthwise_glu(const StepSpec& spec);
