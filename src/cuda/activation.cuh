@@ -2,21 +2,9 @@
 #pragma once
 
 #include "cuda/device.cuh"
+#include "cuda/epilogue.h"
 
 namespace kinora::cuda {
-
-enum class Act : uint8_t { none, relu, silu, gelu_tanh };
-
-inline bool is_act(const std::string& name) {
-  return name == "none" || name == "relu" || name == "silu" || name == "gelu_tanh";
-}
-inline Act act_of(const std::string& name) {
-  if (name == "relu") return Act::relu;
-  if (name == "silu") return Act::silu;
-  return name == "gelu_tanh" ? Act::gelu_tanh : Act::none;
-}
-
-#ifdef __CUDACC__
 
 // silu as exact as float32 allows, for float32 results.
 __device__ inline float silu_exact(float x) { return x / (1.0f + expf(-x)); }
@@ -57,7 +45,5 @@ __device__ inline float load_float(const void* values, DType dtype, int64_t i) {
     default: return static_cast<const float*>(values)[i];
   }
 }
-
-#endif
 
 }  // namespace kinora::cuda

@@ -170,8 +170,8 @@ Step make_grouped_conv2d(const StepSpec& spec) {
     int64_t count = spec.output().shape.numel();
     Step step;
     step.run = [=](const StepArgs& args) {
-      one_by_one<T><<<static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream_of(args)>>>(with_pointers(a, args),
-                                                                                            count);
+      one_by_one<T>
+          <<<static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream_of(args)>>>(with_pointers(a, args), count);
       check(cudaGetLastError());
     };
     return step;

@@ -16,9 +16,9 @@ std::vector<std::filesystem::path> library_folders();
 class Library {
  public:
   struct Request {
-    std::string what;                // "cuDNN 9"
-    std::vector<std::string> names;  // file names, the preferred one first
-    std::string install;             // what to do when there is none
+    std::string what;                      // "cuDNN 9"
+    std::vector<std::string> names;        // file names, the preferred one first
+    std::string install;                   // what to do when there is none
     std::vector<std::string> before = {};  // libraries that it opens by name later: opened first where they are found
   };
   // Throws Error(resource) naming what was looked for, where, and what to install.
