@@ -8,6 +8,7 @@
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/fuse.h"
+#include "ops/fuse_conv.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/reduce.h"
@@ -57,8 +58,16 @@ const Backend& backend() {
       Kernel{&kGather, make_gather},
       Kernel{&kScatterRows, make_scatter_rows},
       Kernel{&kGlu, make_glu},
+      Kernel{&kConv2d, make_depthwise_conv2d, supports_depthwise_conv2d},
+      Kernel{&kConv2d, make_grouped_conv2d, supports_grouped_conv2d},
+      Kernel{&kConv2d, make_conv2d, supports_conv2d},
+      Kernel{&kDepthwiseGlu, make_depthwise_glu, supports_depthwise_glu},
+      Kernel{&kAttention, make_attention, supports_attention, kStrided},
+      Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention, kStrided},
+      Kernel{&kRope, make_rope, nullptr, kStrided},
   };
-  static constexpr std::array<Graph (*)(const Graph&), 4> kPasses{match_weight_types, merge_linears,
+  static constexpr std::array<Graph (*)(const Graph&), 6> kPasses{fuse_depthwise_glu,   channels_last_weights,
+                                                                  match_weight_types,   merge_linears,
                                                                   drop_rejoined_slices, fuse_pointwise};
   static const Backend instance{"cuda", kernels, kPasses, &cpu::backend()};
   return instance;

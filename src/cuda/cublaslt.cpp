@@ -2,6 +2,7 @@
 
 #include <cublasLt.h>
 
+#include "cuda/epilogue.h"
 #include "cuda/kernels.h"
 #include "cuda/library.h"
 
@@ -11,8 +12,7 @@ namespace {
 constexpr size_t kWorkspaceLimit = size_t{32} << 20;
 
 struct Api {
-  Library library = Library::open("cuBLASLt");
-#define KINORA_SYMBOL(name) decltype(&::name) name = library.symbol<decltype(&::name)>(#name)
+#define KINORA_SYMBOL(name) decltype(&::name) name = cublaslt_library().function<decltype(::name)>(#name)
   KINORA_SYMBOL(cublasLtCreate);
   KINORA_SYMBOL(cublasLtGetStatusString);
   KINORA_SYMBOL(cublasLtMatmul);
@@ -168,6 +168,7 @@ ProductShape linear_shape(const StepSpec& spec) {
 }  // namespace
 
 bool supports_linear(const StepSpec& spec) {
+  if (spec.node.op->name == "linear" && !is_act(spec.node.attrs.text("act"))) return false;
   return same_types(spec) && spec.inputs[1].shape[1] > 0 && spec.output().shape.numel() > 0;
 }
 
@@ -200,22 +201,23 @@ Step make_linear(const StepSpec& spec) {
   bool biased = spec.inputs.size() == 3;
   s.bias = biased;
   // The epilogue's tanh is approximate: below the rounding of 16 bits, above that of float32.
-  s.gelu = s.dtype != DType::f32 && (act == "gelu_tanh" || act == "gelu_pytorch_tanh");
+  s.gelu = s.dtype != DType::f32 && act == "gelu_tanh";
   Product product(s);
-  BiasAct after{.rows = s.m, .channels = s.n, .dtype = s.dtype, .bias = false, .act = s.gelu ? "none" : act};
+  Epilogue rest{s.dtype, s.m, s.n, s.gelu ? Act::none : act_of(act)};
+  bool bias_left = biased && !product.available();
   if (!product.available()) {
     s.bias = s.gelu = false;
     product = Product(s);
     expect_available(product);
-    after.bias = biased;
-    after.act = act;
+    rest.act = act_of(act);
   }
   Step step;
   step.scratch_bytes = product.workspace_bytes();
-  step.run = [product, after, biased](const StepArgs& args) {
+  step.run = [product, rest, biased, bias_left](const StepArgs& args) {
     const void* bias = biased ? args.in[2] : nullptr;
     product.run(args.in[0], args.in[1], bias, nullptr, args.out, args.scratch, stream_of(args));
-    after.run(args.out, bias, stream_of(args));
+    if (bias_left || rest.act != Act::none)
+      rest.enqueue(stream_of(args), args.out, bias_left ? bias : nullptr, nullptr);
   };
   return step;
 }

@@ -204,40 +204,7 @@ __global__ void glu_kernel(const T* in, T* out, int64_t count, int64_t channels)
   out[index] = from_float<T>(to_float(in[at]) * Silu{}(to_float(in[at + channels])));
 }
 
-struct Identity {
-  __device__ float operator()(float x) const { return x; }
-};
-struct Relu6 {
-  __device__ float operator()(float x) const { return fminf(Relu{}(x), 6.0f); }
-};
-
-template <class T, class F>
-__global__ void bias_act_kernel(T* x, const T* bias, int64_t count, int64_t channels, F f) {
-  int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (index >= count) return;
-  float value = to_float(x[index]);
-  if (bias) value += to_float(bias[index % channels]);
-  x[index] = from_float<T>(f(value));
-}
-
 }  // namespace
-
-void BiasAct::run(void* x, const void* bias_values, cudaStream_t stream) const {
-  if (!bias && act == "none") return;
-  auto launch_with = [&](auto f) {
-    with_float(dtype, [&]<class T>(T) {
-      bias_act_kernel<<<static_cast<unsigned>(ceil_div(rows * channels, kThreads)), kThreads, 0, stream>>>(
-          static_cast<T*>(x), static_cast<const T*>(bias ? bias_values : nullptr), rows * channels, channels, f);
-    });
-    check(cudaGetLastError());
-  };
-  if (act == "none") return launch_with(Identity{});
-  if (act == "silu" || act == "swish") return launch_with(Silu{});
-  if (act == "relu") return launch_with(Relu{});
-  if (act == "relu6") return launch_with(Relu6{});
-  if (act == "gelu_tanh" || act == "gelu_pytorch_tanh") return launch_with(GeluTanh{});
-  fail(ErrorKind::internal, "no CUDA kernel for the activation '" + act + "'");
-}
 
 Step make_unary(const StepSpec& spec) {
   std::string_view name = spec.node.op->name;

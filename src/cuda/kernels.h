@@ -7,15 +7,6 @@
 namespace kinora::cuda {
 
 // elementwise.cu
-// What follows a product or convolution whose library has no such epilogue: x [rows, channels] = act(x + bias), in
-// place. `act` as of ops/elementwise.h.
-struct BiasAct {
-  int64_t rows = 0, channels = 0;
-  DType dtype = DType::f32;
-  bool bias = false;
-  std::string act = "none";
-  void run(void* x, const void* bias_values, cudaStream_t stream) const;
-};
 Step make_unary(const StepSpec& spec);  // exp … gelu_tanh, by the op's name
 Step make_binary(const StepSpec& spec);
 Step make_affine(const StepSpec& spec);
@@ -59,9 +50,11 @@ Step make_linear_attention(const StepSpec& spec);
 bool supports_linear_attention(const StepSpec& spec);
 Step make_rope(const StepSpec& spec);
 
-// conv.cpp (cuDNN), depthwise.cu
+// conv.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d
 Step make_conv2d(const StepSpec& spec);
 bool supports_conv2d(const StepSpec& spec);
+Step make_grouped_conv2d(const StepSpec& spec);
+bool supports_grouped_conv2d(const StepSpec& spec);
 Step make_depthwise_conv2d(const StepSpec& spec);
 bool supports_depthwise_conv2d(const StepSpec& spec);
 Step make_depthwise_glu(const StepSpec& spec);
