@@ -1,6 +1,6 @@
 // ReLU linear attention in three kernels: sums of v'·relu(k)ᵀ over chunks of tokens, their sum in a fixed order, and
 // the product of that state with relu(q). The first and last read each of q, k and v once and are bound by memory.
-#include "cuda/heads.h"
+#include "cuda/heads.cuh"
 #include "cuda/kernels.h"
 #include "cuda/mma.cuh"
 
@@ -17,9 +17,9 @@ constexpr int kTileTokens = 16, kTileRows = 32, kTileColumns = 128;  // of the p
 
 struct LinearArgs {
   const void *q, *k, *v;
-  void* out;     // [batch, n, heads, d]
-  float *parts,  // [batch, heads, chunks, state]
-      *states;   // [batch, heads, state]
+  void* out;      // [batch, n, heads, d]
+  float* parts;   // [batch, heads, chunks, state]
+  float* states;  // [batch, heads, state]
   HeadStrides q_at, k_at, v_at;
   int n, heads, d, chunk, chunks;
   float eps;
@@ -33,11 +33,6 @@ __device__ inline Place place_of(const LinearArgs& a, int warp_head) {
   int groups = (a.heads + kHeads - 1) / kHeads, item = static_cast<int>(blockIdx.x);
   int group = item % groups, chunk = item / groups % a.chunks, batch = item / groups / a.chunks;
   return {batch, group * kHeads + warp_head, chunk * a.chunk, min(a.n, (chunk + 1) * a.chunk)};
-}
-
-template <class T>
-__device__ inline const T* head_of(const void* base, const HeadStrides& at, int batch, int head) {
-  return static_cast<const T*>(base) + batch * at.batch + head * at.head;
 }
 
 // The low halves of two registers, or the high ones.

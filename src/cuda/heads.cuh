@@ -10,6 +10,11 @@ struct HeadStrides {
   int64_t batch = 0, token = 0, head = 0;  // in elements
 };
 
+template <class T>
+__device__ inline const T* head_of(const void* base, const HeadStrides& at, int batch, int head) {
+  return static_cast<const T*>(base) + batch * at.batch + head * at.head;
+}
+
 inline Ints strides_of(const StepSpec& spec, size_t input) {
   return input < spec.strides.size() ? spec.strides[input] : contiguous_strides(spec.inputs[input].shape);
 }
