@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/activation.cuh"
 
@@ -24,16 +25,20 @@ template <class T>
 struct Word<T, 2> {
   unsigned bits = 0;
   __device__ float get(int v) const {
-    T value;
-    auto half = static_cast<unsigned short>(v ? bits >> 16 : bits & 0xffffu);
-    memcpy(&value, &half, sizeof value);
-    return to_float(value);
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      return __uint_as_float(v ? bits & 0xffff0000u : bits << 16);
+    } else {
+      T value;
+      auto part = static_cast<unsigned short>(v ? bits >> 16 : bits & 0xffffu);
+      memcpy(&value, &part, sizeof value);
+      return to_float(value);
+    }
   }
   __device__ void set(int v, float value) {
     T rounded = from_float<T>(value);
-    unsigned short half;
-    memcpy(&half, &rounded, sizeof half);
-    bits |= static_cast<unsigned>(half) << (16 * v);
+    unsigned short part;
+    memcpy(&part, &rounded, sizeof part);
+    bits |= static_cast<unsigned>(part) << (16 * v);
   }
 };
 

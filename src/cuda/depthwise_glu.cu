@@ -38,11 +38,8 @@ struct GatedStrip {
   float weight[2][9][V], bias[2][V];
   float sums[3][kColumns][2][V];  // of output row o in slot o mod 3
   W words[kColumns + 2][2];       // the input row to be added next, from one column before the strip
-  const T* at;                    // of the row after it
-  unsigned inside;
-
-  // Columns that this thread loads.
-  __device__ bool own(int j) const { return j == 0 ? first : j <= kColumns || last; }
+  const T* at;                    // column 0 of the row after it
+  unsigned inside;                // bit j: this thread loads column j
 
   __device__ void load_weights() {
 #pragma unroll
@@ -57,31 +54,52 @@ struct GatedStrip {
     }
   }
 
-  __device__ void turn_to(int y) {
-    int64_t pixel = (image * a.height + y) * a.width + column - 1;
-    at = static_cast<const T*>(a.x) + pixel * 2 * a.half + channel;
+  // Which columns this thread loads: its own, and one beyond the block's edges; all of them within the picture.
+  __device__ void find_columns() {
     inside = 0;
 #pragma unroll
     for (int j = 0; j < kColumns + 2; ++j) {
+      bool mine = j == 0 ? first : j <= kColumns || last;
       int x = column - 1 + j;
-      if (there && own(j) && y >= 0 && y < a.height && x >= 0 && x < a.width) inside |= 1u << j;
+      if (there && mine && x >= 0 && x < a.width) inside |= 1u << j;
     }
+    at = static_cast<const T*>(a.x) + ((image * a.height + row - 1) * a.width + column - 1) * 2 * a.half + channel;
   }
 
-  __device__ W load(int j, int h) const {
-    return inside >> j & 1u ? *reinterpret_cast<const W*>(at + int64_t{a.half} * (2 * j + h)) : W{};
+  __device__ W read(int j, int h) const { return *reinterpret_cast<const W*>(at + int64_t{a.half} * (2 * j + h)); }
+
+  // Sends for row y, the next one down; zeros outside the picture.
+  __device__ void send_for(int y) {
+    constexpr unsigned kOwn = ((1u << kColumns) - 1) << 1;
+    unsigned columns = y >= 0 && y < a.height ? inside : 0u;
+    if ((columns & kOwn) == kOwn) {
+#pragma unroll
+      for (int j = 1; j <= kColumns; ++j) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) words[j][h] = read(j, h);
+      }
+    } else {
+#pragma unroll
+      for (int j = 1; j <= kColumns; ++j) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) words[j][h] = columns >> j & 1u ? read(j, h) : W{};
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (first) words[0][h] = columns & 1u ? read(0, h) : W{};
+      if (last) words[kColumns + 1][h] = columns >> (kColumns + 1) ? read(kColumns + 1, h) : W{};
+    }
+    at += int64_t{a.half} * 2 * a.width;
   }
 
-  // Takes column j of the row at hand and sends for that of the next.
-  __device__ Values<V> take(int j) {
+  __device__ Values<V> activated(int j) const {
     Values<V> values;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      W word = words[j][h];
-      words[j][h] = load(j, h);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        float value = word.get(v);
+        float value = words[j][h].get(v);
         if constexpr (kSilu) value = silu_for<T>(value);
         values.of[h][v] = value;
       }
@@ -89,18 +107,7 @@ struct GatedStrip {
     return values;
   }
 
-  __device__ void clear(int slot) {
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int v = 0; v < V; ++v) sums[slot][j][h][v] = bias[h][v];
-      }
-    }
-  }
-
-  // Adds column j of a row whose number from the strip's first is kStep mod 3.
+  // Adds column j of a row whose number from the strip's first is kStep mod 3. An output's first term meets its bias.
   template <int kStep>
   __device__ void add_column(int j, const Values<V>& values) {
 #pragma unroll
@@ -113,7 +120,7 @@ struct GatedStrip {
 #pragma unroll
           for (int v = 0; v < V; ++v) {
             float& sum = sums[(kStep + 3 - ky) % 3][j - kx][h][v];
-            sum = fmaf(values.of[h][v], weight[h][ky * 3 + kx][v], sum);
+            sum = fmaf(values.of[h][v], weight[h][ky * 3 + kx][v], ky == 0 && kx == 0 ? bias[h][v] : sum);
           }
         }
       }
@@ -138,15 +145,15 @@ struct GatedStrip {
   template <int kStep>
   __device__ void step(int i, int end, Values<V> (*edges)[2][kLanes]) {
     if (i >= end) return;
-    turn_to(i + 1 < end ? row + i : -1);
     int lane = static_cast<int>(threadIdx.x), strip = static_cast<int>(threadIdx.y);
     Values<V> columns[kColumns + 2];
 #pragma unroll
-    for (int j = 1; j <= kColumns; ++j) columns[j] = take(j);
+    for (int j = 1; j <= kColumns; ++j) columns[j] = activated(j);
     edges[strip][0][lane] = columns[1];
     edges[strip][1][lane] = columns[kColumns];
-    if (first) columns[0] = take(0);
-    if (last) columns[kColumns + 1] = take(kColumns + 1);
+    if (first) columns[0] = activated(0);
+    if (last) columns[kColumns + 1] = activated(kColumns + 1);
+    send_for(i + 1 < end ? row + i : -1);
     __syncthreads();
     if (!first) columns[0] = edges[strip - 1][1][lane];
     if (!last) columns[kColumns + 1] = edges[strip + 1][0][lane];
@@ -154,19 +161,12 @@ struct GatedStrip {
     for (int j = 0; j < kColumns + 2; ++j) add_column<kStep>(j, columns[j]);
     constexpr int kDone = (kStep + 1) % 3;
     if (i >= 2) store(kDone, row + i - 2);
-    clear(kDone);
   }
 
   __device__ void run(Values<V> (*edges)[kMostStrips][2][kLanes]) {
     load_weights();
-#pragma unroll
-    for (int slot = 0; slot < 3; ++slot) clear(slot);
-    turn_to(row - 1);
-#pragma unroll
-    for (int j = 0; j < kColumns + 2; ++j) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) words[j][h] = load(j, h);
-    }
+    find_columns();
+    send_for(row - 1);
     int end = min(a.rows, a.height - row) + 2;
     for (int i = 0; i < end; i += 3) {
       step<0>(i, end, edges[i & 1]);
