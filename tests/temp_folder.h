@@ -7,6 +7,8 @@
 #include <fstream>
 #include <string>
 
+#include "golden.h"
+
 namespace kinora::test {
 
 class TempFolder {
@@ -35,8 +37,8 @@ class TempFolder {
 // A copy of tests/golden/tiny_sprint, a Sana-Sprint folder with random weights, and kinora-mini's tokenizer.
 inline void copy_tiny_sprint(const std::string& to) {
   namespace fs = std::filesystem;
-  fs::copy(KINORA_SOURCE_DIR "/tests/golden/tiny_sprint", to, fs::copy_options::recursive);
-  fs::copy(KINORA_SOURCE_DIR "/models/kinora-mini/tokenizer", fs::path(to) / "tokenizer");
+  fs::copy(source_folder() + "/tests/golden/tiny_sprint", to, fs::copy_options::recursive);
+  fs::copy(source_folder() + "/models/kinora-mini/tokenizer", fs::path(to) / "tokenizer");
 }
 
 }  // namespace kinora::test

@@ -1,7 +1,5 @@
 // Dense convolution through cuDNN. Each picture of a batch is its own run of one plan: an engine chosen for several
 // could add in another order, and a picture's bits would depend on its company.
-#include <numeric>
-
 #include "cuda/cudnn.h"
 #include "cuda/epilogue.h"
 #include "cuda/kernels.h"
@@ -25,10 +23,6 @@ Convolution describe(const StepSpec& spec) {
   c.out = w[0];
   c.bias = spec.inputs.size() == 3;
   c.act = attrs.text("act");
-  if (x[0] > 1) {
-    auto size = static_cast<int64_t>(dtype_size(c.dtype));
-    c.alignment = std::gcd(std::gcd(x.product(1, 4), spec.output().shape.product(1, 4)) * size, c.alignment);
-  }
   return c;
 }
 
@@ -39,6 +33,10 @@ bool supports_conv2d(const StepSpec& spec) {
   const Shape& w = spec.inputs[1].shape;
   bool last = attrs.text("weight_layout") == "ohwi" || w[2] * w[3] == 1;  // of one position, both orders are the same
   if (!last || attrs.integer("groups") != 1 || !is_act(attrs.text("act"))) return false;
+  // Each picture of a batch must begin where an engine can read packs.
+  auto size = static_cast<int64_t>(dtype_size(spec.output().dtype));
+  const Shape &x = spec.inputs[0].shape, &y = spec.output().shape;
+  if (x[0] > 1 && (x.product(1, 4) * size % 16 != 0 || y.product(1, 4) * size % 16 != 0)) return false;
   if (spec.inputs[0].shape.numel() == 0 || spec.output().shape.numel() == 0) return false;
   for (const TensorSpec& input : spec.inputs) {
     if (input.dtype != spec.inputs[0].dtype) return false;

@@ -118,7 +118,7 @@ cudnnDataType_t data_type(DType dtype) {
 enum : int64_t { kX = 1, kWeight, kBias, kResidual, kY, kBetween };
 
 // cuDNN orders the axes batch, channels, space; strides say that channels lie last.
-Descriptor tensor(int64_t id, DType dtype, int64_t first, int64_t channels, const Ints& space, int64_t alignment = 16) {
+Descriptor tensor(int64_t id, DType dtype, int64_t first, int64_t channels, const Ints& space) {
   size_t rank = space.size() + 2;
   Ints extents{first, channels}, strides(rank, 1);
   extents.insert(extents.end(), space.begin(), space.end());
@@ -132,7 +132,7 @@ Descriptor tensor(int64_t id, DType dtype, int64_t first, int64_t channels, cons
   d.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, id);
   d.set(CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, data_type(dtype));
   d.set(CUDNN_ATTR_TENSOR_DIMENSIONS, extents).set(CUDNN_ATTR_TENSOR_STRIDES, strides);
-  d.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, alignment);
+  d.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, int64_t{16});
   if (id >= kBetween) d.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, true);
   d.finalize();
   return d;
@@ -178,8 +178,7 @@ class GraphBuilder {
   // The next operation's result: y itself when it is the last one.
   const Descriptor& result() {
     bool last = --left_ == 0;
-    return keep(last ? tensor(kY, p_.dtype, 1, p_.out, out_, p_.alignment)
-                     : tensor(kBetween + left_, DType::f32, 1, p_.out, out_));
+    return keep(last ? tensor(kY, p_.dtype, 1, p_.out, out_) : tensor(kBetween + left_, DType::f32, 1, p_.out, out_));
   }
 
   cudnnPointwiseMode_t act_mode() const {
@@ -188,7 +187,7 @@ class GraphBuilder {
   }
 
   void convolution() {
-    const Descriptor& x = keep(tensor(kX, p_.dtype, 1, p_.in, p_.size, p_.alignment));
+    const Descriptor& x = keep(tensor(kX, p_.dtype, 1, p_.in, p_.size));
     const Descriptor& w = keep(tensor(kWeight, p_.dtype, p_.out, p_.in / p_.groups, p_.kernel));
     Descriptor shape(CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
     shape.set(CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, static_cast<int64_t>(p_.size.size()));
@@ -221,8 +220,7 @@ class GraphBuilder {
     op.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, kept_kind);
     op.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x);
     if (operand) {
-      int64_t alignment = operand == kResidual ? p_.alignment : 16;
-      op.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, keep(tensor(operand, p_.dtype, 1, p_.out, space, alignment)));
+      op.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, keep(tensor(operand, p_.dtype, 1, p_.out, space)));
     }
     op.set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, *last_).finalize();
     operations_.push_back(std::move(op));
@@ -412,7 +410,7 @@ Ints Convolution::out_size() const {
 bool Convolution::operator<(const Convolution& o) const {
   auto all = [](const Convolution& c) {
     return std::tie(c.dtype, c.size, c.kernel, c.stride, c.before, c.after, c.dilation, c.in, c.out, c.groups, c.bias,
-                    c.residual, c.act, c.alignment);
+                    c.residual, c.act);
   };
   return all(*this) < all(o);
 }
