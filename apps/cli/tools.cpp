@@ -127,7 +127,7 @@ struct BenchOptions {
   std::string model, device = "auto", dtype = "auto", component;
   int repeats = 5, threads = 0;
   int64_t size = 0, batch = 0, steps = 0;
-  bool json = false;
+  bool json = false, profile = false;
 };
 
 class Bench {
@@ -152,6 +152,36 @@ class Bench {
                 seconds[seconds.size() / 2], seconds[0], mib(peak_memory()));
     if (device_) std::printf(", %9.1f MiB on the GPU", device_peak);
     std::printf("\n");
+  }
+
+  // Where the time of one run goes, by op and shape.
+  void profile(const std::string& name, const std::function<const Executable&()>& exe,
+               const std::map<std::string, Tensor>& inputs) const {
+    if (!o_.profile || (!o_.component.empty() && name != o_.component)) return;
+    struct Sum {
+      double seconds = 0;
+      int count = 0;
+    };
+    std::map<std::string, Sum> sums;
+    double total = 0;
+    const Graph& g = exe().graph();
+    for (const Executable::StepTime& step : exe().profile(inputs)) {
+      const Node& node = g.node(step.node);
+      std::string key = std::string(node.op->name);
+      for (NodeId id : node.inputs) key += " " + g.node(id).spec.shape.str();
+      Sum& sum = sums[key + " -> " + node.spec.shape.str()];
+      sum.seconds += step.seconds;
+      ++sum.count;
+      total += step.seconds;
+    }
+    std::vector<std::pair<std::string, Sum>> rows(sums.begin(), sums.end());
+    std::sort(rows.begin(), rows.end(),
+              [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+    std::printf("%s: %.3f ms in %zu kinds of steps\n", name.c_str(), total * 1000, rows.size());
+    for (const auto& [key, sum] : rows) {
+      std::printf("  %9.3f ms  %4.1f %%  %4d x %9.2f us  %s\n", sum.seconds * 1000, 100 * sum.seconds / total,
+                  sum.count, sum.seconds * 1e6 / sum.count, key.c_str());
+    }
   }
 
   Tensor placed(const Tensor& host) const { return device_ ? device_->to_device(host) : host; }
@@ -185,6 +215,8 @@ int bench(const BenchOptions& o) {
   ids = bench.placed(ids);
   Tensor ones = bench.filled({texts, tokens}, 1);
   bench.row("text_encoder", [&](Keep keep) { p.text_encoder().encode(ids, ones, keep); });
+  bench.profile("text_encoder", [&]() -> const Executable& { return p.text_encoder().compiled(texts, tokens); },
+                {{"ids", ids}, {"mask", ones}});
   DenoiseInputs in;
   in.latents = bench.placed(noise.randn({batch, n, n, channels}));
   in.timestep = bench.filled({batch}, 500);
@@ -193,8 +225,13 @@ int bench(const BenchOptions& o) {
   in.mask = bench.filled({batch, tokens}, 1);
   // One step, with guidance when the model needs it.
   bench.row("transformer", [&](Keep keep) { p.denoiser().predict(in, keep); });
+  bench.profile(
+      "transformer", [&]() -> const Executable& { return p.denoiser().compiled(batch, n, n, tokens); },
+      p.denoiser().feed(in));
   Tensor latents = bench.placed(noise.randn({1, n, n, channels}));
   bench.row("vae.decode", [&](Keep keep) { p.autoencoder().decode(latents, {}, keep); });
+  bench.profile("vae.decode", [&]() -> const Executable& { return p.autoencoder().compiled(false, latents.shape()); },
+                {{"x", latents}});
   Request request;
   request.prompt = "a red apple left of a yellow star on a blue background";
   request.width = request.height = side;
@@ -260,6 +297,7 @@ Command add_bench(CLI::App& app) {
   c->add_option("--component", o->component, "This one alone")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.decode", "picture"}));
   c->add_flag("--json", o->json, "Print JSON");
+  c->add_flag("--profile", o->profile, "Show where each component's time goes");
   return [o] { return bench(*o); };
 }
 

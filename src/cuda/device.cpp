@@ -53,11 +53,16 @@ class CudaRecording : public Device::Recording {
 class CudaMark : public Device::Mark {
  public:
   explicit CudaMark(cudaStream_t stream) {
-    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+    check(cudaEventCreate(&event_));
     check(cudaEventRecord(event_, stream));
   }
   ~CudaMark() override { cudaEventDestroy(event_); }
   void wait() override { check(cudaEventSynchronize(event_)); }
+  double seconds_after(Mark& earlier) override {
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, dynamic_cast<CudaMark&>(earlier).event_, event_));
+    return static_cast<double>(milliseconds) / 1000;
+  }
 
  private:
   cudaEvent_t event_ = nullptr;

@@ -25,10 +25,12 @@ Graph TextEncoder::graph(int64_t batch, int64_t tokens) const {
 }
 
 Tensor TextEncoder::encode(const Tensor& ids, const Tensor& mask, Keep keep) {
-  int64_t batch = ids.shape()[0], tokens = ids.shape()[1];
-  const Executable& exe =
-      cache_.get({batch, tokens}, [&] { return compile(graph(batch, tokens), *runtime_.backend, runtime_.context); });
-  return exe.run({{"ids", ids}, {"mask", mask}}, keep).at("hidden");
+  return compiled(ids.shape()[0], ids.shape()[1]).run({{"ids", ids}, {"mask", mask}}, keep).at("hidden");
+}
+
+const Executable& TextEncoder::compiled(int64_t batch, int64_t tokens) {
+  return cache_.get({batch, tokens},
+                    [&] { return compile(graph(batch, tokens), *runtime_.backend, runtime_.context); });
 }
 
 Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
@@ -66,13 +68,16 @@ size_t Denoiser::memory(int64_t batch, int64_t height, int64_t width, int64_t to
   return compiled(batch, height, width, tokens).arena_bytes();
 }
 
-Tensor Denoiser::predict(const DenoiseInputs& in, Keep keep) {
-  const Shape& s = in.latents.shape();
-  const Executable& exe = compiled(s[0], s[1], s[2], in.caption.shape()[1]);
+std::map<std::string, Tensor> Denoiser::feed(const DenoiseInputs& in) const {
   std::map<std::string, Tensor> feed{
       {"latents", in.latents}, {"timestep", in.timestep}, {"caption", in.caption}, {"mask", in.mask}};
   if (config_.guidance_embeds) feed["guidance"] = in.guidance;
-  return exe.run(feed, keep).at("sample");
+  return feed;
+}
+
+Tensor Denoiser::predict(const DenoiseInputs& in, Keep keep) {
+  const Shape& s = in.latents.shape();
+  return compiled(s[0], s[1], s[2], in.caption.shape()[1]).run(feed(in), keep).at("sample");
 }
 
 Autoencoder::Autoencoder(DcAeConfig config, Weights weights, Runtime runtime)

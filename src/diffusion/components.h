@@ -38,6 +38,7 @@ class TextEncoder {
   const Gemma2Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(int64_t batch, int64_t tokens) const;
+  const Executable& compiled(int64_t batch, int64_t tokens);  // inputs "ids", "mask"
 
  private:
   Gemma2Config config_;
@@ -64,9 +65,11 @@ class Denoiser {
   DType dtype() const { return runtime_.dtype; }
   Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const;
   size_t memory(int64_t batch, int64_t height, int64_t width, int64_t tokens);  // bytes of activations when compiled
+  const Executable& compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens);
+  // What `compiled` is run with.
+  std::map<std::string, Tensor> feed(const DenoiseInputs& inputs) const;
 
  private:
-  const Executable& compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens);
   SanaConfig config_;
   Weights weights_;
   Runtime runtime_;
@@ -88,10 +91,10 @@ class Autoencoder {
   const DcAeConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(bool encoder, const Shape& input) const;
-  size_t memory(bool encoder, const Shape& input);  // bytes of activations when compiled
+  size_t memory(bool encoder, const Shape& input);               // bytes of activations when compiled
+  const Executable& compiled(bool encoder, const Shape& input);  // input "x"
 
  private:
-  const Executable& compiled(bool encoder, const Shape& input);
   Tensor run(bool encoder, const Tensor& input, Keep keep = Keep::on_host);
   DcAeConfig config_;
   Weights weights_;

@@ -24,7 +24,8 @@ class Device {
   class Mark {
    public:
     virtual ~Mark() = default;
-    virtual void wait() = 0;  // until everything enqueued before it is done
+    virtual void wait() = 0;                          // until everything enqueued before it is done
+    virtual double seconds_after(Mark& earlier) = 0;  // both of one device, and done
   };
 
   virtual ~Device() = default;

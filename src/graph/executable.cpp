@@ -1,5 +1,6 @@
 #include "graph/executable.h"
 
+#include <chrono>
 #include <cstring>
 
 namespace kinora {
@@ -30,10 +31,10 @@ static void expect_fits(const Tensor& tensor, const Node& node) {
                                 node.spec.shape.str());
 }
 
-std::map<std::string, Tensor> Executable::run(const std::map<std::string, Tensor>& inputs, Keep keep) const {
+// Where each node's bytes lie in this run; a device's inputs are copied there.
+std::vector<void*> Executable::bind(const std::map<std::string, Tensor>& inputs, std::byte* arena) const {
   const Graph& g = *graph_;
   Device* device = context_.device.get();
-  std::byte* arena = context_.arena->reserve(arena_bytes_);
   std::vector<void*> memory(g.nodes().size(), nullptr);
   for (size_t i = 0; i < g.nodes().size(); ++i) {
     const Node& node = g.nodes()[i];
@@ -63,6 +64,14 @@ std::map<std::string, Tensor> Executable::run(const std::map<std::string, Tensor
       memory[i] = arena + offsets_[i];
     }
   }
+  return memory;
+}
+
+std::map<std::string, Tensor> Executable::run(const std::map<std::string, Tensor>& inputs, Keep keep) const {
+  const Graph& g = *graph_;
+  Device* device = context_.device.get();
+  std::byte* arena = context_.arena->reserve(arena_bytes_);
+  std::vector<void*> memory = bind(inputs, arena);
   execute(memory, arena);
 
   std::map<std::string, Tensor> outputs;
@@ -86,23 +95,23 @@ std::map<std::string, Tensor> Executable::run(const std::map<std::string, Tensor
   return outputs;
 }
 
+void Executable::run_step(const Planned& planned, std::span<void* const> memory, std::byte* arena) const {
+  if (context_.stop && context_.stop->load(std::memory_order_relaxed)) fail(ErrorKind::cancelled, "stopped");
+  std::vector<const void*> in;
+  for (NodeId id : graph_->node(planned.id).inputs) in.push_back(memory[static_cast<size_t>(id)]);
+  planned.step.run({in, memory[static_cast<size_t>(planned.id)], arena + scratch_offset_, *context_.pool,
+                    context_.device ? context_.device->queue() : nullptr});
+}
+
 void Executable::execute(std::span<void* const> memory, std::byte* arena) const {
-  Device* device = context_.device.get();
   auto run_steps = [&] {
-    std::vector<const void*> in;
-    for (const Planned& planned : steps_) {
-      if (context_.stop && context_.stop->load(std::memory_order_relaxed)) fail(ErrorKind::cancelled, "stopped");
-      in.clear();
-      for (NodeId id : graph_->node(planned.id).inputs) in.push_back(memory[static_cast<size_t>(id)]);
-      planned.step.run({in, memory[static_cast<size_t>(planned.id)], arena + scratch_offset_, *context_.pool,
-                        device ? device->queue() : nullptr});
-    }
+    for (const Planned& planned : steps_) run_step(planned, memory, arena);
   };
-  if (!device) return run_steps();
+  if (!context_.device) return run_steps();
   if (context_.stop && context_.stop->load(std::memory_order_relaxed)) fail(ErrorKind::cancelled, "stopped");
   // The addresses in a recording are those of its arena.
   if (!recording_ || recorded_arena_ != arena) {
-    recording_ = device->record(run_steps);
+    recording_ = context_.device->record(run_steps);
     recorded_arena_ = arena;
   }
   if (recording_) {
@@ -110,6 +119,35 @@ void Executable::execute(std::span<void* const> memory, std::byte* arena) const 
   } else {
     run_steps();
   }
+}
+
+std::vector<Executable::StepTime> Executable::profile(const std::map<std::string, Tensor>& inputs) const {
+  std::byte* arena = context_.arena->reserve(arena_bytes_);
+  std::vector<void*> memory = bind(inputs, arena);
+  execute(memory, arena);
+  std::vector<StepTime> times;
+  if (!context_.device) {
+    for (const Planned& planned : steps_) {
+      auto start = std::chrono::steady_clock::now();
+      run_step(planned, memory, arena);
+      std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+      times.push_back({planned.id, spent.count()});
+    }
+    return times;
+  }
+  // The device is kept busy while the steps are enqueued, so that it never waits for one.
+  for (int i = 0; i < 8; ++i) execute(memory, arena);
+  std::vector<std::unique_ptr<Device::Mark>> marks;
+  marks.push_back(context_.device->mark());
+  for (const Planned& planned : steps_) {
+    run_step(planned, memory, arena);
+    marks.push_back(context_.device->mark());
+  }
+  context_.device->wait();
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    times.push_back({steps_[i].id, marks[i + 1]->seconds_after(*marks[i])});
+  }
+  return times;
 }
 
 }  // namespace kinora

@@ -89,6 +89,13 @@ class Executable {
   // already, and a run that keeps its outputs there returns as soon as the work is enqueued.
   std::map<std::string, Tensor> run(const std::map<std::string, Tensor>& inputs, Keep keep = Keep::on_host) const;
 
+  // Runs once and says how long each step took, in the order of the graph.
+  struct StepTime {
+    NodeId node;
+    double seconds;
+  };
+  std::vector<StepTime> profile(const std::map<std::string, Tensor>& inputs) const;
+
   size_t arena_bytes() const { return arena_bytes_; }
   const Graph& graph() const { return *graph_; }  // as compiled
 
@@ -98,7 +105,9 @@ class Executable {
     NodeId id;
     Step step;
   };
+  std::vector<void*> bind(const std::map<std::string, Tensor>& inputs, std::byte* arena) const;
   void execute(std::span<void* const> memory, std::byte* arena) const;
+  void run_step(const Planned& planned, std::span<void* const> memory, std::byte* arena) const;
 
   std::unique_ptr<Graph> graph_;
   ExecutionContext context_;
