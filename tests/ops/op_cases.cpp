@@ -350,6 +350,18 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .shapes = {{2, 5, 2, 4}, {2, 7, 2, 4}, {2, 7, 2, 4}, {2, 7}},
                .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.scale = 0.5}); },
                .terms = 7});
+  for (const Shape& bias :
+       {Shape{1, 4, 5, 7}, Shape{2, 1, 5, 7}, Shape{2, 4, 1, 7}, Shape{2, 4, 5, 7}, Shape{1, 1, 1, 7}}) {
+    c.push_back({.name = "attention/bias" + std::to_string(bias[0]) + std::to_string(bias[1]) + std::to_string(bias[2]),
+                 .shapes = {{2, 5, 4, 4}, {2, 7, 2, 4}, {2, 7, 2, 4}, bias},
+                 .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.scale = 0.5, .softcap = 2}); },
+                 .terms = 7});
+  }
+  c.push_back({.name = "attention/bias_blocks",
+               .shapes = {{1, 150, 2, 8}, {1, 90, 2, 8}, {1, 90, 2, 8}, {1, 2, 150, 90}},
+               .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.causal = true}); },
+               .terms = 90,
+               .gradient = false});
   c.push_back({.name = "attention/gemma",
                .shapes = {{1, 6, 4, 4}, {1, 6, 2, 4}, {1, 6, 2, 4}},
                .build =
