@@ -118,6 +118,8 @@ void add_elementwise(std::vector<OpCase>& c) {
   c.push_back(unary(
       "tanh", tanh, [](double x) { return std::tanh(x); }, -4, 4));
   c.push_back(unary(
+      "erf", erf, [](double x) { return std::erf(x); }, -4.5f, 4.5f));
+  c.push_back(unary(
       "sigmoid", sigmoid, [](double x) { return 1 / (1 + std::exp(-x)); }, -8, 8));
   c.push_back(unary("relu", relu, [](double x) { return x > 0 ? x : 0; }));
   c.push_back(unary("step", step, [](double x) { return x > 0 ? 1.0 : 0.0; }));
@@ -130,6 +132,12 @@ void add_elementwise(std::vector<OpCase>& c) {
   c.push_back({.name = "silu", .shapes = {{3, 40}}, .build = [](In x) { return silu(x[0]); }, .low = -6, .high = 6});
   c.push_back(
       {.name = "gelu_tanh", .shapes = {{3, 40}}, .build = [](In x) { return gelu_tanh(x[0]); }, .low = -4, .high = 4});
+  c.push_back({.name = "gelu", .shapes = {{3, 40}}, .build = [](In x) { return gelu(x[0]); }, .low = -6, .high = 6});
+  c.push_back({.name = "quick_gelu",
+               .shapes = {{3, 40}},
+               .build = [](In x) { return quick_gelu(x[0]); },
+               .low = -6,
+               .high = 6});
   c.push_back({.name = "cast",
                .shapes = {{3, 5}},
                .build = [](In x) { return cast(cast(x[0], DType::bf16), DType::f32); },
@@ -240,6 +248,12 @@ void add_matmul(std::vector<OpCase>& c) {
                .shapes = {{3, 9}, {130, 9}, {130}},
                .build = [](In x) { return linear(x[0], x[1], x[2], "gelu_tanh"); },
                .terms = 9});
+  for (const char* act : {"gelu", "quick_gelu"}) {
+    c.push_back({.name = std::string("linear/") + act,
+                 .shapes = {{3, 9}, {20, 9}, {20}},
+                 .build = [act](In x) { return linear(x[0], x[1], x[2], act); },
+                 .terms = 9});
+  }
   c.push_back({.name = "linear/blocks",
                .shapes = {{2, 290, 33}, {200, 33}},
                .build = [](In x) { return linear(x[0], x[1]); },
