@@ -8,10 +8,16 @@ namespace {
 
 Config component_config(const std::string& folder) { return Config::load(folder + "/config.json"); }
 
+constexpr int64_t kMostTokens = 4096;  // the position bias grows with their square
+
 // The graph's gather would report an id out of range as a bug of ours.
 void check_ids(const Tensor& ids, int64_t vocab_size) {
   if (ids.shape().rank() != 2 || ids.numel() == 0 || ids.dtype() != DType::i32)
     fail(ErrorKind::input, "token ids must be i32 [batch, tokens], not " + ids.shape().str());
+  if (ids.shape()[1] > kMostTokens) {
+    fail(ErrorKind::usage, "a text of " + std::to_string(ids.shape()[1]) + " tokens is too long (at most " +
+                               std::to_string(kMostTokens) + ")");
+  }
   for (int32_t id : ids.values<int32_t>()) {
     if (id < 0 || id >= vocab_size) {
       fail(ErrorKind::input, "token id " + std::to_string(id) + " is outside the text encoder's vocabulary of " +

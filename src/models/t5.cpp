@@ -79,9 +79,10 @@ Value self_attention(const Params& p, const T5Config& c, Value x, Value bias) {
 
 Value feed_forward(const Params& p, const T5Config& c, Value x) {
   ScopeGuard scope = p.scope();
-  std::string act = c.activation == "gelu_new" ? "gelu_tanh" : c.activation;
-  Value h = linear_layer(p / (c.gated ? "wi_0" : "wi"), x, c.d_ff, false, act);  // [batch, tokens, d_ff]
-  if (c.gated) h = h * linear_layer(p / "wi_1", x, c.d_ff, false);
+  Value h = activation(linear_layer(p / (c.gated ? "wi_0" : "wi"), x, c.d_ff, false), c.activation);
+  if (c.gated) h = h * linear_layer(p / "wi_1", x, c.d_ff, false);  // [batch, tokens, d_ff]
+  // What float16 cannot hold any more: PyTorch keeps this product in float32 too.
+  if (h.dtype() == DType::f16) h = cast(h, DType::f32);
   return linear_layer(p / "wo", h, c.d_model, false);
 }
 

@@ -1,5 +1,6 @@
 // T5 and CLIP against transformers: tests/golden/make_text_encoders.py made the files.
 #include "diffusion/text_encoders.h"
+#include "golden.h"
 #include "io/file.h"
 #include "io/safetensors.h"
 #include "support.h"
@@ -8,25 +9,8 @@
 namespace kinora::test {
 namespace {
 
-const std::string kGolden = KINORA_SOURCE_DIR "/tests/golden/";
-
 // Sums of about this many terms follow one another through a whole model.
 constexpr int64_t kModelTerms = 1 << 14;
-
-struct Golden {
-  SafetensorsFile file;
-  Config config;
-  Weights weights;
-
-  explicit Golden(const std::string& name)
-      : file(SafetensorsFile::open(kGolden + name + ".safetensors")),
-        config(Config::parse(file.header().metadata.at("config"), name)) {
-    for (const SafetensorsEntry& entry : file.header().entries) {
-      if (entry.name.starts_with("w.")) weights.add(entry.name.substr(2), file.tensor(entry), file.path());
-    }
-  }
-  Tensor tensor(const std::string& name) const { return file.tensor(name); }
-};
 
 Runtime runtime(DType dtype = DType::f32) { return {&cpu::backend(), context(2), dtype}; }
 
@@ -69,7 +53,7 @@ TEST_P(T5Golden, Bfloat16) {
 INSTANTIATE_TEST_SUITE_P(Variants, T5Golden, testing::Values("t5_gated", "t5_relu", "t5_gated_silu", "t5_gelu"));
 
 TEST(T5, PositionBucketsEqualPyTorch) {
-  SafetensorsFile file = SafetensorsFile::open(kGolden + "t5_buckets.safetensors");
+  SafetensorsFile file = SafetensorsFile::open(source_folder() + "/tests/golden/t5_buckets.safetensors");
   EXPECT_GE(file.header().entries.size(), 8u);
   for (const SafetensorsEntry& entry : file.header().entries) {
     int64_t buckets = std::stoll(entry.name), far = std::stoll(entry.name.substr(entry.name.find('_') + 1));
@@ -171,6 +155,13 @@ TEST(TextEncoderErrors, SayWhatIsWrong) {
                 },
                 ErrorKind::input)
                 .find("token id 90"),
+            std::string::npos);
+  EXPECT_NE(message_of(
+                [&] {
+                  model.encode(Tensor::zeros({1, 5000}, DType::i32));
+                },
+                ErrorKind::usage)
+                .find("too long"),
             std::string::npos);
   Golden quick("clip_quick_gelu");
   ClipTextEncoder clip(read_clip_text_config(quick.config), quick.weights, runtime());

@@ -5,8 +5,8 @@
 #include <filesystem>
 
 #include "core/error.h"
+#include "golden.h"
 #include "io/file.h"
-#include "temp_folder.h"
 #include "text/clip_bpe.h"
 #include "text/sentencepiece.h"
 #include "text/stages_json.h"
@@ -16,7 +16,7 @@
 namespace kinora::test {
 namespace {
 
-const std::string kGolden = KINORA_SOURCE_DIR "/tests/golden/";
+const std::string kGolden = source_folder() + "/tests/golden/";
 
 uint32_t hash_of(const std::vector<int32_t>& ids) {
   uint64_t hash = 0xcbf29ce484222325u;
@@ -158,6 +158,8 @@ TEST(TextTokenizer, DamagedUnigramModelsAreRefused) {
   CharsMap map(blob, "map");
   map.longest("aaaaaaaaaa");
   map.replace_clusters("a\xcc\x81\r\n");
+  CharsMap one(std::string("\x0c\0\0\0\0\0\0\0\x01\x0d\0\0\0\0\0\x80y", 17), "map");  // U+0001 becomes y
+  EXPECT_EQ(one.replace_clusters("q\x01r\x02"), "qyr\x02");
   EXPECT_THROW(CharsMap("\x10", "map"), Error);
   EXPECT_THROW(CharsMap(std::string("\xff\xff\0\0", 4), "map"), Error);
 }
