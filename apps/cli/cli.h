@@ -7,6 +7,7 @@
 #include <string>
 
 #include "diffusion/pipeline.h"
+#include "io/safetensors.h"
 
 namespace CLI {
 class App;
@@ -27,6 +28,15 @@ void add_device(CLI::App& command, std::string& device, std::string& dtype);
 
 // The folder given with --model, else $KINORA_MODEL, else the model that came with the program.
 std::string model_folder(const std::string& given);
+
+// "input_ids" [batch, tokens], I32 or I64 in the file, as i32.
+Tensor input_ids(const SafetensorsFile& in);
+
+// The folder of a text encoder by itself, as the hub has T5's and CLIP's: not a pipeline's folder.
+bool is_text_encoder(const std::string& folder);
+// "input_ids" (T5: and perhaps "attention_mask") -> "last_hidden_state" (CLIP: and "pooler_output").
+std::vector<std::pair<std::string, Tensor>> evaluate_text_encoder(const std::string& folder, const SafetensorsFile& in,
+                                                                  const Runtime& runtime);
 
 extern std::atomic<bool> stop_requested;  // set by Ctrl-C
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
@@ -19,14 +20,6 @@ using Json = nlohmann::json;
 Tensor channels_last(const Tensor& x) { return x.to(DType::f32).permuted({0, 2, 3, 1}); }
 Tensor channels_first(const Tensor& x) { return x.permuted({0, 3, 1, 2}); }
 
-Tensor as_i32(const Tensor& x) {
-  if (x.dtype() == DType::i32) return x;
-  if (x.dtype() != DType::i64) fail(ErrorKind::input, "'input_ids' must be I32 or I64");
-  std::vector<int32_t> ids;
-  for (int64_t id : x.values<int64_t>()) ids.push_back(static_cast<int32_t>(id));
-  return Tensor::from(x.shape(), ids);
-}
-
 void expect_rank(const Tensor& x, int rank, const char* name) {
   if (x.shape().rank() != rank)
     fail(ErrorKind::input,
@@ -39,8 +32,7 @@ std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& componen
     return Tensor::from({batch, tokens}, std::vector<float>(static_cast<size_t>(batch * tokens), 1));
   };
   if (component == "text_encoder") {
-    Tensor ids = as_i32(in.tensor("input_ids"));
-    expect_rank(ids, 2, "input_ids");
+    Tensor ids = input_ids(in);
     return {"last_hidden_state",
             p.text_encoder().encode(ids, mask_or_ones("attention_mask", ids.shape()[0], ids.shape()[1]))};
   }
@@ -257,12 +249,19 @@ Command add_eval(CLI::App& app) {
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
-  c->add_option("model", o->model, "Model folder")->required();
+  c->add_option("model", o->model, "Model folder, or the folder of a T5 or CLIP text encoder")->required();
   c->add_option("component", o->component, "text_encoder, transformer, vae.encode or vae.decode")->required();
   c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers")->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
   add_device(*c, o->device, o->dtype);
   return [o] {
+    if (is_text_encoder(o->model)) {
+      if (o->component != "text_encoder")
+        fail(ErrorKind::usage, "unknown component '" + o->component + "' (the folder holds a text_encoder)");
+      Runtime runtime = make_runtime(o->device, o->dtype, 0, &stop_requested);
+      write_safetensors(o->output, evaluate_text_encoder(o->model, SafetensorsFile::open(o->input), runtime));
+      return 0;
+    }
     Pipeline p = Pipeline::load(o->model, {.device = o->device, .dtype = o->dtype, .stop = &stop_requested});
     write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
     return 0;
@@ -304,14 +303,19 @@ Command add_bench(CLI::App& app) {
 Command add_tokenize(CLI::App& app) {
   struct Options {
     std::string model, text;
+    int64_t length = 0;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("tokenize", "Show the tokens of a text");
   c->add_option("text", o->text, "The text")->required();
-  c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
+  c->add_option("-m,--model", o->model, "Model folder, or a tokenizer's own (default: the model that came along)");
+  c->add_option("--length", o->length, "Cut or pad to so many tokens, as a text encoder gets them")
+      ->check(CLI::Range(1, 1 << 20));
   return [o] {
-    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(model_folder(o->model) + "/tokenizer");
-    for (int32_t id : tokenizer->encode(o->text))
+    std::string folder = model_folder(o->model), inner = folder + "/tokenizer";
+    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(std::filesystem::is_directory(inner) ? inner : folder);
+    auto length = static_cast<size_t>(o->length);
+    for (int32_t id : length ? tokenizer->encode_padded(o->text, length) : tokenizer->encode(o->text))
       std::printf("%d\t%s\n", id, std::string(tokenizer->piece(id)).c_str());
     return 0;
   };

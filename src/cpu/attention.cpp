@@ -25,6 +25,14 @@ Step make_attention(const StepSpec& spec) {
   DType dtype = spec.output().dtype;
   int64_t batch = q[0], n = q[1], heads = q[2], d = q[3], m = k[1], kv_heads = k[2], window = attrs.integer("window");
   bool causal = attrs.integer("causal"), biased = spec.inputs.size() == 4;
+  // Elements from one batch item, head and query to the next in the bias; 0 where one row serves all.
+  int64_t bias_item = 0, bias_head = 0, bias_query = 0;
+  if (biased) {
+    const Shape& s = spec.inputs[3].shape;
+    bias_query = s[2] > 1 ? m : 0;
+    bias_head = s[1] > 1 ? s[2] * m : 0;
+    bias_item = s[0] > 1 ? s[1] * s[2] * m : 0;
+  }
   auto scale = static_cast<float>(attrs.real("scale")), softcap = static_cast<float>(attrs.real("softcap"));
   int64_t block = std::min(kQueries, n), blocks = (n + block - 1) / block, tail = n - (blocks - 1) * block;
   // Scores and results of a full block of queries and of the last one.
@@ -45,7 +53,7 @@ Step make_attention(const StepSpec& spec) {
   step.scratch_bytes = ws.total(spec.threads);
   step.run = [=](const StepArgs& args) {
     const float* bias = biased ? static_cast<const float*>(args.in[3]) : nullptr;
-    auto soften = [&](float* row, int64_t b, int64_t i) {
+    auto soften = [&](float* row, int64_t b, int64_t h, int64_t i) {
       auto count = static_cast<size_t>(m);
       simd().affine(row, softcap > 0 ? scale / softcap : scale, 0, row, count);
       if (softcap > 0) {
@@ -57,7 +65,10 @@ Step make_attention(const StepSpec& spec) {
         std::fill(row, row + std::min(first, m), -1e30f);
         if (i + 1 < m) std::fill(row + i + 1, row + m, -1e30f);
       }
-      if (bias) simd().binary(Binary::add, row, 1, bias + b * m, 1, row, count);
+      if (bias) {
+        const float* line = bias + b * bias_item + h * bias_head + i * bias_query;
+        simd().binary(Binary::add, row, 1, line, 1, row, count);
+      }
       float total = simd().exp_sum(row, simd().max(row, count), count);
       simd().affine(row, 1 / total, 0, row, count);
     };
@@ -79,7 +90,7 @@ Step make_attention(const StepSpec& spec) {
         int64_t first = (b * n + i * block) * heads + h;
         load_rows(dtype, args.in[0], first * d, heads * d, rows, d, qs);
         scores[which].run(qs, pk, s, workspace);
-        for (int64_t r = 0; r < rows; ++r) soften(s + r * m, b, i * block + r);
+        for (int64_t r = 0; r < rows; ++r) soften(s + r * m, b, h, i * block + r);
         results[which].run(s, pv, y, workspace);
         for (int64_t r = 0; r < rows; ++r) {
           simd().store(dtype, y + r * d, advance(args.out, dtype, (first + r * heads) * d), static_cast<size_t>(d));

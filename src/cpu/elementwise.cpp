@@ -44,9 +44,11 @@ Step map_blocks(const StepSpec& spec, F f) {
 
 const std::map<std::string_view, Unary>& unary_ops() {
   static const std::map<std::string_view, Unary> ops{
-      {"exp", Unary::exp},   {"log", Unary::log},   {"sqrt", Unary::sqrt}, {"rsqrt", Unary::rsqrt},
-      {"sin", Unary::sin},   {"cos", Unary::cos},   {"tanh", Unary::tanh}, {"sigmoid", Unary::sigmoid},
-      {"relu", Unary::relu}, {"step", Unary::step}, {"silu", Unary::silu}, {"gelu_tanh", Unary::gelu_tanh}};
+      {"exp", Unary::exp},     {"log", Unary::log},         {"sqrt", Unary::sqrt},
+      {"rsqrt", Unary::rsqrt}, {"sin", Unary::sin},         {"cos", Unary::cos},
+      {"tanh", Unary::tanh},   {"sigmoid", Unary::sigmoid}, {"relu", Unary::relu},
+      {"step", Unary::step},   {"silu", Unary::silu},       {"gelu_tanh", Unary::gelu_tanh},
+      {"erf", Unary::erf},     {"gelu", Unary::gelu},       {"quick_gelu", Unary::quick_gelu}};
   return ops;
 }
 

@@ -19,6 +19,8 @@ Unary activation_of(const std::string& name) {
   if (name == "silu") return Unary::silu;
   if (name == "relu") return Unary::relu;
   if (name == "gelu_tanh") return Unary::gelu_tanh;
+  if (name == "gelu") return Unary::gelu;
+  if (name == "quick_gelu") return Unary::quick_gelu;
   fail(ErrorKind::internal, "linear: unknown activation " + name);
 }
 

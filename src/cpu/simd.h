@@ -10,7 +10,7 @@
 
 namespace kinora::cpu {
 
-enum class Unary { exp, log, sqrt, rsqrt, sin, cos, tanh, sigmoid, relu, step, silu, gelu_tanh };
+enum class Unary { exp, log, sqrt, rsqrt, sin, cos, tanh, erf, sigmoid, relu, step, silu, gelu_tanh, gelu, quick_gelu };
 enum class Binary { add, sub, mul, div };
 
 struct Simd {

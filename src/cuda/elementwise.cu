@@ -56,6 +56,15 @@ struct GeluTanh {
     return 0.5f * x * (1.0f + tanhf(inner));
   }
 };
+struct Erf {
+  __device__ float operator()(float x) const { return erff(x); }
+};
+struct Gelu {
+  __device__ float operator()(float x) const { return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f)); }
+};
+struct QuickGelu {
+  __device__ float operator()(float x) const { return x / (1.0f + expf(-1.702f * x)); }
+};
 struct Add {
   __device__ float operator()(float a, float b) const { return a + b; }
 };
@@ -220,6 +229,9 @@ Step make_unary(const StepSpec& spec) {
   if (name == "step") return map_step<1>(spec, Positive{});
   if (name == "silu") return map_step<1>(spec, Silu{});
   if (name == "gelu_tanh") return map_step<1>(spec, GeluTanh{});
+  if (name == "erf") return map_step<1>(spec, Erf{});
+  if (name == "gelu") return map_step<1>(spec, Gelu{});
+  if (name == "quick_gelu") return map_step<1>(spec, QuickGelu{});
   fail(ErrorKind::internal, "no unary CUDA kernel for " + std::string(name));
 }
 

@@ -33,7 +33,14 @@ TensorSpec infer_attention(Specs in, const Attrs&) {
   expect_shape("v", in[2].shape, k);
   expect_float(in[0]);
   if (in[1].dtype != in[0].dtype || in[2].dtype != in[0].dtype) fail(ErrorKind::internal, "q, k, v differ in type");
-  if (in.size() == 4) expect_shape("bias", in[3].shape, {k[0], k[1]});
+  if (in.size() == 4) {
+    Shape scores{q[0], q[2], q[1], k[1]};
+    const Shape& bias = in[3].shape;
+    if (bias.rank() != 4 || bias[3] != k[1] || !(broadcast(bias, scores) == scores) || in[3].dtype != DType::f32) {
+      fail(ErrorKind::internal, "bias must be f32 and broadcast to [batch, heads, queries, keys] " + scores.str() +
+                                    ", all keys given, not " + bias.str());
+    }
+  }
   return in[0];
 }
 
@@ -59,9 +66,7 @@ Value decompose_attention(Inputs in, const Attrs& attrs) {
   if (attrs.integer("causal")) {
     scores = scores + causal_bias(q.graph(), q.shape()[2], k.shape()[2], attrs.integer("window"));
   }
-  if (in.size() == 4) {
-    scores = scores + reshape(in[3], {in[3].shape()[0], 1, 1, in[3].shape()[1]});
-  }
+  if (in.size() == 4) scores = scores + in[3];
   return cast(permute(matmul(softmax(scores), v), {0, 2, 1, 3}), in[0].dtype());
 }
 
@@ -127,7 +132,9 @@ Value softmax(Value x) { return apply(kSoftmax, {x}); }
 
 Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& o) {
   Attrs attrs{{"scale", o.scale}, {"softcap", o.softcap}, {"causal", int64_t{o.causal}}, {"window", o.window}};
-  return bias.defined() ? apply(kAttention, {q, k, v, bias}, attrs) : apply(kAttention, {q, k, v}, attrs);
+  if (!bias.defined()) return apply(kAttention, {q, k, v}, attrs);
+  const Shape s = bias.shape();
+  return apply(kAttention, {q, k, v, s.rank() == 2 ? reshape(bias, {s[0], 1, 1, s[1]}) : bias}, attrs);
 }
 
 Value linear_attention(Value q, Value k, Value v, double eps) {

@@ -14,7 +14,8 @@ struct AttentionOptions {
   bool causal = false;  // query i sees keys <= i
   int64_t window = 0;   // > 0: with causal, query i sees only keys > i - window
 };
-// `bias` [batch, keys] f32 is added to the scores, or undefined. heads is a multiple of kv_heads.
+// `bias` f32 is added to the scores (after scale and softcap), or undefined: [batch | 1, heads | 1, queries | 1, keys],
+// an extent of 1 standing for all, or [batch, keys] for [batch, 1, 1, keys]. heads is a multiple of kv_heads.
 // Returns [batch, queries, heads, dim].
 Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& options);
 

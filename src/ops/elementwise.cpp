@@ -60,6 +60,9 @@ std::vector<Value> grad_rsqrt(Inputs, const Attrs&, Value y, Value g) { return {
 std::vector<Value> grad_sin(Inputs in, const Attrs&, Value, Value g) { return {g * cos(in[0])}; }
 std::vector<Value> grad_cos(Inputs in, const Attrs&, Value, Value g) { return {affine(g * sin(in[0]), -1, 0)}; }
 std::vector<Value> grad_tanh(Inputs, const Attrs&, Value y, Value g) { return {g * affine(y * y, -1, 1)}; }
+std::vector<Value> grad_erf(Inputs in, const Attrs&, Value, Value g) {
+  return {g * affine(exp(affine(in[0] * in[0], -1, 0)), 2 * std::numbers::inv_sqrtpi, 0)};
+}
 std::vector<Value> grad_sigmoid(Inputs, const Attrs&, Value y, Value g) { return {g * y * affine(y, -1, 1)}; }
 std::vector<Value> grad_relu(Inputs in, const Attrs&, Value, Value g) { return {g * step(in[0])}; }
 std::vector<Value> grad_step(Inputs, const Attrs&, Value, Value) { return {Value()}; }
@@ -91,6 +94,12 @@ Value decompose_act_mul(Inputs in, const Attrs& attrs) {
   return cast(activation(cast(in[0], DType::f32), attrs.text("act")) * cast(in[1], DType::f32), dtype);
 }
 
+Value decompose_gelu(Inputs in, const Attrs&) {
+  return affine(in[0], 0.5, 0) * affine(erf(affine(in[0], 1 / std::numbers::sqrt2, 0)), 1, 1);
+}
+
+Value decompose_quick_gelu(Inputs in, const Attrs&) { return in[0] * sigmoid(affine(in[0], 1.702, 0)); }
+
 }  // namespace
 
 const OpDef kAdd{"add", infer_binary, grad_add};
@@ -105,12 +114,15 @@ const OpDef kRsqrt{"rsqrt", infer_unary, grad_rsqrt};
 const OpDef kSin{"sin", infer_unary, grad_sin};
 const OpDef kCos{"cos", infer_unary, grad_cos};
 const OpDef kTanh{"tanh", infer_unary, grad_tanh};
+const OpDef kErf{"erf", infer_unary, grad_erf};
 const OpDef kSigmoid{"sigmoid", infer_unary, grad_sigmoid};
 const OpDef kRelu{"relu", infer_unary, grad_relu};
 const OpDef kStep{"step", infer_unary, grad_step};
 const OpDef kClamp{"clamp", infer_unary, grad_clamp};
 const OpDef kSilu{"silu", infer_unary, nullptr, decompose_silu};
 const OpDef kGeluTanh{"gelu_tanh", infer_unary, nullptr, decompose_gelu_tanh};
+const OpDef kGelu{"gelu", infer_unary, nullptr, decompose_gelu};
+const OpDef kQuickGelu{"quick_gelu", infer_unary, nullptr, decompose_quick_gelu};
 const OpDef kCast{"cast", infer_cast, grad_cast};
 const OpDef kMulAdd{"mul_add", infer_mul_add, nullptr, decompose_mul_add};
 const OpDef kActMul{"act_mul", infer_binary, nullptr, decompose_act_mul};
@@ -127,6 +139,7 @@ Value rsqrt(Value x) { return apply(kRsqrt, {x}); }
 Value sin(Value x) { return apply(kSin, {x}); }
 Value cos(Value x) { return apply(kCos, {x}); }
 Value tanh(Value x) { return apply(kTanh, {x}); }
+Value erf(Value x) { return apply(kErf, {x}); }
 Value sigmoid(Value x) { return apply(kSigmoid, {x}); }
 Value relu(Value x) { return apply(kRelu, {x}); }
 Value relu6(Value x) { return clamp(x, 0, 6); }
@@ -134,6 +147,8 @@ Value step(Value x) { return apply(kStep, {x}); }
 Value clamp(Value x, double low, double high) { return apply(kClamp, {x}, {{"low", low}, {"high", high}}); }
 Value silu(Value x) { return apply(kSilu, {x}); }
 Value gelu_tanh(Value x) { return apply(kGeluTanh, {x}); }
+Value gelu(Value x) { return apply(kGelu, {x}); }
+Value quick_gelu(Value x) { return apply(kQuickGelu, {x}); }
 Value cast(Value x, DType dtype) {
   return x.dtype() == dtype ? x : apply(kCast, {x}, {{"dtype", static_cast<int64_t>(dtype)}});
 }
@@ -145,8 +160,11 @@ Value activation(Value x, const std::string& name) {
   if (name == "silu" || name == "swish") return silu(x);
   if (name == "relu") return relu(x);
   if (name == "relu6") return relu6(x);
-  if (name == "gelu_tanh" || name == "gelu_pytorch_tanh") return gelu_tanh(x);
-  fail(ErrorKind::model, "unknown activation '" + name + "' (known: silu, relu, relu6, gelu_tanh)");
+  if (name == "gelu_tanh" || name == "gelu_new" || name == "gelu_pytorch_tanh") return gelu_tanh(x);
+  if (name == "gelu") return gelu(x);
+  if (name == "quick_gelu") return quick_gelu(x);
+  fail(ErrorKind::model,
+       "unknown activation '" + name + "' (known: silu, relu, relu6, gelu, gelu_tanh, gelu_new, quick_gelu)");
 }
 
 }  // namespace kinora

@@ -54,8 +54,8 @@ std::string BpeTokenizer::normalize(std::string_view text) const {
   return out;
 }
 
-// Merges neighbouring symbols, the lowest rank first and the leftmost of equals, by a heap over a linked list.
-void BpeTokenizer::merge(std::vector<int32_t>& symbols) const {
+// By a heap over a linked list.
+void apply_merges(const BpeMerges& merges, std::vector<int32_t>& symbols) {
   struct Candidate {
     int32_t rank, left;
     int32_t left_id, right_id, result;
@@ -68,8 +68,8 @@ void BpeTokenizer::merge(std::vector<int32_t>& symbols) const {
     if (left < 0 || next[static_cast<size_t>(left)] >= count) return;
     int32_t a = symbols[static_cast<size_t>(left)], b = symbols[static_cast<size_t>(next[static_cast<size_t>(left)])];
     if (a < 0 || b < 0) return;
-    auto found = model_.merges.find(static_cast<uint64_t>(a) << 32 | static_cast<uint32_t>(b));
-    if (found != model_.merges.end()) heap.push({found->second.rank, left, a, b, found->second.result});
+    auto found = merges.find(static_cast<uint64_t>(a) << 32 | static_cast<uint32_t>(b));
+    if (found != merges.end()) heap.push({found->second.rank, left, a, b, found->second.result});
   };
   for (int32_t i = 0; i < count; ++i) {
     previous[static_cast<size_t>(i)] = i - 1;
@@ -118,7 +118,7 @@ void BpeTokenizer::encode_part(std::string_view raw, std::vector<int32_t>& out) 
     after_unknown = unknown;
     at += n;
   }
-  merge(symbols);
+  apply_merges(model_.merges, symbols);
   out.insert(out.end(), symbols.begin(), symbols.end());
 }
 
@@ -153,6 +153,12 @@ std::vector<int32_t> BpeTokenizer::encode(std::string_view text, bool add_bos) c
   }
   encode_part(text.substr(plain), out);
   return out;
+}
+
+std::vector<int32_t> Tokenizer::encode_padded(std::string_view text, size_t length) const {
+  std::vector<int32_t> ids = encode(text);
+  ids.resize(length, std::max(pad_id(), 0));
+  return ids;
 }
 
 std::string BpeTokenizer::decode(std::span<const int32_t> ids) const {

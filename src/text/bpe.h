@@ -16,14 +16,19 @@ struct AddedToken {
   bool normalized = false, left_strip = false, right_strip = false, single_word = false;
 };
 
+struct BpeMerge {
+  int32_t rank, result;
+};
+using BpeMerges = std::unordered_map<uint64_t, BpeMerge>;  // by (left id << 32 | right id)
+
+// Merges neighbouring symbols, the lowest rank first and the leftmost of equals.
+void apply_merges(const BpeMerges& merges, std::vector<int32_t>& symbols);
+
 // What a tokenizer file says.
 struct BpeModel {
   std::vector<std::string> pieces;  // by id
   std::unordered_map<std::string, int32_t> ids;
-  struct Merge {
-    int32_t rank, result;
-  };
-  std::unordered_map<uint64_t, Merge> merges;  // by (left id << 32 | right id)
+  BpeMerges merges;
   std::vector<AddedToken> added;
   std::vector<std::pair<std::string, std::string>> replacements;  // the normalizer, in order
   std::string prepend;                                            // put before a text that is not empty
@@ -50,7 +55,6 @@ class BpeTokenizer : public Tokenizer {
  private:
   int32_t id_of(const std::string& piece) const;
   void encode_part(std::string_view text, std::vector<int32_t>& out) const;
-  void merge(std::vector<int32_t>& symbols) const;
   std::string normalize(std::string_view text) const;
 
   BpeModel model_;

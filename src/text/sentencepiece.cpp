@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "text/unicode.h"
+#include "text/unigram.h"
 
 namespace kinora {
 namespace {
@@ -185,6 +186,88 @@ BpeModel parse_sentencepiece(std::string_view file, const std::string& name) {
   model.fuse_unk = true;
   if (bos < static_cast<int64_t>(pieces.size())) model.prefix.push_back(static_cast<int32_t>(bos));
   return model;
+}
+
+namespace {
+
+// TrainerSpec as above and 24 treat_whitespace_as_suffix; NormalizerSpec as above.
+struct UnigramFile {
+  std::vector<Piece> pieces;
+  bool byte_fallback = false, normalizer = false;
+  CharsMap map;
+  SpaceRules rules;
+};
+
+UnigramFile read_unigram_file(std::string_view file, const std::string& name) {
+  UnigramFile result;
+  uint64_t type = 1;
+  Message message(file, name);
+  while (message.next()) {
+    Message part(message.bytes, name);
+    if (message.field == 1) {
+      if (result.pieces.size() >= kMostPieces) refuse(name, "its vocabulary is too large");
+      result.pieces.push_back(read_piece(message.bytes, name));
+    } else if (message.field == 2) {
+      while (part.next()) {
+        if (part.field == 3) type = part.number;
+        if (part.field == 24 && part.number != 0) refuse(name, "it puts spaces behind words, which is not supported");
+        if (part.field == 35) result.byte_fallback = part.number != 0;
+      }
+    } else if (message.field == 3) {
+      result.normalizer = true;
+      while (part.next()) {
+        if (part.field == 2 && !part.bytes.empty()) result.map = CharsMap(part.bytes, name);
+        if (part.field == 3) result.rules.dummy_prefix = part.number != 0;
+        if (part.field == 4) result.rules.fewer_spaces = part.number != 0;
+        if (part.field == 5) result.rules.escape = part.number != 0;
+      }
+    }
+  }
+  if (type != 1) refuse(name, "its model is not of type unigram");
+  if (result.pieces.empty() || !result.normalizer) refuse(name, "it is no complete SentencePiece model");
+  return result;
+}
+
+}  // namespace
+
+Stages parse_t5_sentencepiece(std::string_view file, const std::string& name, int64_t extra_ids) {
+  using Kind = UnigramSpec::Kind;
+  UnigramFile from = read_unigram_file(file, name);
+  Stages stages;
+  UnigramSpec spec;
+  std::vector<std::pair<std::string, int32_t>> whole;
+  for (const Piece& piece : from.pieces) {
+    auto id = static_cast<int32_t>(spec.pieces.size());
+    if (stages.id_of(piece.text) >= 0) refuse(name, "a piece occurs twice");
+    stages.set_piece(piece.text, id, name);
+    bool normal = piece.type == kNormal, chosen = piece.type == kUserDefined;
+    spec.pieces.push_back({piece.text, piece.score, normal ? Kind::normal : chosen ? Kind::whole : Kind::unseen});
+    if (chosen) whole.emplace_back(piece.text, id);
+    if (piece.type == kUnknown) spec.unk = id;
+  }
+  if (spec.unk < 0) refuse(name, "it has no piece for unknown characters");
+  for (int64_t i = extra_ids; i-- > 0;) {
+    std::string sentinel = "<extra_id_" + std::to_string(i) + ">";
+    if (stages.id_of(sentinel) < 0) stages.set_piece(sentinel, static_cast<int64_t>(stages.pieces.size()), name);
+    stages.added.push_back({stages.id_of(sentinel), sentinel, false, true, true});
+  }
+  stages.pad = stages.id_of("<pad>");
+  stages.eos = stages.id_of("</s>");
+  stages.bos = stages.id_of("<s>");
+  stages.unk = spec.unk;
+  for (int32_t id : {stages.pad, stages.eos, stages.unk}) {
+    if (id >= 0) stages.added.push_back({id, stages.pieces[static_cast<size_t>(id)]});
+  }
+  if (stages.eos < 0) refuse(name, "it has no piece </s>");
+  spec.byte_fallback = from.byte_fallback;
+  spec.sentencepiece_arithmetic = true;
+  stages.model = std::make_shared<UnigramModel>(spec);
+  stages.normalizers = {[map = std::move(from.map), marked = Trie(std::move(whole)), rules = from.rules](
+                            std::string_view text) { return normalize_as_sentencepiece(text, map, marked, rules); }};
+  stages.show = show_unigram_piece;
+  stages.suffix = {stages.eos};
+  stages.suffix_once = true;
+  return stages;
 }
 
 }  // namespace kinora

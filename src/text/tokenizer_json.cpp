@@ -1,142 +1,20 @@
-// Reads tokenizer.json. Vocabulary and merges, which are most of the file, are taken straight from the parser's events;
-// the rest becomes a small JSON document.
+// Reads tokenizer.json of Gemma's kind, and finds the tokenizer of a folder.
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
-#include "core/error.h"
 #include "io/file.h"
-#include "text/bpe.h"
+#include "text/clip_bpe.h"
 #include "text/sentencepiece.h"
+#include "text/stages_json.h"
 
 namespace kinora {
 namespace {
 
 using Json = nlohmann::json;
+using Reader = TokenizerReader;
 
 constexpr size_t kLargestFile = size_t{256} << 20;
-constexpr size_t kMostPieces = 2'000'000, kMostMerges = 4'000'000;
-
-class Reader : public nlohmann::json_sax<Json> {
- public:
-  explicit Reader(const std::string& name) : name_(name) {}
-
-  Json rest = Json::object();  // everything but model.vocab and model.merges
-  std::vector<std::pair<std::string, int64_t>> vocab;
-  std::vector<std::pair<std::string, std::string>> merges;
-
-  bool start_object(size_t) override { return open(Json::object()); }
-  bool end_object() override { return close(); }
-  bool start_array(size_t) override { return open(Json::array()); }
-  bool end_array() override {
-    if (in_merges() && stack_.size() == 4 && pair_.size() == 2)
-      merges.emplace_back(std::move(pair_[0]), std::move(pair_[1]));
-    if (in_merges() && stack_.size() == 4 && pair_.size() != 2 && !pair_.empty())
-      refuse("a merge must name two pieces");
-    pair_.clear();
-    return close();
-  }
-  bool key(std::string& key) override {
-    keys_.back() = key;
-    return true;
-  }
-  bool string(std::string& text) override {
-    if (in_merges()) {
-      if (merges.size() >= kMostMerges) refuse("too many merges");
-      if (stack_.size() == 4) {
-        pair_.push_back(text);
-        if (pair_.size() > 2) refuse("a merge must name two pieces");
-      } else {
-        size_t space = text.find(' ');
-        if (space == std::string::npos || space == 0 || space + 1 >= text.size())
-          refuse("a merge must name two pieces");
-        merges.emplace_back(text.substr(0, space), text.substr(space + 1));
-      }
-      return true;
-    }
-    return put(text);
-  }
-  bool number_unsigned(uint64_t value) override {
-    return number(static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX)));
-  }
-  bool number_integer(int64_t value) override { return number(value); }
-  bool number_float(double value, const std::string&) override { return put(value); }
-  bool null() override { return put(nullptr); }
-  bool boolean(bool value) override { return put(value); }
-  bool binary(Json::binary_t&) override { return false; }
-  bool parse_error(size_t position, const std::string&, const Json::exception&) override {
-    refuse("it is not valid JSON near byte " + std::to_string(position));
-  }
-  [[noreturn]] void refuse(const std::string& what) const {
-    fail(ErrorKind::model, name_ + " cannot be used: " + what);
-  }
-
- private:
-  bool in_model(const char* part) const { return stack_.size() >= 3 && keys_[0] == "model" && keys_[1] == part; }
-  bool in_vocab() const { return in_model("vocab"); }
-  bool in_merges() const { return in_model("merges"); }
-
-  bool number(int64_t value) {
-    if (!in_vocab()) return put(value);
-    if (stack_.size() != 3) refuse("the vocabulary is nested");
-    if (vocab.size() >= kMostPieces) refuse("its vocabulary is too large");
-    vocab.emplace_back(keys_.back(), value);
-    return true;
-  }
-  template <class T>
-  bool put(T&& value) {
-    if (in_vocab() || in_merges()) refuse("the vocabulary or the merges hold an unexpected value");
-    if (stack_.empty()) refuse("it is no JSON object");
-    place(Json(std::forward<T>(value)));
-    return true;
-  }
-  Json* place(Json value) {
-    Json& parent = *stack_.back();
-    if (parent.is_array()) {
-      if (parent.size() > 100'000) refuse("a list is too long");
-      parent.push_back(std::move(value));
-      return &parent.back();
-    }
-    return &(parent[keys_.back()] = std::move(value));
-  }
-  bool open(Json fresh) {
-    if (stack_.size() > 32) refuse("it is nested too deeply");
-    bool inside = in_vocab() || in_merges();
-    if (inside && !(in_merges() && stack_.size() == 3 && fresh.is_array()))
-      refuse("the vocabulary or the merges are nested");
-    Json* here = &rest;
-    if (inside) {
-      here = &ignored_;
-    } else if (!stack_.empty()) {
-      here = place(std::move(fresh));
-    } else if (!fresh.is_object()) {
-      refuse("it is no JSON object");
-    }
-    stack_.push_back(here);
-    keys_.emplace_back();
-    return true;
-  }
-  bool close() {
-    stack_.pop_back();
-    keys_.pop_back();
-    return true;
-  }
-
-  const std::string& name_;
-  std::vector<Json*> stack_;
-  std::vector<std::string> keys_, pair_;
-  Json ignored_;
-};
-
-std::string text_of(const Json& object, const char* key) {
-  auto found = object.find(key);
-  return found != object.end() && found->is_string() ? found->get<std::string>() : "";
-}
-
-bool flag_of(const Json& object, const char* key) {
-  auto found = object.find(key);
-  return found != object.end() && found->is_boolean() && found->get<bool>();
-}
+constexpr size_t kMostPieces = 2'000'000;
 
 void read_normalizer(const Reader& reader, const Json& json, BpeModel& model) {
   if (json.is_null()) return;
@@ -213,13 +91,7 @@ void read_added(const Reader& reader, const Json& list, BpeModel& model) {
 
 }  // namespace
 
-BpeModel parse_tokenizer_json(const std::string& text, const std::string& name) {
-  Reader reader(name);
-  try {
-    Json::sax_parse(text, &reader);
-  } catch (const Json::exception& error) {
-    reader.refuse(std::string(error.what()).substr(0, 120));
-  }
+BpeModel bpe_model(const Reader& reader) {
   Json model_json = reader.rest.value("model", Json::object());
   if (!model_json.is_object() || text_of(model_json, "type") != "BPE") reader.refuse("its model is not of type BPE");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix", "dropout"}) {
@@ -251,12 +123,34 @@ BpeModel parse_tokenizer_json(const std::string& text, const std::string& name) 
   return model;
 }
 
+BpeModel parse_tokenizer_json(const std::string& text, const std::string& name) {
+  Reader reader(name);
+  reader.parse(text);
+  return bpe_model(reader);
+}
+
+std::unique_ptr<Tokenizer> make_tokenizer(const std::string& json, const std::string& name) {
+  Reader reader(name);
+  reader.parse(json);
+  if (has_stages(reader)) return std::make_unique<StagedTokenizer>(read_stages(reader));
+  return std::make_unique<BpeTokenizer>(bpe_model(reader));
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {
-  std::filesystem::path json = std::filesystem::path(folder) / "tokenizer.json", model = json;
-  model.replace_filename("tokenizer.model");
-  if (!std::filesystem::exists(json) && std::filesystem::exists(model))
-    return std::make_unique<BpeTokenizer>(parse_sentencepiece(read_file(model.string(), kLargestFile), model.string()));
-  return std::make_unique<BpeTokenizer>(parse_tokenizer_json(read_file(json.string(), kLargestFile), json.string()));
+  std::filesystem::path base(folder);
+  auto there = [&](const char* name) { return std::filesystem::exists(base / name); };
+  auto name_of = [&](const char* name) { return (base / name).string(); };
+  auto read = [&](const char* name) { return read_file(name_of(name), kLargestFile); };
+  if (!there("tokenizer.json")) {
+    if (there("tokenizer.model"))
+      return std::make_unique<BpeTokenizer>(parse_sentencepiece(read("tokenizer.model"), name_of("tokenizer.model")));
+    if (there("spiece.model"))
+      return std::make_unique<StagedTokenizer>(parse_t5_sentencepiece(read("spiece.model"), name_of("spiece.model")));
+    if (there("vocab.json") && there("merges.txt"))
+      return std::make_unique<StagedTokenizer>(
+          parse_clip_files(read("vocab.json"), name_of("vocab.json"), read("merges.txt"), name_of("merges.txt")));
+  }
+  return make_tokenizer(read("tokenizer.json"), name_of("tokenizer.json"));
 }
 
 }  // namespace kinora

@@ -20,4 +20,13 @@ void check_utf8(std::string_view text);
 std::string to_lower(std::string_view text);
 std::string strip(const std::string& text);
 
+// Each character's lower case by itself, whatever is around it, as Rust's char::to_lowercase.
+std::string to_lower_each(std::string_view text);
+// Normalization form C: canonical decomposition, then composition.
+std::string to_nfc(std::string_view text);
+// The property White_Space. (Python's str.strip() also takes U+001C to U+001F.)
+bool is_white_space(char32_t code);
+// Without white space at its ends.
+std::string_view trim_white_space(std::string_view text, bool left, bool right);
+
 }  // namespace kinora

@@ -118,6 +118,8 @@ void add_elementwise(std::vector<OpCase>& c) {
   c.push_back(unary(
       "tanh", tanh, [](double x) { return std::tanh(x); }, -4, 4));
   c.push_back(unary(
+      "erf", erf, [](double x) { return std::erf(x); }, -4.5f, 4.5f));
+  c.push_back(unary(
       "sigmoid", sigmoid, [](double x) { return 1 / (1 + std::exp(-x)); }, -8, 8));
   c.push_back(unary("relu", relu, [](double x) { return x > 0 ? x : 0; }));
   c.push_back(unary("step", step, [](double x) { return x > 0 ? 1.0 : 0.0; }));
@@ -130,6 +132,12 @@ void add_elementwise(std::vector<OpCase>& c) {
   c.push_back({.name = "silu", .shapes = {{3, 40}}, .build = [](In x) { return silu(x[0]); }, .low = -6, .high = 6});
   c.push_back(
       {.name = "gelu_tanh", .shapes = {{3, 40}}, .build = [](In x) { return gelu_tanh(x[0]); }, .low = -4, .high = 4});
+  c.push_back({.name = "gelu", .shapes = {{3, 40}}, .build = [](In x) { return gelu(x[0]); }, .low = -6, .high = 6});
+  c.push_back({.name = "quick_gelu",
+               .shapes = {{3, 40}},
+               .build = [](In x) { return quick_gelu(x[0]); },
+               .low = -6,
+               .high = 6});
   c.push_back({.name = "cast",
                .shapes = {{3, 5}},
                .build = [](In x) { return cast(cast(x[0], DType::bf16), DType::f32); },
@@ -240,6 +248,12 @@ void add_matmul(std::vector<OpCase>& c) {
                .shapes = {{3, 9}, {130, 9}, {130}},
                .build = [](In x) { return linear(x[0], x[1], x[2], "gelu_tanh"); },
                .terms = 9});
+  for (const char* act : {"gelu", "quick_gelu"}) {
+    c.push_back({.name = std::string("linear/") + act,
+                 .shapes = {{3, 9}, {20, 9}, {20}},
+                 .build = [act](In x) { return linear(x[0], x[1], x[2], act); },
+                 .terms = 9});
+  }
   c.push_back({.name = "linear/blocks",
                .shapes = {{2, 290, 33}, {200, 33}},
                .build = [](In x) { return linear(x[0], x[1]); },
@@ -350,6 +364,18 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .shapes = {{2, 5, 2, 4}, {2, 7, 2, 4}, {2, 7, 2, 4}, {2, 7}},
                .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.scale = 0.5}); },
                .terms = 7});
+  for (const Shape& bias :
+       {Shape{1, 4, 5, 7}, Shape{2, 1, 5, 7}, Shape{2, 4, 1, 7}, Shape{2, 4, 5, 7}, Shape{1, 1, 1, 7}}) {
+    c.push_back({.name = "attention/bias" + std::to_string(bias[0]) + std::to_string(bias[1]) + std::to_string(bias[2]),
+                 .shapes = {{2, 5, 4, 4}, {2, 7, 2, 4}, {2, 7, 2, 4}, bias},
+                 .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.scale = 0.5, .softcap = 2}); },
+                 .terms = 7});
+  }
+  c.push_back({.name = "attention/bias_blocks",
+               .shapes = {{1, 150, 2, 8}, {1, 90, 2, 8}, {1, 90, 2, 8}, {1, 2, 150, 90}},
+               .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.causal = true}); },
+               .terms = 90,
+               .gradient = false});
   c.push_back({.name = "attention/gemma",
                .shapes = {{1, 6, 4, 4}, {1, 6, 2, 4}, {1, 6, 2, 4}},
                .build =
