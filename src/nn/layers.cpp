@@ -38,4 +38,14 @@ Tensor sinusoid(const std::vector<double>& positions, int64_t dim, double theta,
   return table;
 }
 
+Value timestep_features(Value t) {
+  constexpr int64_t kHalf = 128;
+  std::vector<float> frequencies;
+  for (int64_t i = 0; i < kHalf; ++i) {
+    frequencies.push_back(std::exp(static_cast<float>(-std::log(10000.0)) * static_cast<float>(i) / kHalf));
+  }
+  Value angle = reshape(t, {t.shape()[0], 1}) * t.graph().constant(Tensor::from({1, kHalf}, frequencies));
+  return concat({cos(angle), sin(angle)}, 1);
+}
+
 }  // namespace kinora

@@ -23,4 +23,8 @@ Value conv_layer(const Params& p, Value x, int64_t out, int64_t kernel, bool bia
 // or cosine first. Returns [positions, dim] float32.
 Tensor sinusoid(const std::vector<double>& positions, int64_t dim, double theta, bool cosine_first);
 
+// Sine-cosine features of t [batch], cosine first, in float32 as diffusion transformers were trained with: [batch,
+// 256].
+Value timestep_features(Value t);
+
 }  // namespace kinora
