@@ -188,13 +188,14 @@ Heads to_heads(const Params& norm, const MmditConfig& c, Value q, Value k, Value
 
 // Of one stream of a two-stream block; x [batch, tokens, D].
 Heads stream_heads(const Params& p, const MmditConfig& c, Value x) {
+  int64_t d = c.hidden;
+  Params norm = p / "norm";
   if (c.fused_qkv) {
-    std::vector<Value> qkv = split(linear_layer(p / "qkv", x, 3 * c.hidden, c.qkv_bias), 2, 3);
-    return to_heads(p / "norm", c, qkv[0], qkv[1], qkv[2]);
+    auto part = [&](int64_t i) { return linear_part(p / "qkv", x, 3 * d, i * d, (i + 1) * d, c.qkv_bias); };
+    return to_heads(norm, c, part(0), part(1), part(2));
   }
-  return to_heads(p / "norm", c, linear_layer(p / "q_proj", x, c.hidden, c.qkv_bias),
-                  linear_layer(p / "k_proj", x, c.hidden, c.qkv_bias),
-                  linear_layer(p / "v_proj", x, c.hidden, c.qkv_bias));
+  auto project = [&](const char* name) { return linear_layer(p / name, x, d, c.qkv_bias); };
+  return to_heads(norm, c, project("q_proj"), project("k_proj"), project("v_proj"));
 }
 
 // Every token sees every token. Returns [batch, tokens, D].
@@ -228,22 +229,24 @@ void double_block(const Params& p, const Shared& s, Value& image, Value& text) {
 // x [batch, text + image tokens, D]
 Value single_block(const Params& p, const Shared& s, Value x) {
   ScopeGuard scope = p.scope();
-  int64_t d = s.c.hidden;
+  int64_t d = s.c.hidden, wide = s.c.mlp_hidden;
   std::vector<Value> m = modulation(p / "modulation", s, 1);
-  Value h = layer_norm(x, kNormEps, m[1], m[0]), q, k, rest;  // rest: v and the MLP's hidden layer
+  Value h = layer_norm(x, kNormEps, m[1], m[0]), q, k, v, mlp;
   if (s.c.fused_qkv) {
-    Value all = linear_layer(p / "linear1", h, 3 * d + s.c.mlp_hidden, true);
-    q = slice(all, 2, 0, d);
-    k = slice(all, 2, d, 2 * d);
-    rest = slice(all, 2, 2 * d, 3 * d + s.c.mlp_hidden);
+    Params all = p / "linear1";
+    int64_t out = 3 * d + wide;
+    q = linear_part(all, h, out, 0, d, true);
+    k = linear_part(all, h, out, d, 2 * d, true);
+    v = linear_part(all, h, out, 2 * d, 3 * d, true);
+    mlp = linear_part(all, h, out, 3 * d, out, true, "gelu_tanh");
   } else {
     q = linear_layer(p / "q_proj", h, d, true);
     k = linear_layer(p / "k_proj", h, d, true);
-    rest = linear_layer(p / "v_mlp", h, d + s.c.mlp_hidden, true);
+    v = linear_part(p / "v_mlp", h, d + wide, 0, d, true);
+    mlp = linear_part(p / "v_mlp", h, d + wide, d, d + wide, true, "gelu_tanh");
   }
-  Heads heads = to_heads(p / "norm", s.c, q, k, slice(rest, 2, 0, d));
+  Heads heads = to_heads(p / "norm", s.c, q, k, v);
   Value attended = attend(s, heads.q, heads.k, heads.v);
-  Value mlp = gelu_tanh(slice(rest, 2, d, d + s.c.mlp_hidden));
   return x + m[2] * linear_layer(p / "linear2", concat({attended, mlp}, 2), d, true);
 }
 

@@ -10,6 +10,13 @@ Value linear_layer(const Params& p, Value x, int64_t out, bool bias, const std::
   return linear(x, weight, bias ? p.get("bias", {out}) : Value(), act);
 }
 
+Value linear_part(const Params& p, Value x, int64_t out, int64_t begin, int64_t end, bool bias,
+                  const std::string& act) {
+  ScopeGuard scope = p.scope();
+  Value weight = p.get_rows("weight", {out, x.shape()[-1]}, begin, end);
+  return linear(x, weight, bias ? p.get_rows("bias", {out}, begin, end) : Value(), act);
+}
+
 Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act) {
   ScopeGuard scope = p.scope();
   int64_t in = x.shape()[-1];

@@ -14,6 +14,9 @@ namespace kinora {
 
 // "<path>.weight" [out, in] and, with `bias`, "<path>.bias" [out]; x [.., in] -> [.., out].
 Value linear_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
+// Outputs [begin, end) of a layer of `out` outputs, bias included: one of several layers stored as one.
+Value linear_part(const Params& p, Value x, int64_t out, int64_t begin, int64_t end, bool bias,
+                  const std::string& act = "none");
 // A 1x1 convolution stored as [out, in, 1, 1], as a product over channels-last pictures.
 Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
 // x [batch, h, w, in] -> [batch, h', w', out].
