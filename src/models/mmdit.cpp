@@ -26,7 +26,8 @@ Shape shape_of(const Weights& weights, const std::string& name, int rank) {
 
 void check_config(const MmditConfig& c, const std::string& where) {
   auto refuse = [&](const std::string& what) { fail(ErrorKind::model, where + ": " + what); };
-  if (c.heads < 1 || c.hidden % c.heads != 0) refuse("hidden_size must be a multiple of num_heads");
+  if (c.heads < 1 || c.hidden < 1 || c.hidden % c.heads != 0) refuse("hidden_size must be a multiple of num_heads");
+  if (c.mlp_hidden < 1) refuse("the MLP has no channels");
   int64_t sum = 0;
   for (int64_t d : c.axes_dim) {
     if (d < 2 || d % 2 != 0) refuse("each of axes_dim must be even and at least 2");
@@ -36,7 +37,8 @@ void check_config(const MmditConfig& c, const std::string& where) {
     refuse("axes_dim adds up to " + std::to_string(sum) + ", but a head has " + std::to_string(c.head_dim()) +
            " channels (give axes_dim in config.json)");
   }
-  if (c.in_channels % (c.patch_size * c.patch_size) != 0) refuse("in_channels must be a multiple of patch_size²");
+  if (c.in_channels < 1 || c.in_channels % (c.patch_size * c.patch_size) != 0)
+    refuse("in_channels must be a multiple of patch_size²");
   if (c.depth + c.single_depth < 1) refuse("a model without blocks");
 }
 
@@ -86,8 +88,9 @@ MmditConfig read_mmdit_config(const Config& json, const Weights& weights) {
   c.patch_size = json.integer("patch_size", 1, 2, c.patch_size);
   c.hidden = json.integer("hidden_size", 1, 1 << 16, c.hidden);
   c.heads = json.integer("num_heads", 1, 1024, c.heads);
-  double ratio = static_cast<double>(c.mlp_hidden) / static_cast<double>(c.hidden);
-  c.mlp_hidden = static_cast<int64_t>(static_cast<double>(c.hidden) * json.real("mlp_ratio", 0.01, 64, ratio));
+  if (json.has("mlp_ratio")) {
+    c.mlp_hidden = static_cast<int64_t>(static_cast<double>(c.hidden) * json.real("mlp_ratio", 0.01, 64, 4));
+  }
   c.depth = json.integer("depth", 0, 1024, c.depth);
   c.single_depth = json.integer("depth_single_blocks", 0, 1024, c.single_depth);
   c.text_dim = json.integer("context_in_dim", 1, 1 << 16, c.text_dim);
