@@ -1,5 +1,6 @@
 #include "diffusion/video_latents.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/rng.h"
@@ -28,6 +29,23 @@ Shape unpacked_shape(const VideoShape& s) {
   return {1, s.latent_frames, s.latent_height, s.latent_width, s.layout.channels};
 }
 
+// An output element lies between two of the input's, `part` of the way.
+struct Tap {
+  int64_t first, second;
+  float part;
+};
+
+std::vector<Tap> bilinear_taps(int64_t in, int64_t out) {
+  std::vector<Tap> taps;
+  float scale = static_cast<float>(in) / static_cast<float>(out);
+  for (int64_t i = 0; i < out; ++i) {
+    float at = std::max(scale * (static_cast<float>(i) + 0.5f) - 0.5f, 0.0f);
+    int64_t first = std::min(static_cast<int64_t>(at), in - 1);
+    taps.push_back({first, std::min(first + 1, in - 1), at - static_cast<float>(first)});
+  }
+  return taps;
+}
+
 void expect_shape(const char* what, const Shape& got, const Shape& expected) {
   if (!(got == expected))
     fail(ErrorKind::internal, std::string(what) + " must be " + expected.str() + ", not " + got.str());
@@ -54,6 +72,29 @@ Tensor unpack_latents(const Tensor& packed, const VideoShape& s) {
   each_element(s.latent_frames, s.latent_height, s.latent_width, s.layout.channels, patch,
                [&](int64_t p, int64_t u) { to[u] = from[p]; });
   return latents;
+}
+
+Tensor resize_latents(const Tensor& latents, int64_t height, int64_t width) {
+  const Shape& s = latents.shape();
+  check(s.rank() == 5 && s.numel() > 0 && height > 0 && width > 0, "resize_latents: shape");
+  Tensor out({s[0], s[1], height, width, s[4]}, DType::f32);
+  std::vector<Tap> rows = bilinear_taps(s[2], height), columns = bilinear_taps(s[3], width);
+  float* to = out.data<float>();
+  for (int64_t frame = 0; frame < s[0] * s[1]; ++frame) {
+    const float* from = latents.data<float>() + frame * s[2] * s[3] * s[4];
+    for (const Tap& y : rows) {
+      const float *above = from + y.first * s[3] * s[4], *below = from + y.second * s[3] * s[4];
+      for (const Tap& x : columns) {
+        for (int64_t c = 0; c < s[4]; ++c) {
+          int64_t left = x.first * s[4] + c, right = x.second * s[4] + c;
+          float top = (1 - x.part) * above[left] + x.part * above[right];
+          float bottom = (1 - x.part) * below[left] + x.part * below[right];
+          *to++ = (1 - y.part) * top + y.part * bottom;
+        }
+      }
+    }
+  }
+  return out;
 }
 
 Tensor video_noise(const VideoShape& s, uint64_t seed, NoiseKind kind) {

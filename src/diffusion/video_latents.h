@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/tensor.h"
 #include "diffusion/video_size.h"
@@ -14,6 +15,10 @@ namespace kinora {
 // A token's channels are c·patch² + dy·patch + dx; the column varies fastest, the frame slowest.
 Tensor pack_latents(const Tensor& latents, int64_t patch);
 Tensor unpack_latents(const Tensor& packed, const VideoShape& shape);
+
+// Each frame in another size, bilinearly (torch.nn.functional.interpolate, corners not aligned): to refine a small
+// film.
+Tensor resize_latents(const Tensor& latents, int64_t height, int64_t width);
 
 enum class NoiseKind {
   cpu,   // torch's CPU generator, float32

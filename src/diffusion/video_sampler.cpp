@@ -143,6 +143,14 @@ std::vector<float> flow_levels(int64_t steps, double shift) {
   return levels;
 }
 
+size_t first_step_at(const std::vector<float>& levels, double strength) {
+  if (!(strength > 0 && strength <= 1)) fail(ErrorKind::usage, "the strength must be above 0 and at most 1");
+  check(levels.size() >= 2, "first_step_at: levels");
+  size_t step = 0;
+  while (step + 2 < levels.size() && levels[step] > static_cast<float>(strength)) ++step;
+  return step;
+}
+
 std::vector<GuidanceStep> guidance_steps(const GuidanceOptions& o, int64_t steps, int64_t latent_frames,
                                          const VideoCondition& condition) {
   if (!std::isfinite(o.text) || !std::isfinite(o.image)) fail(ErrorKind::usage, "guidance must be a number");

@@ -28,6 +28,10 @@ struct GuidanceOptions {
   bool temporal_ramp = true;
 };
 
+// Where to begin with a film that is to keep something: the first step whose level is at most `strength`, or the last.
+// Throws Error(usage) unless the strength is above 0 and at most 1.
+size_t first_step_at(const std::vector<float>& levels, double strength);
+
 // Strengths of one step; 1 means none. The prediction is
 //   c + (text - 1)·(c - u) + (image - 1)·(u - b)
 // of the model's results with prompt and condition (c), negative prompt and condition (u), negative prompt alone (b):

@@ -209,6 +209,16 @@ TEST(VideoSchedule, EqualsTheReference) {
   EXPECT_THROW(flow_levels(5, NAN), Error);
 }
 
+TEST(VideoSchedule, FindsTheStepOfAStrength) {
+  std::vector<float> levels = flow_levels(4, 1);  // 1 0.75 0.5 0.25 0
+  EXPECT_EQ(first_step_at(levels, 1), 0u);
+  EXPECT_EQ(first_step_at(levels, 0.75), 1u);
+  EXPECT_EQ(first_step_at(levels, 0.6), 2u);
+  EXPECT_EQ(first_step_at(levels, 0.01), 3u);
+  EXPECT_THROW(first_step_at(levels, 0), Error);
+  EXPECT_THROW(first_step_at(levels, 1.5), Error);
+}
+
 TEST(VideoGuidance, OscillatesAndRampsOverTimeAsTheReference) {
   VideoCondition none, picture{VideoTask::head, {}}, film{VideoTask::extend_head, {}};
   auto steps = guidance_steps({}, 50, 5, picture);
@@ -294,6 +304,21 @@ TEST(VideoCondition, WantsAFilmLongerThanWhatIsGiven) {
   EXPECT_EQ(least("v2v_head_easy", 69), "no error");
   EXPECT_NE(usage_message([] { video_task("v2v_head_half"); }).find("v2v_head_easy"), std::string::npos);
   EXPECT_EQ(reference_frames(video_task("v2v_head"), {128, 4, 32, 1, false}), 32);
+}
+
+TEST(VideoNoise, EqualsTheReferenceToTheBit) {
+  Tensor noise = video_noise(video_shape({}, 32, 48, 9), 42).permuted({0, 4, 1, 2, 3}),
+         expected = golden().tensor("noise");
+  ASSERT_EQ(noise.shape(), expected.shape());
+  EXPECT_EQ(std::memcmp(noise.raw(), expected.raw(), noise.bytes()), 0);
+}
+
+TEST(VideoLatents, AreResizedAsInPyTorch) {
+  Tensor small = golden().tensor("resize.small").permuted({0, 2, 3, 4, 1});
+  for (const char* name : {"up", "odd", "down"}) {
+    Tensor expected = golden().tensor(std::string("resize.") + name).permuted({0, 2, 3, 4, 1});
+    expect_close(resize_latents(small, expected.shape()[2], expected.shape()[3]), expected, DType::f32, 4, name);
+  }
 }
 
 TEST(VideoNoise, OfTheCudaGeneratorIsRoundedToBfloat16) {

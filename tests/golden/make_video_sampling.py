@@ -108,6 +108,11 @@ def main(root, folder):
     run("flux", flux, num_steps=4, num_frames=1, method="distill", guidance=4.0)
 
     os.environ["AE_SPATIAL_COMPRESSION"] = "16"
+    tensors["noise"] = sampling.get_noise(1, 48, 32, 3, torch.device("cpu"), torch.float32, 42)
+    small = torch.randn(1, 4, 3, 6, 10, generator=torch.Generator().manual_seed(3))
+    tensors["resize.small"] = small
+    for name, size in (("up", (12, 20)), ("odd", (9, 12)), ("down", (3, 5))):
+        tensors[f"resize.{name}"] = torch.nn.functional.interpolate(small[0].transpose(0, 1), size=size, mode="bilinear").transpose(0, 1)[None]
     schedules = [dict(steps=s, tokens=n, frames=f, alpha=a) for s, n, f, a in (
         (50, 252, 33, None), (50, 2304, 33, None), (50, 576, 32, None), (7, 2304, 1, None), (30, 256, 1, 5.5), (1000, 6, 3, None))]
     for i, s in enumerate(schedules):
