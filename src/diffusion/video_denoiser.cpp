@@ -22,7 +22,10 @@ struct Place {
 };
 
 Place find_place(const std::string& path, MmditRole role) {
-  if (fs::is_regular_file(path)) return {fs::path(path).parent_path().string(), fs::path(path).stem().string()};
+  fs::path file(path);
+  if (fs::is_regular_file(file) && file.extension() == ".safetensors") {
+    return {file.parent_path().string(), file.stem().string()};
+  }
   for (const std::string& name : published_names(role)) {
     for (const char* ending : {".safetensors", ".safetensors.index.json"}) {
       if (fs::is_regular_file(fs::path(path) / (name + ending))) return {path, name};
@@ -90,17 +93,24 @@ const Executable& VideoDenoiser::compiled(const Extent& e) {
 
 size_t VideoDenoiser::memory(const Extent& extent) { return compiled(extent).arena_bytes(); }
 
-Tensor VideoDenoiser::predict(const VideoModelInputs& in) {
-  const std::vector<double>* positions[] = {&in.positions.frames, &in.positions.rows, &in.positions.columns};
+std::map<std::string, Tensor> VideoDenoiser::feed(const VideoModelInputs& in) const {
   std::map<std::string, Tensor> feed{
       {"latents", in.latents}, {"text", in.text}, {"pooled", in.pooled}, {"timestep", in.timestep}};
   if (config_.cond_embed) feed["cond"] = in.cond;
   if (config_.guidance_embed) feed["guidance"] = in.guidance;
+  const std::vector<double>* positions[] = {&in.positions.frames, &in.positions.rows, &in.positions.columns};
   for (int a = 0; a < 3; ++a) feed[kAxisNames[a]] = rope_axis(config_, a, *positions[a]);
-  Extent extent{in.latents.shape()[0], static_cast<int64_t>(positions[0]->size()),
-                static_cast<int64_t>(positions[1]->size()), static_cast<int64_t>(positions[2]->size()),
-                in.text.shape()[1]};
-  return compiled(extent).run(feed).at("velocity");
+  return feed;
+}
+
+VideoDenoiser::Extent VideoDenoiser::extent_of(const VideoModelInputs& in) {
+  auto count = [](const std::vector<double>& positions) { return static_cast<int64_t>(positions.size()); };
+  return {in.latents.shape()[0], count(in.positions.frames), count(in.positions.rows), count(in.positions.columns),
+          in.text.shape()[1]};
+}
+
+Tensor VideoDenoiser::predict(const VideoModelInputs& in) {
+  return compiled(extent_of(in)).run(feed(in)).at("velocity");
 }
 
 }  // namespace kinora

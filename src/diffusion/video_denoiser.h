@@ -36,8 +36,10 @@ class VideoDenoiser : public VideoModel {
   struct Extent {
     int64_t batch, frames, rows, columns, text;
   };
+  static Extent extent_of(const VideoModelInputs& inputs);
   Graph graph(const Extent& extent) const;
-  size_t memory(const Extent& extent);  // bytes of activations when compiled
+  std::map<std::string, Tensor> feed(const VideoModelInputs& inputs) const;  // the graph's inputs by name
+  size_t memory(const Extent& extent);                                       // bytes of activations when compiled
 
  private:
   const Executable& compiled(const Extent& extent);

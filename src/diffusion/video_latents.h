@@ -29,12 +29,12 @@ Tensor video_noise(const VideoShape& shape, uint64_t seed, NoiseKind kind = Nois
 
 // What is given besides the text.
 enum class VideoTask {
-  text,  // nothing
-  head,
-  tail,
-  loop,  // the first picture, the last, both
-  extend_head,
-  extend_tail,  // the first 33 or 65 frames, the last
+  text,         // nothing
+  head,         // the first picture
+  tail,         // the last picture
+  loop,         // the first picture and the last
+  extend_head,  // the first 33 or 65 frames
+  extend_tail,  // the last 33 or 65 frames
 };
 struct VideoTaskInfo {
   VideoTask task = VideoTask::text;

@@ -101,18 +101,27 @@ def inputs_of(config, seed, frames, rows, columns, batch=2, text=5):
     return inputs
 
 
-def save(folder, name, weights, config, inputs, output):
-    tensors = {f"w.{k}": v.contiguous() for k, v in weights.items()}
+GRADIENTS = ("img_in.weight", "double_blocks.0.img_attn.norm.query_norm.scale", "double_blocks.0.txt_mlp.0.bias",
+             "single_blocks.1.linear2.weight", "single_blocks.0.norm.key_norm.scale", "time_in.in_layer.bias")
+
+
+def save(folder, name, weights, config, inputs, output, gradients=None):
+    tensors = {f"w.{k}": v.detach().contiguous() for k, v in weights.items()}
+    tensors |= {f"grad.{k}": v.contiguous() for k, v in (gradients or {}).items()}
     tensors |= {f"in.{k}": v.contiguous() for k, v in inputs.items() if k != "txt_ids"}
-    tensors["out.velocity"] = output.contiguous()
+    tensors["out.velocity"] = output.detach().contiguous()
     save_file(tensors, f"{folder}/{name}.safetensors", metadata={"config": json.dumps(config)})
 
 
-@torch.no_grad()
-def opensora(code, folder, name, seed, frames=(0, 1, 2), rows=(0, 1), columns=(0, 1, 2), **changes):
+def opensora(code, folder, name, seed, frames=(0, 1, 2), rows=(0, 1), columns=(0, 1, 2), gradient=False, **changes):
     model, config = build(code, seed, **changes)
     inputs = inputs_of(config, seed + 1, frames, rows, columns)
-    save(folder, name, model.state_dict(), config, inputs, model(**inputs))
+    output, parameters = model(**inputs), dict(model.named_parameters())
+    gradients = {}
+    if gradient:  # of the loss (velocity · img).sum()
+        (output * inputs["img"]).sum().backward()
+        gradients = {k: parameters[k].grad for k in GRADIENTS}
+    save(folder, name, model.state_dict(), config, inputs, output, gradients)
 
 
 def flux_name(name):
@@ -178,10 +187,12 @@ def diffusers_flux(folder, name, seed):
 
 def main(root, folder):
     code = import_model(root)
-    opensora(code, folder, "mmdit_opensora", 210)
+    opensora(code, folder, "mmdit_opensora", 210, gradient=True)
     opensora(code, folder, "mmdit_patch1", 220, in_channels=8, patch_size=1, qkv_bias=False, axes_dim=[8, 4, 4])
     opensora(code, folder, "mmdit_fractions", 230, frames=(0, 0.4, 1.75, 7.5), rows=(0, 0.5), columns=(3, 4.25))
     opensora(code, folder, "mmdit_flux", 240, frames=(0,), rows=(0, 1, 2), columns=(0, 1, 2, 3), **FLUX)
+    # Gradients without guidance: its features turn by 4000 radians, where the last bit of torch's expf would show.
+    opensora(code, folder, "mmdit_flux_unguided", 245, rows=(0, 1, 2), gradient=True, **{**FLUX, "guidance_embed": False})
     opensora(code, folder, "mmdit_fused_halves", 250, fused_qkv=True, cond_embed=False, depth=2, depth_single_blocks=0)
     opensora(code, folder, "mmdit_split_pairs", 260, use_liger_rope=False, depth=0, guidance_embed=True, quiet=True)
     diffusers_flux(folder, "mmdit_flux_diffusers", 270)

@@ -2,6 +2,8 @@
 #include <cstring>
 
 #include "models/mmdit_golden.h"
+#include "ops/grad.h"
+#include "temp_folder.h"
 
 namespace kinora::test {
 namespace {
@@ -30,7 +32,8 @@ TEST_P(MmditForward, EqualsTheReference) {
 
 INSTANTIATE_TEST_SUITE_P(Variants, MmditForward,
                          testing::Values("mmdit_opensora", "mmdit_patch1", "mmdit_fractions", "mmdit_flux",
-                                         "mmdit_fused_halves", "mmdit_split_pairs", "mmdit_flux_diffusers"));
+                                         "mmdit_flux_unguided", "mmdit_fused_halves", "mmdit_split_pairs",
+                                         "mmdit_flux_diffusers"));
 
 TEST(MmditConfigTest, IsInferredFromTheTensors) {
   for (const char* name : {"mmdit_opensora", "mmdit_patch1", "mmdit_flux", "mmdit_fused_halves", "mmdit_split_pairs"}) {
@@ -71,6 +74,31 @@ TEST(MmditConfigTest, KnowsThePublishedHeads) {
   EXPECT_THROW(infer_mmdit_config(weights), Error);
 }
 
+TEST(MmditFolder, IsOpenedByPublishedNamesAndInShards) {
+  MmditGolden golden("mmdit_opensora");
+  TempFolder temp;
+  EXPECT_FALSE(has_mmdit(temp.path(), MmditRole::film));
+  temp.write("mmdit.safetensors", "not a film's");  // found only where the published name is not
+  std::vector<std::pair<std::string, Tensor>> shards[2];
+  std::string map;
+  for (const std::string& name : golden.weights.names()) {
+    int shard = name < "img_in" ? 0 : 1;
+    shards[shard].emplace_back(name, *golden.weights.find(name));
+    map += (map.empty() ? "\"" : ", \"") + name + "\": \"part-" + std::to_string(shard) + ".safetensors\"";
+  }
+  for (int i : {0, 1}) write_safetensors(temp.path("part-" + std::to_string(i) + ".safetensors"), shards[i]);
+  temp.write("Open_Sora_v2.safetensors.index.json", "{\"weight_map\": {" + map + "}}");
+  temp.write("Open_Sora_v2.json", golden.config.dump());
+  EXPECT_TRUE(has_mmdit(temp.path(), MmditRole::film));
+  EXPECT_FALSE(has_mmdit(temp.path(), MmditRole::picture));
+  EXPECT_FALSE(has_mmdit(temp.path("Open_Sora_v2.json"), MmditRole::film));
+  MmditFiles files = open_mmdit(temp.path(), MmditRole::film);
+  EXPECT_EQ(files.config.axes_dim, (std::array<int64_t, 3>{4, 6, 6}));
+  VideoDenoiser opened(files.config, files.weights, {&cpu::backend(), context(2), DType::f32}), model = golden.model();
+  Tensor a = opened.predict(inputs_of(golden)), b = model.predict(inputs_of(golden));
+  EXPECT_EQ(std::memcmp(a.raw(), b.raw(), a.bytes()), 0);
+}
+
 TEST(MmditErrors, NameTheTensorAndBothShapes) {
   MmditGolden golden("mmdit_opensora");
   MmditConfig config = read_mmdit_config(golden.config, golden.weights);
@@ -92,6 +120,36 @@ TEST(MmditErrors, NameTheTensorAndBothShapes) {
   EXPECT_NE(message(part, {}).find("'" + part + "' [128] is missing"), std::string::npos) << message(part, {});
   EXPECT_NE(message(part, Tensor::zeros({3})).find("has shape [3], but config.json asks for [128]"), std::string::npos);
   EXPECT_NE(message("surprise", Tensor::zeros({2})).find("'surprise'"), std::string::npos);
+}
+
+// Of the loss Σ velocity · latents, with respect to a parameter of each kind.
+TEST(MmditGradient, EqualsTheReference) {
+  for (const char* name : {"mmdit_opensora", "mmdit_flux_unguided"}) {
+    MmditGolden golden(name);
+    VideoDenoiser model = golden.model();
+    VideoModelInputs in = inputs_of(golden);
+    Graph forward = model.graph(VideoDenoiser::extent_of(in));
+    Graph graph = expand_for_grad(forward);
+    std::vector<Value> wrt;
+    std::vector<std::string> names;
+    for (size_t i = 0; i < graph.nodes().size(); ++i) {
+      const Node& node = graph.nodes()[i];
+      if (node.op != &kParameterOp || !golden.file.has("grad." + node.name)) continue;
+      wrt.emplace_back(&graph, static_cast<NodeId>(i));
+      names.push_back(node.name);
+    }
+    ASSERT_EQ(wrt.size(), 6u) << name;
+    std::vector<Value> grads =
+        gradients(Value(&graph, graph.outputs().at(0).second), wrt, graph.input("seed", in.latents.shape()));
+    for (size_t i = 0; i < grads.size(); ++i) graph.output("grad." + names[i], grads[i]);
+    std::map<std::string, Tensor> feed = model.feed(in);
+    feed["seed"] = in.latents;
+    auto results = run_graph(graph, feed);
+    for (const std::string& n : names) {
+      expect_close(results.at("grad." + n), golden.tensor("grad." + n), DType::f32, kModelTerms,
+                   std::string(name) + " " + n);
+    }
+  }
 }
 
 TEST(MmditBfloat16, IsNearFloat32) {
