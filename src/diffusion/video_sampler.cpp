@@ -62,13 +62,12 @@ void check_inputs(const MmditConfig& c, const VideoSampleInputs& in, const Video
 void guide(Tensor& c, const Tensor& u, const Tensor& b, const GuidanceStep& g, int64_t frames) {
   int64_t per_frame = c.numel() / frames;
   float text = g.text - 1, *y = c.data<float>();
+  const float *plain = u.data<float>(), *bare = b.defined() ? b.data<float>() : nullptr;
   for (int64_t f = 0; f < frames; ++f) {
     float image = g.image[g.image.size() == 1 ? 0 : static_cast<size_t>(f)] - 1;
     for (int64_t i = f * per_frame; i < (f + 1) * per_frame; ++i) {
-      float with = y[i], without = u.data<float>()[i];
-      with += text * (with - without);
-      if (b.defined()) with += image * (without - b.data<float>()[i]);
-      y[i] = with;
+      y[i] += text * (y[i] - plain[i]);
+      if (bare) y[i] += image * (plain[i] - bare[i]);
     }
   }
 }
@@ -119,7 +118,9 @@ class FilmSampler {
 Tensor combine(float a, const Tensor& x, float b, const Tensor& y) {
   check(x.shape() == y.shape(), "combine: shapes");
   Tensor out(x.shape(), DType::f32);
-  for (int64_t i = 0; i < x.numel(); ++i) out.data<float>()[i] = a * x.data<float>()[i] + b * y.data<float>()[i];
+  const float *first = x.data<float>(), *second = y.data<float>();
+  float* to = out.data<float>();
+  for (int64_t i = 0, n = x.numel(); i < n; ++i) to[i] = a * first[i] + b * second[i];
   return out;
 }
 
@@ -132,8 +133,8 @@ double flow_shift(int64_t tokens_per_frame, int64_t latent_frames) {
 
 std::vector<float> flow_levels(int64_t steps, double shift) {
   if (steps < 1 || steps > 1000) fail(ErrorKind::usage, "steps must be from 1 to 1000, not " + std::to_string(steps));
-  if (!(shift > 0) || !std::isfinite(shift)) {
-    fail(ErrorKind::usage, "the flow shift must be a positive number, not " + std::to_string(shift));
+  if (!(shift > 0 && shift <= 1e6)) {
+    fail(ErrorKind::usage, "the flow shift must be above 0 and at most 1000000, not " + std::to_string(shift));
   }
   std::vector<float> levels;
   for (int64_t i = 0; i <= steps; ++i) {
@@ -153,7 +154,9 @@ size_t first_step_at(const std::vector<float>& levels, double strength) {
 
 std::vector<GuidanceStep> guidance_steps(const GuidanceOptions& o, int64_t steps, int64_t latent_frames,
                                          const VideoCondition& condition) {
-  if (!std::isfinite(o.text) || !std::isfinite(o.image)) fail(ErrorKind::usage, "guidance must be a number");
+  if (!(std::abs(o.text) <= 1000 && std::abs(o.image) <= 1000)) {
+    fail(ErrorKind::usage, "guidance must be from -1000 to 1000");
+  }
   std::vector<GuidanceStep> all;
   for (int64_t i = 0; i < steps; ++i) {
     bool on = i < kGuidedSteps || i % 2 == 0;

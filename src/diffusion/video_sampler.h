@@ -16,7 +16,7 @@ namespace kinora {
 double flow_shift(int64_t tokens_per_frame, int64_t latent_frames);
 
 // steps + 1 noise levels from 1 to 0: s·u/(1 + (s - 1)·u) of evenly spaced u. Throws Error(usage) unless steps is 1 to
-// 1000 and the shift positive.
+// 1000 and the shift above 0, at most 1000000.
 std::vector<float> flow_levels(int64_t steps, double shift);
 
 struct GuidanceOptions {
@@ -41,7 +41,7 @@ struct GuidanceStep {
   std::vector<float> image{1};  // one, or one a latent frame
 };
 
-// Open-Sora's rule. Throws Error(usage) when a strength is not finite.
+// Open-Sora's rule. Throws Error(usage) unless the strengths are from -1000 to 1000.
 std::vector<GuidanceStep> guidance_steps(const GuidanceOptions& options, int64_t steps, int64_t latent_frames,
                                          const VideoCondition& condition);
 

@@ -12,19 +12,21 @@ namespace {
 
 constexpr int64_t kLargestSide = 8192, kMostFrames = 1 << 14;
 
-// Width and height; Open-Sora's opensora/datasets/aspect.py. Each is known by its reverse as well.
+// Width and height as they are named, and their ratio; Open-Sora's opensora/datasets/aspect.py. Each is known by its
+// reverse as well.
 struct Aspect {
   const char *width, *height;
+  double ratio;
 };
-constexpr std::array<Aspect, 9> kAspects{{{"2.39", "1"},
-                                          {"2", "1"},
-                                          {"16", "9"},
-                                          {"1.85", "1"},
-                                          {"9", "16"},
-                                          {"5", "8"},
-                                          {"3", "2"},
-                                          {"4", "3"},
-                                          {"1", "1"}}};
+constexpr std::array<Aspect, 9> kAspects{{{"2.39", "1", 2.39},
+                                          {"2", "1", 2.0},
+                                          {"16", "9", 16.0 / 9},
+                                          {"1.85", "1", 1.85},
+                                          {"9", "16", 9.0 / 16},
+                                          {"5", "8", 5.0 / 8},
+                                          {"3", "2", 3.0 / 2},
+                                          {"4", "3", 4.0 / 3},
+                                          {"1", "1", 1.0}}};
 
 std::string name_of(const Aspect& a, bool reversed) {
   return reversed ? std::string(a.height) + ":" + a.width : std::string(a.width) + ":" + a.height;
@@ -50,7 +52,7 @@ Size size_of(const Aspect& aspect, int64_t pixels, int64_t cell, bool nearest) {
   auto floor_to_cell = [&](double v) {
     return std::max<int64_t>(static_cast<int64_t>(std::floor(v / static_cast<double>(cell))), 1) * cell;
   };
-  int64_t width = floor_to_cell(std::sqrt(total * (std::stod(aspect.width) / std::stod(aspect.height))));
+  int64_t width = floor_to_cell(std::sqrt(total * aspect.ratio));
   int64_t height = floor_to_cell(total / static_cast<double>(width));
   if (!nearest) return {width, height};
   int64_t best = std::abs(height * width - pixels);

@@ -207,6 +207,7 @@ TEST(VideoSchedule, EqualsTheReference) {
   EXPECT_THROW(flow_levels(1001, 1), Error);
   EXPECT_THROW(flow_levels(5, 0), Error);
   EXPECT_THROW(flow_levels(5, NAN), Error);
+  EXPECT_THROW(flow_levels(5, 1e300), Error);
 }
 
 TEST(VideoSchedule, FindsTheStepOfAStrength) {
@@ -233,6 +234,7 @@ TEST(VideoGuidance, OscillatesAndRampsOverTimeAsTheReference) {
   EXPECT_EQ(guidance_steps({}, 50, 5, film)[0].image, std::vector<float>{3});
   EXPECT_EQ(guidance_steps({.image = 0.5}, 50, 5, picture)[0].image, std::vector<float>{0.5f});
   EXPECT_THROW(guidance_steps({.text = INFINITY}, 50, 5, none), Error);
+  EXPECT_THROW(guidance_steps({.image = 1e9}, 50, 5, none), Error);
 }
 
 TEST(VideoSize, NamesAndAspectsEqualTheReference) {
