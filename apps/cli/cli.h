@@ -4,7 +4,9 @@
 #include <atomic>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "diffusion/pipeline.h"
 #include "io/safetensors.h"
@@ -25,6 +27,10 @@ Command add_tokenize(CLI::App& app);
 
 // --device and --dtype, as of make_runtime.
 void add_device(CLI::App& command, std::string& device, std::string& dtype);
+// What `kinora eval` makes of the components "mmdit" and "flux": the output's name and the output; nothing for others.
+std::optional<std::pair<std::string, Tensor>> evaluate_mmdit(const std::string& model, const std::string& component,
+                                                             const std::string& device, const std::string& dtype,
+                                                             const std::string& input);
 
 // The folder given with --model, else $KINORA_MODEL, else the model that came with the program.
 std::string model_folder(const std::string& given);

@@ -55,7 +55,8 @@ std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& componen
     expect_rank(in.tensor("latent"), 4, "latent");
     return {"sample", channels_first(p.autoencoder().decode(channels_last(in.tensor("latent"))))};
   }
-  fail(ErrorKind::usage, "unknown component '" + component + "' (text_encoder, transformer, vae.encode, vae.decode)");
+  fail(ErrorKind::usage,
+       "unknown component '" + component + "' (text_encoder, transformer, vae.encode, vae.decode, mmdit, flux)");
 }
 
 double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
@@ -250,11 +251,17 @@ Command add_eval(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
   c->add_option("model", o->model, "Model folder, or the folder of a T5 or CLIP text encoder")->required();
-  c->add_option("component", o->component, "text_encoder, transformer, vae.encode or vae.decode")->required();
-  c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers")->required();
+  c->add_option("component", o->component, "text_encoder, transformer, vae.encode, vae.decode, mmdit or flux")
+      ->required();
+  c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers or Open-Sora")
+      ->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
   add_device(*c, o->device, o->dtype);
   return [o] {
+    if (auto result = evaluate_mmdit(o->model, o->component, o->device, o->dtype, o->input)) {
+      write_safetensors(o->output, {*result});
+      return 0;
+    }
     if (is_text_encoder(o->model)) {
       if (o->component != "text_encoder")
         fail(ErrorKind::usage, "unknown component '" + o->component + "' (the folder holds a text_encoder)");

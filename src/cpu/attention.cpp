@@ -160,6 +160,7 @@ Step make_rope(const StepSpec& spec) {
   const Shape& x = spec.inputs[0].shape;
   DType dtype = spec.output().dtype;
   int64_t rows = x[0] * x[1], tokens = x[1], heads = x[2], d = x[3];
+  bool pairs = spec.node.attrs.integer("interleaved");
   Workspace ws;
   size_t x_at = ws.add(static_cast<size_t>(d) * 4), y_at = ws.add(static_cast<size_t>(d) * 4);
   Step step;
@@ -172,7 +173,11 @@ Step make_rope(const StepSpec& spec) {
       for (int64_t h = 0; h < heads; ++h) {
         int64_t at = (r * heads + h) * d;
         simd().load(dtype, advance(args.in[0], dtype, at), v, static_cast<size_t>(d));
-        for (int64_t i = 0; i < d / 2; ++i) {
+        for (int64_t i = 0; pairs && i < d; i += 2) {
+          y[i] = v[i] * cos[i] - v[i + 1] * sin[i];
+          y[i + 1] = v[i + 1] * cos[i + 1] + v[i] * sin[i + 1];
+        }
+        for (int64_t i = 0; !pairs && i < d / 2; ++i) {
           y[i] = v[i] * cos[i] - v[i + d / 2] * sin[i];
           y[i + d / 2] = v[i + d / 2] * cos[i + d / 2] + v[i] * sin[i + d / 2];
         }

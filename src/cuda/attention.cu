@@ -355,14 +355,12 @@ AttentionPlan plan_for(const StepSpec& spec) {
   }
 }
 
-// The bias broadcasts to [batch, heads, queries, keys]; of rank 2 it is [batch, keys].
+// The bias broadcasts to [batch, heads, queries, keys].
 void place_bias(const StepSpec& spec, AttentionArgs& a) {
   const Shape& shape = spec.inputs[3].shape;
   Ints strides = strides_of(spec, 3);
   auto at = [&](int axis) { return shape[axis] == 1 ? 0 : strides[static_cast<size_t>(axis)]; };
-  a.bias_batch = at(0);
-  a.bias_head = shape.rank() == 4 ? at(1) : 0;
-  a.bias_query = shape.rank() == 4 ? at(2) : 0;
+  a.bias_batch = at(0), a.bias_head = at(1), a.bias_query = at(2);
 }
 
 }  // namespace
@@ -371,6 +369,7 @@ bool supports_attention(const StepSpec& spec) {
   constexpr int64_t kMost = std::numeric_limits<int>::max() / 2;
   const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
   if (q[3] > 256 || q[1] > kMost || k[1] > kMost || k[1] < 1) return false;
+  if (spec.inputs.size() == 4 && (spec.inputs[3].shape[3] != k[1] || strides_of(spec, 3)[3] != 1)) return false;
   AttentionPlan plan = plan_for(spec);
   return plan.shared <= device_limits().shared_bytes && q[0] * q[2] * ceil_div(q[1], plan.rows) <= kMost;
 }

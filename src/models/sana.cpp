@@ -43,17 +43,6 @@ SanaConfig read_sana_config(const Config& json) {
 
 namespace {
 
-// Sine-cosine features of t [batch] in float32, cosine first, as the checkpoints were trained with: [batch, 256].
-Value timestep_features(Value t) {
-  constexpr int64_t kHalf = 128;
-  std::vector<float> frequencies;
-  for (int64_t i = 0; i < kHalf; ++i) {
-    frequencies.push_back(std::exp(static_cast<float>(-std::log(10000.0)) * static_cast<float>(i) / kHalf));
-  }
-  Value angle = reshape(t, {t.shape()[0], 1}) * t.graph().constant(Tensor::from({1, kHalf}, frequencies));
-  return concat({cos(angle), sin(angle)}, 1);
-}
-
 Value embedding_mlp(const Params& p, Value features, int64_t width) {
   return linear_layer(p / "linear_2", linear_layer(p / "linear_1", features, width, true, "silu"), width, true);
 }

@@ -10,6 +10,13 @@ Value linear_layer(const Params& p, Value x, int64_t out, bool bias, const std::
   return linear(x, weight, bias ? p.get("bias", {out}) : Value(), act);
 }
 
+Value linear_part(const Params& p, Value x, int64_t out, int64_t begin, int64_t end, bool bias,
+                  const std::string& act) {
+  ScopeGuard scope = p.scope();
+  Value weight = p.get_rows("weight", {out, x.shape()[-1]}, begin, end);
+  return linear(x, weight, bias ? p.get_rows("bias", {out}, begin, end) : Value(), act);
+}
+
 Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act) {
   ScopeGuard scope = p.scope();
   int64_t in = x.shape()[-1];
@@ -36,6 +43,16 @@ Tensor sinusoid(const std::vector<double>& positions, int64_t dim, double theta,
     out += dim;
   }
   return table;
+}
+
+Value timestep_features(Value t) {
+  constexpr int64_t kHalf = 128;
+  std::vector<float> frequencies;
+  for (int64_t i = 0; i < kHalf; ++i) {
+    frequencies.push_back(std::exp(static_cast<float>(-std::log(10000.0)) * static_cast<float>(i) / kHalf));
+  }
+  Value angle = reshape(t, {t.shape()[0], 1}) * t.graph().constant(Tensor::from({1, kHalf}, frequencies));
+  return concat({cos(angle), sin(angle)}, 1);
 }
 
 }  // namespace kinora

@@ -14,6 +14,9 @@ namespace kinora {
 
 // "<path>.weight" [out, in] and, with `bias`, "<path>.bias" [out]; x [.., in] -> [.., out].
 Value linear_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
+// Outputs [begin, end) of a layer of `out` outputs, bias included: one of several layers stored as one.
+Value linear_part(const Params& p, Value x, int64_t out, int64_t begin, int64_t end, bool bias,
+                  const std::string& act = "none");
 // A 1x1 convolution stored as [out, in, 1, 1], as a product over channels-last pictures.
 Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
 // x [batch, h, w, in] -> [batch, h', w', out].
@@ -22,5 +25,9 @@ Value conv_layer(const Params& p, Value x, int64_t out, int64_t kernel, bool bia
 // sin/cos features of positions, computed in float64: [sin(p·ω), cos(p·ω)] with ω_k = theta^(-k / (dim / 2)),
 // or cosine first. Returns [positions, dim] float32.
 Tensor sinusoid(const std::vector<double>& positions, int64_t dim, double theta, bool cosine_first);
+
+// Sine-cosine features of t [batch], cosine first, in float32 as diffusion transformers were trained with: [batch,
+// 256].
+Value timestep_features(Value t);
 
 }  // namespace kinora

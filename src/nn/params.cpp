@@ -20,7 +20,7 @@ DType Params::stored(const std::string& name) const {
   return tensor ? tensor->dtype() : DType::f32;
 }
 
-Value Params::get_as(const std::string& name, const Shape& stored, const Shape& wanted) const {
+const Tensor& Params::checked(const std::string& name, const Shape& stored) const {
   std::string path = full(name);
   const Tensor* tensor = weights_->find(path);
   if (!tensor) {
@@ -36,7 +36,16 @@ Value Params::get_as(const std::string& name, const Shape& stored, const Shape& 
                                std::string(dtype_name(tensor->dtype())) + "; F32, F16 and BF16 weights can be used");
   }
   used_->insert(path);
-  return graph_->parameter(path, tensor->reshaped(wanted));
+  return *tensor;
+}
+
+Value Params::get_as(const std::string& name, const Shape& stored, const Shape& wanted) const {
+  return graph_->parameter(full(name), checked(name, stored).reshaped(wanted));
+}
+
+Value Params::get_rows(const std::string& name, const Shape& stored, int64_t begin, int64_t end) const {
+  std::string range = "[" + std::to_string(begin) + ":" + std::to_string(end) + "]";
+  return graph_->parameter(full(name) + range, checked(name, stored).rows(begin, end));
 }
 
 Value Params::get(const std::string& name, const Shape& shape) const { return get_as(name, shape, shape); }

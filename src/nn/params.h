@@ -22,6 +22,8 @@ class Params {
   Value get(const std::string& name, const Shape& shape) const;
   // The same elements as another shape: a 1x1 convolution's [n, k, 1, 1] read as [n, k].
   Value get_as(const std::string& name, const Shape& stored, const Shape& wanted) const;
+  // Rows [begin, end) of a tensor that holds several layers' weights one after another; they share its bytes.
+  Value get_rows(const std::string& name, const Shape& stored, int64_t begin, int64_t end) const;
   // The tensor as float32 (for small ones: tables, vectors).
   Value f32(const std::string& name, const Shape& shape) const;
   bool has(const std::string& name) const;
@@ -38,6 +40,8 @@ class Params {
   void expect_all_used(const std::string& prefix = "") const;
 
  private:
+  // The stored tensor, checked and marked as used.
+  const Tensor& checked(const std::string& name, const Shape& stored) const;
   std::string full(const std::string& name) const { return path_.empty() ? name : path_ + "." + name; }
   Graph* graph_;
   const Weights* weights_;

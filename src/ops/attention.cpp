@@ -99,13 +99,14 @@ TensorSpec infer_rope(Specs in, const Attrs&) {
   return in[0];
 }
 
-Value decompose_rope(Inputs in, const Attrs&) {
+Value decompose_rope(Inputs in, const Attrs& attrs) {
   Value x = cast(in[0], DType::f32);
-  const Shape& s = x.shape();
-  std::vector<Value> halves = split(x, 3, 2);
-  Value rotated = concat({affine(halves[1], -1, 0), halves[0]}, 3);
+  const Shape s = x.shape();
+  bool pairs = attrs.integer("interleaved");
+  std::vector<Value> parts = pairs ? split(reshape(x, {s[0], s[1], s[2], s[3] / 2, 2}), 4, 2) : split(x, 3, 2);
+  Value turned = reshape(concat({affine(parts[1], -1, 0), parts[0]}, pairs ? 4 : 3), s);
   Shape table{1, s[1], 1, s[3]};
-  return cast(x * reshape(in[1], table) + rotated * reshape(in[2], table), in[0].dtype());
+  return cast(x * reshape(in[1], table) + turned * reshape(in[2], table), in[0].dtype());
 }
 
 TensorSpec infer_glu(Specs in, const Attrs&) {
@@ -140,7 +141,9 @@ Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& o
 Value linear_attention(Value q, Value k, Value v, double eps) {
   return apply(kLinearAttention, {q, k, v}, {{"eps", eps}});
 }
-Value rope(Value x, Value cos, Value sin) { return apply(kRope, {x, cos, sin}); }
+Value rope(Value x, Value cos, Value sin, bool interleaved) {
+  return apply(kRope, {x, cos, sin}, {{"interleaved", int64_t{interleaved}}});
+}
 Value glu(Value x) { return apply(kGlu, {x}); }
 
 }  // namespace kinora

@@ -23,9 +23,9 @@ Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& o
 // S = Σ_n v'_n k_nᵀ and out = (S q)[:d] / ((S q)[d] + eps). All three [batch, tokens, heads, dim].
 Value linear_attention(Value q, Value k, Value v, double eps = 1e-15);
 
-// Rotary embedding, halves rotated: x·cos + [-x₂, x₁]·sin; x [batch, tokens, heads, dim], cos and sin [tokens, dim]
-// f32.
-Value rope(Value x, Value cos, Value sin);
+// Rotary embedding: x·cos + turn(x)·sin; x [batch, tokens, heads, dim], cos and sin [tokens, dim] f32.
+// turn(x) is [-x₂, x₁] of the two halves, or, interleaved, (-x₂, x₁) of each pair of neighbours.
+Value rope(Value x, Value cos, Value sin, bool interleaved = false);
 
 // [.., 2C] -> first half · silu(second half) [.., C].
 Value glu(Value x);

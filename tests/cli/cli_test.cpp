@@ -8,6 +8,7 @@
 #include "io/file.h"
 #include "io/image.h"
 #include "io/safetensors.h"
+#include "support.h"
 #include "temp_folder.h"
 
 namespace kinora::test {
@@ -176,6 +177,59 @@ TEST_F(Cli, EvalInspectAndTokenize) {
   EXPECT_GE(std::count(o.out.begin(), o.out.end(), '\n'), 4);
   o = run("bench --repeats 1 --json");
   EXPECT_EQ(nlohmann::json::parse(o.out)["rows"].size(), 4u);
+}
+
+// A golden of the video transformer as a model folder: weights under a published name, the config beside them.
+class CliMmdit : public Cli {
+ protected:
+  CliMmdit() {
+    auto golden = SafetensorsFile::open(KINORA_SOURCE_DIR "/tests/golden/mmdit_flux.safetensors");
+    std::vector<std::pair<std::string, Tensor>> weights;
+    for (const SafetensorsEntry& entry : golden.header().entries) {
+      if (entry.name.starts_with("w.")) weights.emplace_back(entry.name.substr(2), golden.tensor(entry));
+      if (entry.name.starts_with("in.")) inputs_[entry.name.substr(3)] = golden.tensor(entry).clone();
+    }
+    expected_ = golden.tensor("out.velocity").clone();
+    std::filesystem::create_directory(temp_.path("model"));
+    write_safetensors(temp_.path("model/flux1-dev.safetensors"), weights);
+    temp_.write("model/flux1-dev.json", golden.header().metadata.at("config"));
+    write_inputs();
+  }
+  void write_inputs() { write_safetensors(temp_.path("in.safetensors"), {inputs_.begin(), inputs_.end()}); }
+  std::map<std::string, Tensor> inputs_;
+  Tensor expected_;
+};
+
+TEST_F(CliMmdit, EvaluatesTheVideoTransformer) {
+  Outcome o = run("eval model flux in.safetensors -o out.safetensors");
+  ASSERT_EQ(o.status, 0) << o.err;
+  Tensor velocity = SafetensorsFile::open(temp_.path("out.safetensors")).tensor("velocity").clone();
+  expect_close(velocity, expected_, DType::f32, 1 << 14, "velocity");
+  // The same from a path to the file itself; other types of activations.
+  ASSERT_EQ(run("eval model/flux1-dev.safetensors mmdit in.safetensors -o again.safetensors").status, 0);
+  EXPECT_EQ(text("again.safetensors"), text("out.safetensors"));
+  ASSERT_EQ(run("eval model flux in.safetensors -o bf16.safetensors --dtype bfloat16").status, 0);
+  EXPECT_NE(text("bf16.safetensors"), text("out.safetensors"));
+}
+
+TEST_F(CliMmdit, NamesWhatIsWrongWithTensorsAndFolders) {
+  expect_error("eval . flux in.safetensors -o y.safetensors", 5, "flux1-dev.safetensors");
+  expect_error("eval model mmdit in.safetensors -o y.safetensors", 5, "Open_Sora_v2.safetensors");
+  expect_error("eval in.safetensors mmdit in.safetensors -o y.safetensors", 4, "'img_in.weight' is missing");
+  expect_error("eval model flux model/flux1-dev.safetensors -o y.safetensors", 4, "img");
+  expect_error("eval model flux in.safetensors -o y.safetensors --dtype int8", 2, "int8");
+  Tensor ids = inputs_["img_ids"].clone(), vec = inputs_["y_vec"];
+  inputs_["img_ids"].data<float>()[4] += 1;
+  write_inputs();
+  expect_error("eval model flux in.safetensors -o y.safetensors", 3, "one grid");
+  inputs_["img_ids"] = ids;
+  inputs_["y_vec"] = vec.rows(0, 1);
+  write_inputs();
+  expect_error("eval model flux in.safetensors -o y.safetensors", 3, "'y_vec' must have shape [2, 12]");
+  temp_.write("model/flux1-dev.json", R"({"axes_dim": [4, 4, 4]})");
+  expect_error("eval model flux in.safetensors -o y.safetensors", 4, "axes_dim adds up to 12");
+  temp_.write("model/flux1-dev.json", R"({"axes_dim": [4, 6, 6], "depth": 3})");
+  expect_error("eval model flux in.safetensors -o y.safetensors", 4, "double_blocks.1.img_mod.lin.weight");
 }
 
 }  // namespace

@@ -401,6 +401,21 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .shapes = {{2, 3, 2, 6}, {3, 6}, {3, 6}},
                .build = [](In x) { return rope(x[0], x[1], x[2]); },
                .terms = 2});
+  c.push_back({.name = "rope/interleaved",
+               .shapes = {{2, 3, 2, 6}, {3, 6}, {3, 6}},
+               .build = [](In x) { return rope(x[0], x[1], x[2], true); },
+               .terms = 2,
+               .truth =
+                   [](Tensors in) {
+                     Doubles out;
+                     for (int64_t i = 0; i < 72; ++i) {
+                       int64_t at = i / 12 % 3 * 6 + i % 6;  // in the tables: heads and batch share them
+                       double partner = in[0].data<float>()[i ^ 1], sign = i % 2 ? 1 : -1;
+                       out.push_back(double(in[0].data<float>()[i]) * in[1].data<float>()[at] +
+                                     sign * partner * in[2].data<float>()[at]);
+                     }
+                     return out;
+                   }});
 }
 
 // Sizes that are no multiples of any tile, and inputs that are slices of one projection.
