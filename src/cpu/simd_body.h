@@ -24,6 +24,65 @@ Vec load_vec(const float* p) {
   return v;
 }
 
+void load(DType dtype, const void* src, float* dst, size_t n) {
+  if (dtype == DType::f32) {
+    if (n) std::memcpy(dst, src, n * sizeof(float));
+  } else if (dtype == DType::bf16) {
+    const auto* bits = static_cast<const uint16_t*>(src);
+    for (size_t i = 0; i < n; ++i) dst[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
+  } else {
+    size_t i = 0;
+#if defined(__F16C__)
+    const auto* halves = static_cast<const uint16_t*>(src);
+    for (; dtype == DType::f16 && i + 8 <= n; i += 8) {
+      __m128i raw;
+      std::memcpy(&raw, halves + i, sizeof raw);
+      _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(raw));
+    }
+#endif
+    to_float(dtype, static_cast<const char*>(src) + i * dtype_size(dtype), dst + i, n - i);
+  }
+}
+
+void store(DType dtype, const float* src, void* dst, size_t n) {
+  if (dtype == DType::f32) {
+    if (n && src != dst) std::memcpy(dst, src, n * sizeof(float));
+  } else if (dtype == DType::bf16) {
+    auto* bits = static_cast<uint16_t*>(dst);
+    for (size_t i = 0; i < n; ++i) {
+      uint32_t u = std::bit_cast<uint32_t>(src[i]);
+      uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
+      bits[i] = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+    }
+  } else {
+    size_t i = 0;
+#if defined(__F16C__)
+    auto* halves = static_cast<uint16_t*>(dst);
+    for (; dtype == DType::f16 && i + 8 <= n; i += 8) {
+      __m128i raw = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      std::memcpy(halves + i, &raw, sizeof raw);
+    }
+#endif
+    from_float(dtype, src + i, static_cast<char*>(dst) + i * dtype_size(dtype), n - i);
+  }
+}
+
+// Sixteen elements of a float type as float32, and back.
+Vec load_as(const float* p) { return load_vec(p); }
+Vec load_as(const bf16* p) {
+  using Halves [[gnu::vector_size(32)]] = uint16_t;
+  using Words [[gnu::vector_size(64)]] = uint32_t;
+  Halves halves;
+  std::memcpy(&halves, p, sizeof halves);
+  Words words = __builtin_convertvector(halves, Words) << 16;
+  return std::bit_cast<Vec>(words);
+}
+Vec load_as(const f16* p) {
+  float t[kLanes];
+  load(DType::f16, p, t, kLanes);
+  return load_vec(t);
+}
+
 // Adds the lanes in a fixed tree.
 float add_lanes(Vec v) {
   float t[kLanes];
@@ -207,40 +266,135 @@ float exp_sum(float* x, float highest, size_t n) {
   return sum(x, n);
 }
 
-// Adds one tap over a block of channels kept in registers.
-template <size_t kBlock>
-void depthwise_pixel(const float* const* rows, size_t at, const float* weight, const float* bias, float* y,
-                     size_t channels, size_t c, size_t kh, size_t kw) {
-  Vec total[kBlock];
-  for (size_t b = 0; b < kBlock; ++b) total[b] = bias ? load_vec(bias + c + b * kLanes) : Vec{};
-  for (size_t ky = 0; ky < kh; ++ky) {
-    for (size_t kx = 0; kx < kw; ++kx) {
-      const float* x = rows[ky] + (at + kx) * channels + c;
-      const float* w = weight + (ky * kw + kx) * channels + c;
-      for (size_t b = 0; b < kBlock; ++b) total[b] += load_vec(x + b * kLanes) * load_vec(w + b * kLanes);
-    }
+float softmax_row(float* x, float scale, const float* bias, size_t n) {
+  if (bias) {
+    for (size_t i = 0; i < n; ++i) x[i] = x[i] * scale + bias[i];
+  } else {
+    for (size_t i = 0; i < n; ++i) x[i] = x[i] * scale;
   }
-  for (size_t b = 0; b < kBlock; ++b) std::memcpy(y + c + b * kLanes, &total[b], sizeof(Vec));
+  return exp_sum(x, max(x, n), n);
 }
 
-void depthwise_row(const float* const* rows, const float* weight, const float* bias, float* y, size_t width,
-                   size_t channels, size_t kh, size_t kw, size_t stride) {
-  for (size_t px = 0; px < width; ++px, y += channels) {
-    size_t c = 0;
-    for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
-      depthwise_pixel<4>(rows, px * stride, weight, bias, y, channels, c, kh, kw);
-    }
-    for (; c + kLanes <= channels; c += kLanes) {
-      depthwise_pixel<1>(rows, px * stride, weight, bias, y, channels, c, kh, kw);
-    }
-    for (; c < channels; ++c) {
-      float total = bias ? bias[c] : 0;
-      for (size_t t = 0; t < kh * kw; ++t) {
-        total += rows[t / kw][(px * stride + t % kw) * channels + c] * weight[t * channels + c];
-      }
-      y[c] = total;
+void finish_row(const RowFinish& f, float* c, void* y, size_t n) {
+  if (f.bias) {
+    for (size_t i = 0; i < n; ++i) c[i] += f.bias[i];
+  }
+  if (f.act) unary(f.unary, c, c, n);
+  if (f.gate) {
+    for (size_t i = 0; i < n; ++i) c[i] *= f.gate[i];
+  }
+  if (f.residual && f.type == DType::f32) {
+    const auto* r = static_cast<const float*>(f.residual);
+    for (size_t i = 0; i < n; ++i) c[i] += r[i];
+  } else if (f.residual) {
+    constexpr size_t kPart = 128;
+    float part[kPart];
+    for (size_t at = 0; at < n; at += kPart) {
+      size_t m = n - at < kPart ? n - at : kPart;
+      load(f.type, static_cast<const char*>(f.residual) + at * dtype_size(f.type), part, m);
+      for (size_t i = 0; i < m; ++i) c[at + i] += part[i];
     }
   }
+  store(f.type, c, y, n);
+}
+
+// Pixels px.. of channels c..c+15, all taps inside the picture, stride 1: each input is loaded once for all of them.
+template <class T, size_t kWide, size_t kPixels>
+void depthwise_block(const DepthwiseRow& d, size_t px, size_t c, Vec* total) {
+  for (size_t p = 0; p < kPixels; ++p) total[p] = d.bias ? load_vec(d.bias + c) : Vec{};
+  for (size_t ky = 0; ky < d.kh; ++ky) {
+    if (!d.rows[ky]) continue;
+    const T* x = static_cast<const T*>(d.rows[ky]) + (px - d.padding) * d.channels + c;
+    const float* w = d.weight + ky * kWide * d.channels + c;
+#pragma GCC unroll 16
+    for (size_t column = 0; column < kWide + kPixels - 1; ++column) {
+      Vec value = load_as(x + column * d.channels);
+#pragma GCC unroll 16
+      for (size_t p = 0; p < kPixels; ++p) {
+        if (column >= p && column - p < kWide) total[p] += value * load_vec(w + (column - p) * d.channels);
+      }
+    }
+  }
+}
+
+// One pixel anywhere. Calls term(x, w) for every tap inside the picture, in order.
+template <class T, class F>
+void depthwise_taps(const DepthwiseRow& d, size_t px, size_t c, F term) {
+  for (size_t ky = 0; ky < d.kh; ++ky) {
+    if (!d.rows[ky]) continue;
+    for (size_t kx = 0; kx < d.kw; ++kx) {
+      size_t column = px * d.stride + kx;
+      if (column < d.padding || column - d.padding >= d.width_in) continue;
+      term(static_cast<const T*>(d.rows[ky]) + (column - d.padding) * d.channels + c,
+           d.weight + (ky * d.kw + kx) * d.channels + c);
+    }
+  }
+}
+
+template <class T, size_t kPixels>
+void depthwise_points(const DepthwiseRow& d, size_t px, size_t c, float* out) {
+  Vec total[kPixels];
+  if constexpr (kPixels == 1) {
+    total[0] = d.bias ? load_vec(d.bias + c) : Vec{};
+    depthwise_taps<T>(d, px, c, [&](const T* x, const float* w) { total[0] += load_as(x) * load_vec(w); });
+  } else if (d.kw == 3) {
+    depthwise_block<T, 3, kPixels>(d, px, c, total);
+  } else {
+    depthwise_block<T, 5, kPixels>(d, px, c, total);
+  }
+  std::memcpy(out, total, sizeof total);
+}
+
+template <class T>
+float depthwise_channel(const DepthwiseRow& d, size_t px, size_t c) {
+  float total = d.bias ? d.bias[c] : 0;
+  depthwise_taps<T>(d, px, c, [&](const T* x, const float* w) { total += static_cast<float>(*x) * *w; });
+  return total;
+}
+
+template <class T, size_t kPixels>
+void depthwise_pixels(const DepthwiseRow& d, size_t px, T* y) {
+  size_t out = d.glu ? d.channels / 2 : d.channels, c = 0;
+  float value[kPixels * kLanes], gate[kPixels * kLanes];
+  for (; c + kLanes <= out; c += kLanes) {
+    depthwise_points<T, kPixels>(d, px, c, value);
+    if (d.glu) {
+      depthwise_points<T, kPixels>(d, px, c + out, gate);
+      for (size_t i = 0; i < kPixels * kLanes; ++i) value[i] *= gate[i] * sigmoid1(gate[i]);
+    }
+    for (size_t p = 0; p < kPixels; ++p) store(d.type, value + p * kLanes, y + (px + p) * out + c, kLanes);
+  }
+  for (; c < out; ++c) {
+    for (size_t p = 0; p < kPixels; ++p) {
+      float v = depthwise_channel<T>(d, px + p, c);
+      if (d.glu) {
+        float g = depthwise_channel<T>(d, px + p, c + out);
+        v *= g * sigmoid1(g);
+      }
+      store(d.type, &v, y + (px + p) * out + c, 1);
+    }
+  }
+}
+
+template <class T>
+void depthwise_line(const DepthwiseRow& d, T* y) {
+  constexpr size_t kPixels = 4;
+  bool fast = d.stride == 1 && (d.kw == 3 || d.kw == 5);
+  for (size_t px = 0; px < d.width;) {
+    if (fast && px >= d.padding && px + kPixels + d.kw - 1 <= d.width_in + d.padding && px + kPixels <= d.width) {
+      depthwise_pixels<T, kPixels>(d, px, y);
+      px += kPixels;
+    } else {
+      depthwise_pixels<T, 1>(d, px, y);
+      ++px;
+    }
+  }
+}
+
+void depthwise_row(const DepthwiseRow& d, void* y) {
+  if (d.type == DType::bf16) return depthwise_line(d, static_cast<bf16*>(y));
+  if (d.type == DType::f16) return depthwise_line(d, static_cast<f16*>(y));
+  depthwise_line(d, static_cast<float*>(y));
 }
 
 void linear_state(const float* k, const float* v, size_t stride, size_t n, size_t d, float* state) {
@@ -273,53 +427,10 @@ void linear_apply(const float* q, float* y, size_t stride_q, size_t stride_y, si
   }
 }
 
-void load(DType dtype, const void* src, float* dst, size_t n) {
-  if (dtype == DType::f32) {
-    if (n) std::memcpy(dst, src, n * sizeof(float));
-  } else if (dtype == DType::bf16) {
-    const auto* bits = static_cast<const uint16_t*>(src);
-    for (size_t i = 0; i < n; ++i) dst[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
-  } else {
-    size_t i = 0;
-#if defined(__F16C__)
-    const auto* halves = static_cast<const uint16_t*>(src);
-    for (; dtype == DType::f16 && i + 8 <= n; i += 8) {
-      __m128i raw;
-      std::memcpy(&raw, halves + i, sizeof raw);
-      _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(raw));
-    }
-#endif
-    to_float(dtype, static_cast<const char*>(src) + i * dtype_size(dtype), dst + i, n - i);
-  }
-}
-
-void store(DType dtype, const float* src, void* dst, size_t n) {
-  if (dtype == DType::f32) {
-    if (n && src != dst) std::memcpy(dst, src, n * sizeof(float));
-  } else if (dtype == DType::bf16) {
-    auto* bits = static_cast<uint16_t*>(dst);
-    for (size_t i = 0; i < n; ++i) {
-      uint32_t u = std::bit_cast<uint32_t>(src[i]);
-      uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
-      bits[i] = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-    }
-  } else {
-    size_t i = 0;
-#if defined(__F16C__)
-    auto* halves = static_cast<uint16_t*>(dst);
-    for (; dtype == DType::f16 && i + 8 <= n; i += 8) {
-      __m128i raw = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      std::memcpy(halves + i, &raw, sizeof raw);
-    }
-#endif
-    from_float(dtype, src + i, static_cast<char*>(dst) + i * dtype_size(dtype), n - i);
-  }
-}
-
 }  // namespace
 
 const Simd KINORA_SIMD{
-    KINORA_SIMD_NAME, load, store,     unary,   binary,        affine,       clamp,       sum, max, dot,
-    sum_square_diff,  axpy, normalize, exp_sum, depthwise_row, linear_state, linear_apply};
+    KINORA_SIMD_NAME, load, store,     unary,   binary,     affine,      clamp,         sum,          max,         dot,
+    sum_square_diff,  axpy, normalize, exp_sum, finish_row, softmax_row, depthwise_row, linear_state, linear_apply};
 
 }  // namespace kinora::cpu

@@ -43,6 +43,7 @@ Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
                 {}};
   build_sana(params, config_, in);
   params.expect_all_used();
+  weights_.keep_repacked();  // it runs many times
 }
 
 Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const {
@@ -83,6 +84,7 @@ Autoencoder::Autoencoder(DcAeConfig config, Weights weights, Runtime runtime)
   build_dc_ae_encoder(params, config_, probe.input("picture", {1, side, side, config_.in_channels}));
   build_dc_ae_decoder(params, config_, probe.input("latents", {1, 8, 8, config_.latent_channels}));
   params.expect_all_used();
+  weights_.keep_repacked();
 }
 
 Graph Autoencoder::graph(bool encoder, const Shape& input) const {

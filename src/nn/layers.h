@@ -14,6 +14,8 @@ namespace kinora {
 
 // "<path>.weight" [out, in] and, with `bias`, "<path>.bias" [out]; x [.., in] -> [.., out].
 Value linear_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
+// residual + gate·linear_layer(x); gate undefined: one.
+Value linear_add_layer(const Params& p, Value x, bool bias, Value residual, Value gate = {});
 // A 1x1 convolution stored as [out, in, 1, 1], as a product over channels-last pictures.
 Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
 // x [batch, h, w, in] -> [batch, h', w', out].

@@ -1,5 +1,6 @@
 #include "ops/conv.h"
 
+#include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/shaping.h"
@@ -43,6 +44,11 @@ Value conv_group(Value padded, Value weight, const Shape& out, int64_t stride) {
 
 Value decompose_conv2d(std::span<const Value> in, const Attrs& attrs) {
   int64_t padding = attrs.integer("padding"), stride = attrs.integer("stride"), groups = attrs.integer("groups");
+  if (const std::string& act = attrs.text("act"); act != "none") {
+    Value y = conv2d(in[0], in[1], in.size() == 3 ? in[2] : Value(),
+                     {.stride = stride, .padding = padding, .groups = groups});
+    return activation(y, act);
+  }
   Value weight = cast(in[1], in[0].dtype());
   Value padded = pad(pad(in[0], 1, padding, padding), 2, padding, padding);
   TensorSpec specs[] = {{in[0].shape(), in[0].dtype()}, {weight.shape(), weight.dtype()}};
@@ -55,17 +61,40 @@ Value decompose_conv2d(std::span<const Value> in, const Attrs& attrs) {
     for (size_t i = 0; i < xs.size(); ++i) parts.push_back(conv_group(xs[i], ws[i], out, stride));
   }
   Value y = concat(parts, 3);
-  if (in.size() == 3) y = y + cast(in[2], y.dtype());
-  return activation(y, attrs.text("act"));
+  return in.size() == 3 ? y + cast(in[2], y.dtype()) : y;
+}
+
+Attrs depthwise_attrs(const Shape& weight) {
+  return {{"stride", int64_t{1}}, {"padding", weight[2] / 2}, {"groups", weight[0]}, {"act", "none"}};
+}
+
+TensorSpec infer_depthwise_glu(std::span<const TensorSpec> in, const Attrs&) {
+  expect_inputs(in, 2, 3);
+  const Shape& w = in[1].shape;
+  if (w.rank() != 4 || w[1] != 1 || w[0] % 2 != 0 || w[2] != w[3] || w[2] % 2 == 0) {
+    fail(ErrorKind::internal, "weight [even channels, 1, odd k, k] is needed");
+  }
+  TensorSpec out = infer_conv2d(in, depthwise_attrs(w));
+  return {out.shape.with(3, w[0] / 2), out.dtype};
+}
+
+Value decompose_depthwise_glu(std::span<const Value> in, const Attrs&) {
+  const Shape& w = in[1].shape();
+  return glu(conv2d(in[0], in[1], in.size() == 3 ? in[2] : Value(), {.padding = w[2] / 2, .groups = w[0]}));
 }
 
 }  // namespace
 
 const OpDef kConv2d{"conv2d", infer_conv2d, nullptr, decompose_conv2d};
+const OpDef kDepthwiseGlu{"depthwise_glu", infer_depthwise_glu, nullptr, decompose_depthwise_glu};
 
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& o) {
   Attrs attrs{{"stride", o.stride}, {"padding", o.padding}, {"groups", o.groups}, {"act", o.act}};
   return bias.defined() ? apply(kConv2d, {x, weight, bias}, attrs) : apply(kConv2d, {x, weight}, attrs);
+}
+
+Value depthwise_glu(Value x, Value weight, Value bias) {
+  return bias.defined() ? apply(kDepthwiseGlu, {x, weight, bias}) : apply(kDepthwiseGlu, {x, weight});
 }
 
 }  // namespace kinora

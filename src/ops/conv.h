@@ -16,6 +16,10 @@ struct Conv2dOptions {
 // -> act(conv) [batch, (height + 2p - kh)/s + 1, (width + 2p - kw)/s + 1, out] in x's dtype.
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& options);
 
-extern const OpDef kConv2d;
+// A depthwise convolution (stride 1, padding (k - 1)/2, bias [C] or undefined) and the gate after it: of the convolved
+// channels [batch, height, width, C], the first half · silu(second half) [batch, height, width, C/2].
+Value depthwise_glu(Value x, Value weight, Value bias);
+
+extern const OpDef kConv2d, kDepthwiseGlu;
 
 }  // namespace kinora

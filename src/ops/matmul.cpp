@@ -60,6 +60,31 @@ Value decompose_linear(Inputs in, const Attrs& attrs) {
   return activation(y, attrs.text("act"));
 }
 
+// Inputs: residual, x, weight, then gate and bias where the attributes say so. The residual comes first so that the
+// result may take its place.
+TensorSpec infer_linear_add(Specs in, const Attrs& attrs) {
+  bool gated = attrs.integer("gate"), biased = attrs.integer("bias");
+  expect_inputs(in, 3 + size_t{gated} + size_t{biased});
+  for (const TensorSpec& spec : in) expect_float(spec);
+  std::vector<TensorSpec> product{in[1], in[2]};
+  if (biased) product.push_back(in.back());
+  TensorSpec out = infer_linear(product, attrs);
+  expect_shape("residual", in[0].shape, out.shape);
+  if (in[0].dtype != out.dtype) fail(ErrorKind::internal, "the residual differs from x in type");
+  if (gated) {
+    const Shape& gate = in[3].shape;
+    bool fits = gate.rank() >= 1 && gate[-1] == out.shape[-1] && broadcast(gate, out.shape) == out.shape;
+    if (!fits || in[3].dtype != out.dtype) fail(ErrorKind::internal, "the gate does not fit " + out.shape.str());
+  }
+  return out;
+}
+
+Value decompose_linear_add(Inputs in, const Attrs& attrs) {
+  bool gated = attrs.integer("gate"), biased = attrs.integer("bias");
+  Value y = linear(in[1], in[2], biased ? in.back() : Value());
+  return in[0] + (gated ? in[3] * y : y);
+}
+
 TensorSpec infer_gather(Specs in, const Attrs& attrs) {
   expect_inputs(in, 2);
   const Shape &table = in[0].shape, &ids = in[1].shape;
@@ -90,6 +115,7 @@ std::vector<Value> grad_scatter_rows(Inputs in, const Attrs&, Value, Value g) {
 
 const OpDef kMatmul{"matmul", infer_matmul, grad_matmul};
 const OpDef kLinear{"linear", infer_linear, nullptr, decompose_linear};
+const OpDef kLinearAdd{"linear_add", infer_linear_add, nullptr, decompose_linear_add};
 const OpDef kGather{"gather", infer_gather, grad_gather};
 const OpDef kScatterRows{"scatter_rows", infer_scatter_rows, grad_scatter_rows};
 
@@ -100,6 +126,13 @@ Value linear(Value x, Value weight, Value bias, const std::string& act) {
   Attrs attrs{{"act", act}};
   return bias.defined() ? apply(kLinear, {x, weight, bias}, attrs) : apply(kLinear, {x, weight}, attrs);
 }
+Value linear_add(Value x, Value weight, Value bias, Value residual, Value gate) {
+  std::vector<Value> inputs{residual, x, weight};
+  if (gate.defined()) inputs.push_back(gate);
+  if (bias.defined()) inputs.push_back(bias);
+  return apply(kLinearAdd, inputs, {{"gate", int64_t{gate.defined()}}, {"bias", int64_t{bias.defined()}}});
+}
+
 Value gather(Value table, Value ids, DType dtype) {
   return apply(kGather, {table, ids}, {{"dtype", static_cast<int64_t>(dtype)}});
 }
