@@ -1,11 +1,12 @@
 // kinora: text to image from the command line.
 #include <signal.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
+#include <fstream>
 #include <new>
 
 #include "cli.h"
@@ -31,10 +32,19 @@ std::string model_folder(const std::string& given) {
   fail(ErrorKind::usage, "no model: give --model FOLDER or set KINORA_MODEL");
 }
 
+// Not getrusage's figure, which begins with what the parent process held when it started this one.
 size_t peak_memory() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<size_t>(usage.ru_maxrss) * 1024;
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;
+  }
+  return 0;
+}
+
+double processor_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
 
 static int exit_status(ErrorKind kind) {
@@ -88,7 +98,12 @@ int main(int argc, char** argv) {
   try {
     return kinora::cli::run(argc, argv);
   } catch (const kinora::Error& error) {
-    std::fprintf(stderr, "kinora: %s\n", error.what());
+    if (error.kind() == kinora::ErrorKind::internal) {
+      std::fprintf(stderr, "kinora: %s (a bug, found at %s:%u; please report it)\n", error.what(),
+                   error.where().file_name(), static_cast<unsigned>(error.where().line()));
+    } else {
+      std::fprintf(stderr, "kinora: %s\n", error.what());
+    }
     return kinora::cli::exit_status(error.kind());
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "kinora: out of memory (use a smaller size, --tile or --dtype bfloat16)\n");

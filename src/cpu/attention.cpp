@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kQueries = 64;  // queries of one block of scores
 constexpr int64_t kBlocks = 4;    // blocks of one task, which packs k and v for itself
 constexpr int64_t kTokens = 256;  // tokens summed before they are added to the linear-attention state
-constexpr int64_t kChunk = 1024;  // tokens of one task of the second pass
+constexpr int64_t kChunk = 256;   // tokens of one task of the second pass
 
 // Loads `rows` vectors of length d that lie `stride` elements apart.
 void load_rows(DType dtype, const void* base, int64_t first, int64_t stride, int64_t rows, int64_t d, float* out) {
@@ -64,18 +64,20 @@ Step make_attention(const StepSpec& spec) {
     // Scores of query i to their exponentials; returns the sum of these.
     auto soften = [&](float* row, int64_t b, int64_t i) {
       auto count = static_cast<size_t>(m);
+      float factor = scale;
       if (softcap > 0) {
         simd().affine(row, scale / softcap, 0, row, count);
         simd().unary(Unary::tanh, row, row, count);
+        factor = softcap;
       }
       if (causal) {
-        if (softcap <= 0) simd().affine(row, scale, 0, row, count);
-        if (softcap > 0) simd().affine(row, softcap, 0, row, count);
+        simd().affine(row, factor, 0, row, count);
+        factor = 1;
         int64_t first = window > 0 ? std::max<int64_t>(0, i - window + 1) : 0;
         std::fill(row, row + std::min(first, m), -1e30f);
         if (i + 1 < m) std::fill(row + i + 1, row + m, -1e30f);
       }
-      return simd().softmax_row(row, causal ? 1 : softcap > 0 ? softcap : scale, bias ? bias + b * m : nullptr, count);
+      return simd().softmax_row(row, factor, bias ? bias + b * m : nullptr, count);
     };
     args.pool.run(batch * heads * groups, [&](int64_t task, int worker) {
       int64_t group = task % groups, b = task / groups / heads, h = task / groups % heads, kv = h / (heads / kv_heads);
@@ -122,44 +124,34 @@ Step make_linear_attention(const StepSpec& spec) {
   size_t states_bytes = static_cast<size_t>(batch * heads * state_size) * 4;
   states_bytes = (states_bytes + 63) / 64 * 64;
   Workspace ws;
-  size_t part_at = ws.add(static_cast<size_t>(2 * state_size) * 4), k_at = ws.add(static_cast<size_t>(kTokens * d) * 4);
-  size_t v_at = ws.add(static_cast<size_t>(kTokens * d) * 4);
+  size_t part_at = ws.add(static_cast<size_t>(2 * state_size) * 4);
   Step step;
   step.scratch_bytes = states_bytes + ws.total(spec.threads);
   step.run = [=](const StepArgs& all) {
-    auto* states = reinterpret_cast<float*>(all.scratch);  // transposed: [batch·heads, d, d + 1]
+    auto* states = reinterpret_cast<float*>(all.scratch);  // [batch·heads, d + 1, d], the first d rows transposed
     StepArgs args{all.in, all.out, all.scratch + states_bytes, all.pool};
+    auto size = static_cast<size_t>(d), stride = static_cast<size_t>(row);
     args.pool.run(batch * heads, [&](int64_t task, int worker) {
       int64_t base = task / heads * n * row + task % heads * d;
       float *total = ws.at(args, worker, part_at), *part = total + state_size;
-      float *k = ws.at(args, worker, k_at), *v = ws.at(args, worker, v_at);
       std::fill(total, total + state_size, 0.0f);
       for (int64_t t = 0; t < n; t += kTokens) {
-        int64_t count = std::min(kTokens, n - t);
-        load_rows(dtype, args.in[1], base + t * row, row, count, d, k);
-        load_rows(dtype, args.in[2], base + t * row, row, count, d, v);
-        std::fill(part, part + state_size, 0.0f);
-        simd().linear_state(k, v, static_cast<size_t>(d), static_cast<size_t>(count), static_cast<size_t>(d), part);
+        simd().linear_state(dtype, advance(args.in[1], dtype, base + t * row),
+                            advance(args.in[2], dtype, base + t * row), stride,
+                            static_cast<size_t>(std::min(kTokens, n - t)), size, part);
         simd().binary(Binary::add, total, 1, part, 1, total, static_cast<size_t>(state_size));
       }
       float* state = states + task * state_size;
-      for (int64_t i = 0; i <= d; ++i) {
-        for (int64_t j = 0; j < d; ++j) state[j * (d + 1) + i] = total[i * d + j];
+      for (int64_t i = 0; i < d; ++i) {
+        for (int64_t j = 0; j < d; ++j) state[j * d + i] = total[i * d + j];
       }
+      std::copy(total + d * d, total + state_size, state + d * d);
     });
-    args.pool.run(batch * heads * chunks, [&](int64_t task, int worker) {
+    args.pool.run(batch * heads * chunks, [&](int64_t task, int) {
       int64_t item = task / chunks, begin = task % chunks * kChunk;
-      int64_t base = item / heads * n * row + item % heads * d;
-      float *q = ws.at(args, worker, k_at), *y = ws.at(args, worker, v_at);
-      for (int64_t t = begin; t < std::min(n, begin + kChunk); t += kTokens) {
-        int64_t count = std::min({kTokens, n - t, begin + kChunk - t});
-        load_rows(dtype, args.in[0], base + t * row, row, count, d, q);
-        simd().linear_apply(q, y, static_cast<size_t>(d), static_cast<size_t>(d), static_cast<size_t>(count),
-                            static_cast<size_t>(d), states + item * state_size, eps);
-        for (int64_t r = 0; r < count; ++r) {
-          simd().store(dtype, y + r * d, advance(args.out, dtype, base + (t + r) * row), static_cast<size_t>(d));
-        }
-      }
+      int64_t base = item / heads * n * row + item % heads * d + begin * row;
+      simd().linear_apply(dtype, advance(args.in[0], dtype, base), advance(args.out, dtype, base), stride,
+                          static_cast<size_t>(std::min(n - begin, kChunk)), size, states + item * state_size, eps);
     });
   };
   return step;

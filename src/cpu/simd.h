@@ -58,11 +58,12 @@ struct Simd {
   float (*softmax_row)(float* x, float scale, const float* bias, size_t n);
   // One output row of a depthwise convolution, see DepthwiseRow.
   void (*depthwise_row)(const DepthwiseRow& row, void* y);
-  // state[(d + 1) x d] += Σ_n [v_n; 1] relu(k_n)ᵀ over `n` tokens, `stride` floats apart.
-  void (*linear_state)(const float* k, const float* v, size_t stride, size_t n, size_t d, float* state);
-  // y_n = (state·relu(q_n))[:d] / ((state·relu(q_n))[d] + eps)
-  void (*linear_apply)(const float* q, float* y, size_t stride_q, size_t stride_y, size_t n, size_t d,
-                       const float* state_t, float eps);
+  // Linear attention of one head: rows of `type`, `stride` elements apart, d <= 256.
+  // state[(d + 1) x d] = Σ_n [v_n; 1] relu(k_n)ᵀ over `n` tokens
+  void (*linear_state)(DType type, const void* k, const void* v, size_t stride, size_t n, size_t d, float* state);
+  // y_n = (state·relu(q_n))[:d] / ((state·relu(q_n))[d] + eps); state_t is its first d rows transposed, then its last.
+  void (*linear_apply)(DType type, const void* q, void* y, size_t stride, size_t n, size_t d, const float* state_t,
+                       float eps);
 };
 
 const Simd& simd();  // the best for this machine

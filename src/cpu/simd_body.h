@@ -85,12 +85,10 @@ Vec load_as(const f16* p) {
 
 // Adds the lanes in a fixed tree.
 float add_lanes(Vec v) {
-  float t[kLanes];
-  std::memcpy(t, &v, sizeof t);
-  for (size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (size_t i = 0; i < half; ++i) t[i] += t[i + half];
-  }
-  return t[0];
+  v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7);
+  v += __builtin_shufflevector(v, v, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3);
+  return v[0] + v[1];
 }
 
 // Cephes' expf: x = n·ln2 + r, a polynomial in r, then the exponent is put in.
@@ -218,6 +216,7 @@ float dot(const float* a, const float* b, size_t n) {
     t3 += load_vec(a + i + 3 * kLanes) * load_vec(b + i + 3 * kLanes);
   }
   t0 = (t0 + t1) + (t2 + t3);
+  for (; i + kLanes <= n; i += kLanes) t0 += load_vec(a + i) * load_vec(b + i);
   for (size_t k = 0; i < n; ++i, k = (k + 1) % kLanes) t0[k] += a[i] * b[i];
   return add_lanes(t0);
 }
@@ -397,33 +396,90 @@ void depthwise_row(const DepthwiseRow& d, void* y) {
   depthwise_line(d, static_cast<float*>(y));
 }
 
-void linear_state(const float* k, const float* v, size_t stride, size_t n, size_t d, float* state) {
-  float relu_k[256];
-  for (size_t t = 0; t < n; ++t, k += stride, v += stride) {
-    for (size_t j = 0; j < d; ++j) relu_k[j] = k[j] < 0 ? 0.0f : k[j];
-    for (size_t i = 0; i < d; ++i) {
-      float vi = v[i];
-      float* row = state + i * d;
-      for (size_t j = 0; j < d; ++j) row[j] += vi * relu_k[j];
+constexpr size_t kMaxHead = 256;
+constexpr size_t kHead = 32;     // the head size of every published Sana and DC-AE
+constexpr size_t kBatch = 32;    // tokens that are brought in at a time
+
+void load_relu(DType type, const void* base, size_t row, size_t stride, size_t d, float* out) {
+  load(type, static_cast<const char*>(base) + row * stride * dtype_size(type), out, d);
+  for (size_t i = 0; i < d; ++i) out[i] = out[i] < 0 ? 0.0f : out[i];
+}
+
+// kRows rows of the state stay in registers while all tokens pass.
+template <size_t kRows>
+void state_rows(const float* k, const float* v, size_t n, float* state) {
+  constexpr size_t kVecs = kHead / kLanes;
+  Vec total[kRows][kVecs];
+  std::memcpy(total, state, sizeof total);
+  for (size_t t = 0; t < n; ++t) {
+    Vec keys[kVecs];
+    std::memcpy(keys, k + t * kHead, sizeof keys);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < kRows; ++i) {
+      for (size_t j = 0; j < kVecs; ++j) total[i][j] += v[t * kHead + i] * keys[j];
     }
-    float* last = state + d * d;
-    for (size_t j = 0; j < d; ++j) last[j] += relu_k[j];
+  }
+  std::memcpy(state, total, sizeof total);
+}
+
+void linear_state(DType type, const void* k, const void* v, size_t stride, size_t n, size_t d, float* state) {
+  float keys[kBatch * kHead], values[kBatch * kHead], key[kMaxHead], value[kMaxHead];
+  for (size_t i = 0; i < (d + 1) * d; ++i) state[i] = 0;
+  float* last = state + d * d;
+  for (size_t first = 0; d == kHead && first < n; first += kBatch) {
+    size_t count = n - first < kBatch ? n - first : kBatch;
+    for (size_t t = 0; t < count; ++t) {
+      load_relu(type, k, first + t, stride, kHead, keys + t * kHead);
+      load(type, static_cast<const char*>(v) + (first + t) * stride * dtype_size(type), values + t * kHead, kHead);
+      for (size_t j = 0; j < kHead; ++j) last[j] += keys[t * kHead + j];
+    }
+    constexpr size_t kRows = 8;
+    for (size_t i = 0; i < kHead; i += kRows) state_rows<kRows>(keys, values + i, count, state + i * kHead);
+  }
+  for (size_t t = 0; d != kHead && t < n; ++t) {
+    load_relu(type, k, t, stride, d, key);
+    load(type, static_cast<const char*>(v) + t * stride * dtype_size(type), value, d);
+    for (size_t i = 0; i < d; ++i) axpy(value[i], key, state + i * d, d);
+    for (size_t j = 0; j < d; ++j) last[j] += key[j];
   }
 }
 
-// state_t is the transposed state [d x (d + 1)], so that each row of it is scaled by one element of q.
-void linear_apply(const float* q, float* y, size_t stride_q, size_t stride_y, size_t n, size_t d, const float* state_t,
-                  float eps) {
-  float out[257];
-  for (size_t t = 0; t < n; ++t, q += stride_q, y += stride_y) {
-    for (size_t i = 0; i <= d; ++i) out[i] = 0;
-    for (size_t j = 0; j < d; ++j) {
-      float qj = q[j] < 0 ? 0.0f : q[j];
-      const float* row = state_t + j * (d + 1);
-      for (size_t i = 0; i <= d; ++i) out[i] += qj * row[i];
+// kTokens queries at once, so that each row of the state is read once for all.
+template <size_t kTokens>
+void apply_tokens(const float* q, const float* state_t, float* y) {
+  constexpr size_t kVecs = kHead / kLanes;
+  Vec total[kTokens][kVecs]{};
+  for (size_t j = 0; j < kHead; ++j) {
+    Vec row[kVecs];
+    std::memcpy(row, state_t + j * kHead, sizeof row);
+#pragma GCC unroll 8
+    for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t i = 0; i < kVecs; ++i) total[t][i] += q[t * kHead + j] * row[i];
     }
-    float divisor = out[d] + eps;
-    for (size_t i = 0; i < d; ++i) y[i] = out[i] / divisor;
+  }
+  std::memcpy(y, total, sizeof total);
+}
+
+void linear_apply(DType type, const void* q, void* y, size_t stride, size_t n, size_t d, const float* state_t,
+                  float eps) {
+  constexpr size_t kTokens = 4;
+  float in[kTokens * kMaxHead], out[kTokens * kMaxHead];
+  for (size_t first = 0; first < n; first += kTokens) {
+    size_t count = n - first < kTokens ? n - first : kTokens;
+    for (size_t t = 0; t < count; ++t) load_relu(type, q, first + t, stride, d, in + t * d);
+    if (d == kHead && count == kTokens) {
+      apply_tokens<kTokens>(in, state_t, out);
+    } else {
+      for (size_t i = 0; i < count * d; ++i) out[i] = 0;
+      for (size_t t = 0; t < count; ++t) {
+        for (size_t j = 0; j < d; ++j) axpy(in[t * d + j], state_t + j * d, out + t * d, d);
+      }
+    }
+    for (size_t t = 0; t < count; ++t) {
+      float divisor = dot(in + t * d, state_t + d * d, d) + eps;
+      for (size_t i = 0; i < d; ++i) out[t * d + i] /= divisor;
+      store(type, out + t * d, static_cast<char*>(y) + (first + t) * stride * dtype_size(type), d);
+    }
   }
 }
 
