@@ -19,49 +19,88 @@ using Json = nlohmann::json;
 Tensor channels_last(const Tensor& x) { return x.to(DType::f32).permuted({0, 2, 3, 1}); }
 Tensor channels_first(const Tensor& x) { return x.permuted({0, 3, 1, 2}); }
 
-Tensor as_i32(const Tensor& x) {
-  if (x.dtype() == DType::i32) return x;
-  if (x.dtype() != DType::i64) fail(ErrorKind::input, "'input_ids' must be I32 or I64");
+// Throws unless the shape fits the pattern, in which -1 is any positive extent.
+void expect_input(const Tensor& x, const char* name, std::initializer_list<int64_t> pattern, const char* words) {
+  bool fits = x.shape().rank() == static_cast<int>(pattern.size());
+  int axis = 0;
+  for (int64_t extent : pattern) {
+    if (fits) fits = extent < 0 ? x.shape()[axis] > 0 : x.shape()[axis] == extent;
+    ++axis;
+  }
+  if (!fits) {
+    fail(ErrorKind::input, std::string("'") + name + "' must be " + words + ", not of shape " + x.shape().str());
+  }
+}
+
+Tensor token_ids(const Tensor& x, int64_t vocabulary) {
+  if (x.dtype() != DType::i32 && x.dtype() != DType::i64) fail(ErrorKind::input, "'input_ids' must be I32 or I64");
+  expect_input(x, "input_ids", {-1, -1}, "[batch, tokens]");
   std::vector<int32_t> ids;
-  for (int64_t id : x.values<int64_t>()) ids.push_back(static_cast<int32_t>(id));
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    int64_t id = x.dtype() == DType::i32 ? x.data<int32_t>()[i] : x.data<int64_t>()[i];
+    if (id < 0 || id >= vocabulary) {
+      fail(ErrorKind::input,
+           "token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(vocabulary));
+    }
+    ids.push_back(static_cast<int32_t>(id));
+  }
   return Tensor::from(x.shape(), ids);
 }
 
-void expect_rank(const Tensor& x, int rank, const char* name) {
-  if (x.shape().rank() != rank)
-    fail(ErrorKind::input,
-         std::string("'") + name + "' must have " + std::to_string(rank) + " axes, not shape " + x.shape().str());
+// [batch, tokens] as given, or ones.
+Tensor mask_or_ones(const SafetensorsFile& in, const char* name, int64_t batch, int64_t tokens) {
+  if (!in.has(name)) {
+    return Tensor::from({batch, tokens}, std::vector<float>(static_cast<size_t>(batch * tokens), 1));
+  }
+  expect_input(in.tensor(name), name, {batch, tokens}, "[batch, tokens] like the rest");
+  return in.tensor(name).to(DType::f32);
+}
+
+Tensor evaluate_transformer(Denoiser& model, const SafetensorsFile& in) {
+  const SanaConfig& c = model.config();
+  Tensor latents = in.tensor("hidden_states"), caption = in.tensor("encoder_hidden_states");
+  expect_input(latents, "hidden_states", {-1, c.in_channels, -1, -1}, "[batch, in_channels, height, width]");
+  int64_t batch = latents.shape()[0];
+  if (latents.shape()[2] % c.patch_size != 0 || latents.shape()[3] % c.patch_size != 0) {
+    fail(ErrorKind::input, "'hidden_states' must have height and width in multiples of " +
+                               std::to_string(c.patch_size) + ", not shape " + latents.shape().str());
+  }
+  expect_input(caption, "encoder_hidden_states", {batch, -1, c.caption_channels}, "[batch, tokens, caption_channels]");
+  DenoiseInputs d;
+  d.latents = channels_last(latents);
+  d.caption = caption.to(DType::f32);
+  expect_input(in.tensor("timestep"), "timestep", {batch}, "[batch]");
+  d.timestep = in.tensor("timestep").to(DType::f32);
+  d.mask = mask_or_ones(in, "encoder_attention_mask", batch, caption.shape()[1]);
+  if (c.guidance_embeds) {
+    expect_input(in.tensor("guidance"), "guidance", {batch}, "[batch]");
+    d.guidance = in.tensor("guidance").to(DType::f32);
+  }
+  return channels_first(model.predict(d));
 }
 
 std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& component, const SafetensorsFile& in) {
-  auto mask_or_ones = [&](const char* name, int64_t batch, int64_t tokens) {
-    if (in.has(name)) return in.tensor(name).to(DType::f32);
-    return Tensor::from({batch, tokens}, std::vector<float>(static_cast<size_t>(batch * tokens), 1));
-  };
+  const DcAeConfig& vae = p.autoencoder().config();
   if (component == "text_encoder") {
-    Tensor ids = as_i32(in.tensor("input_ids"));
-    expect_rank(ids, 2, "input_ids");
-    return {"last_hidden_state",
-            p.text_encoder().encode(ids, mask_or_ones("attention_mask", ids.shape()[0], ids.shape()[1]))};
+    Tensor ids = token_ids(in.tensor("input_ids"), p.text_encoder().config().vocab_size);
+    Tensor mask = mask_or_ones(in, "attention_mask", ids.shape()[0], ids.shape()[1]);
+    return {"last_hidden_state", p.text_encoder().encode(ids, mask)};
   }
-  if (component == "transformer") {
-    DenoiseInputs d;
-    expect_rank(in.tensor("hidden_states"), 4, "hidden_states");
-    expect_rank(in.tensor("encoder_hidden_states"), 3, "encoder_hidden_states");
-    d.latents = channels_last(in.tensor("hidden_states"));
-    d.caption = in.tensor("encoder_hidden_states").to(DType::f32);
-    d.timestep = in.tensor("timestep").to(DType::f32);
-    d.mask = mask_or_ones("encoder_attention_mask", d.caption.shape()[0], d.caption.shape()[1]);
-    if (p.denoiser().config().guidance_embeds) d.guidance = in.tensor("guidance").to(DType::f32);
-    return {"sample", channels_first(p.denoiser().predict(d))};
-  }
+  if (component == "transformer") return {"sample", evaluate_transformer(p.denoiser(), in)};
   if (component == "vae.encode") {
-    expect_rank(in.tensor("sample"), 4, "sample");
-    return {"latent", channels_first(p.autoencoder().encode(channels_last(in.tensor("sample"))))};
+    Tensor picture = in.tensor("sample");
+    expect_input(picture, "sample", {-1, vae.in_channels, -1, -1}, "[batch, channels, height, width]");
+    int64_t multiple = vae.compression();
+    if (picture.shape()[2] % multiple != 0 || picture.shape()[3] % multiple != 0) {
+      fail(ErrorKind::input, "'sample' must have height and width in multiples of " + std::to_string(multiple) +
+                                 ", not shape " + picture.shape().str());
+    }
+    return {"latent", channels_first(p.autoencoder().encode(channels_last(picture)))};
   }
   if (component == "vae.decode") {
-    expect_rank(in.tensor("latent"), 4, "latent");
-    return {"sample", channels_first(p.autoencoder().decode(channels_last(in.tensor("latent"))))};
+    Tensor latents = in.tensor("latent");
+    expect_input(latents, "latent", {-1, vae.latent_channels, -1, -1}, "[batch, latent_channels, height, width]");
+    return {"sample", channels_first(p.autoencoder().decode(channels_last(latents)))};
   }
   fail(ErrorKind::usage, "unknown component '" + component + "' (text_encoder, transformer, vae.encode, vae.decode)");
 }
@@ -109,18 +148,24 @@ int inspect(const std::string& folder, const std::string& graph, const std::stri
   return 0;
 }
 
-// Seconds of each of `repeats` runs after one warm-up, sorted.
+// Seconds of each of `repeats` runs after one warm-up, sorted; and of the processors, a run on average.
+struct Times {
+  std::vector<double> seconds;
+  double processor;
+};
+
 template <class F>
-std::vector<double> time_runs(int repeats, F&& body) {
+Times time_runs(int repeats, F&& body) {
   body();
   std::vector<double> seconds;
+  double before = processor_seconds();
   for (int i = 0; i < repeats; ++i) {
     auto start = std::chrono::steady_clock::now();
     body();
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   std::sort(seconds.begin(), seconds.end());
-  return seconds;
+  return {seconds, (processor_seconds() - before) / repeats};
 }
 
 struct BenchOptions {
@@ -140,14 +185,16 @@ int bench(const BenchOptions& o) {
   Json rows = Json::array();
   auto row = [&](const std::string& name, const std::function<void()>& body) {
     if (!o.component.empty() && name != o.component) return;
-    std::vector<double> seconds = time_runs(o.repeats, body);
+    auto [seconds, processor] = time_runs(o.repeats, body);
+    double median = seconds[seconds.size() / 2];
     rows.push_back({{"component", name},
-                    {"median_s", seconds[seconds.size() / 2]},
+                    {"median_s", median},
                     {"best_s", seconds[0]},
+                    {"processor_s", processor},
                     {"peak_mib", mib(peak_memory())}});
     if (!o.json)
-      std::printf("%-22s median %9.4f s   best %9.4f s   peak so far %9.1f MiB\n", name.c_str(),
-                  seconds[seconds.size() / 2], seconds[0], mib(peak_memory()));
+      std::printf("%-14s median %9.4f s   best %9.4f s   processors %9.4f s   peak so far %8.1f MiB\n", name.c_str(),
+                  median, seconds[0], processor, mib(peak_memory()));
   };
   if (!o.json)
     std::printf("%s, %d threads, dtype %s, %lldx%lld\n", cpu::description().c_str(), p.runtime().context.pool->size(),
@@ -164,9 +211,12 @@ int bench(const BenchOptions& o) {
   row("transformer", [&] { p.denoiser().predict(in); });  // one step, with guidance when the model needs it
   row("vae.decode", [&] { p.autoencoder().decode(Tensor::zeros({1, n, n, channels})); });
   Request request;
-  request.prompt = "a red apple left of a yellow star on a blue background";
   request.width = request.height = side;
-  row("picture", [&] { p.generate(request); });
+  int run = 0;
+  row("picture", [&] {  // a new prompt each time, so that it is encoded each time
+    request.prompt = "a red apple left of a yellow star on a blue background " + std::to_string(run++ % 10);
+    p.generate(request);
+  });
   if (o.json)
     std::printf("%s\n",
                 Json{{"cpu", cpu::description()}, {"dtype", o.dtype}, {"size", side}, {"rows", rows}}.dump(1).c_str());
@@ -178,6 +228,7 @@ int bench(const BenchOptions& o) {
 Command add_eval(CLI::App& app) {
   struct Options {
     std::string model, component, input, output, dtype = "auto";
+    int threads = 0;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
@@ -185,9 +236,10 @@ Command add_eval(CLI::App& app) {
   c->add_option("component", o->component, "text_encoder, transformer, vae.encode or vae.decode")->required();
   c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers")->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  c->add_option("--dtype", o->dtype, "auto, float32, bfloat16 or float16");
+  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
   return [o] {
-    Pipeline p = Pipeline::load(o->model, {.dtype = o->dtype, .stop = &stop_requested});
+    Pipeline p = Pipeline::load(o->model, {.dtype = o->dtype, .threads = o->threads, .stop = &stop_requested});
     write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
     return 0;
   };
@@ -202,7 +254,7 @@ Command add_inspect(CLI::App& app) {
   c->add_option("model", o->model, "Model folder (default: the model that came along)");
   c->add_option("--graph", o->graph, "Print the compiled graph of a component")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.encode", "vae.decode"}));
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  c->add_option("--dtype", o->dtype, "auto, float32, bfloat16 or float16");
   return [o] { return inspect(o->model, o->graph, o->dtype); };
 }
 
@@ -210,8 +262,8 @@ Command add_bench(CLI::App& app) {
   auto o = std::make_shared<BenchOptions>();
   CLI::App* c = app.add_subcommand("bench", "Time each component and the whole");
   c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
-  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)");
+  c->add_option("--dtype", o->dtype, "auto, float32, bfloat16 or float16");
+  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
   c->add_option("--size", o->size, "Pixels a side (default: the model's)");
   c->add_option("--repeats", o->repeats, "Timed runs after one warm-up")->check(CLI::Range(1, 1000));
   c->add_option("--component", o->component, "This one alone")

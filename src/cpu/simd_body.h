@@ -397,8 +397,8 @@ void depthwise_row(const DepthwiseRow& d, void* y) {
 }
 
 constexpr size_t kMaxHead = 256;
-constexpr size_t kHead = 32;     // the head size of every published Sana and DC-AE
-constexpr size_t kBatch = 32;    // tokens that are brought in at a time
+constexpr size_t kHead = 32;   // the head size of every published Sana and DC-AE
+constexpr size_t kBatch = 32;  // tokens that are brought in at a time
 
 void load_relu(DType type, const void* base, size_t row, size_t stride, size_t d, float* out) {
   load(type, static_cast<const char*>(base) + row * stride * dtype_size(type), out, d);

@@ -28,7 +28,9 @@ Tensor TextEncoder::encode(const Tensor& ids, const Tensor& mask) {
   int64_t batch = ids.shape()[0], tokens = ids.shape()[1];
   const Executable& exe =
       cache_.get({batch, tokens}, [&] { return compile(graph(batch, tokens), *runtime_.backend, runtime_.context); });
-  return exe.run({{"ids", ids}, {"mask", mask}}).at("hidden");
+  Tensor hidden = exe.run({{"ids", ids}, {"mask", mask}}).at("hidden");
+  weights_.release_pages();  // a prompt is encoded once; what comes next needs the memory
+  return hidden;
 }
 
 Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
@@ -158,8 +160,10 @@ struct TileGrid {
 };
 
 template <class Run>
-Tensor run_tiled(const Tensor& x, const TileGrid& g, const Run& run) {
-  int64_t extent = g.out_size - g.out_stride, batch = x.shape()[0];
+Tensor assemble_tiles(const Tensor& x, const TileGrid& g, const Run& run, const TileReport& on_tile) {
+  int64_t extent = g.out_size - g.out_stride, batch = x.shape()[0], done = 0;
+  int64_t total = ((x.shape()[1] + g.stride - 1) / g.stride) * ((x.shape()[2] + g.stride - 1) / g.stride);
+  if (on_tile) on_tile(0, total);
   Tensor out;
   std::vector<Tensor> above;
   for (int64_t top = 0, row = 0; top < x.shape()[1]; top += g.stride, ++row) {
@@ -167,6 +171,7 @@ Tensor run_tiled(const Tensor& x, const TileGrid& g, const Run& run) {
     for (int64_t left = 0; left < x.shape()[2]; left += g.stride) {
       auto column = static_cast<size_t>(left / g.stride);
       current.push_back(run(crop(x, top, left, g.size, g.multiple)));
+      if (on_tile) on_tile(++done, total);
       Tensor& tile = current.back();
       if (row > 0) blend(above[column], tile, 1, extent);
       if (column > 0) blend(current[column - 1], tile, 2, extent);
@@ -197,24 +202,33 @@ void check_tiling(const Tiling& t, int64_t ratio) {
 
 }  // namespace
 
-Tensor Autoencoder::encode(const Tensor& picture, std::optional<Tiling> tiling) {
-  const Shape& s = picture.shape();
-  int64_t ratio = config_.compression();
-  if (!tiling || (s[1] <= tiling->size && s[2] <= tiling->size)) return run(true, picture);
-  check_tiling(*tiling, ratio);
-  TileGrid grid{tiling->size, tiling->stride, tiling->size / ratio, tiling->stride / ratio, s[1] / ratio,
-                s[2] / ratio, ratio};
-  return run_tiled(picture, grid, [&](const Tensor& tile) { return run(true, tile); });
+Tensor Autoencoder::run_tiled(bool encoder, const Tensor& input, const Tiling& t, const TileReport& on_tile) {
+  int64_t ratio = config_.compression(), height = input.shape()[1], width = input.shape()[2];
+  check_tiling(t, ratio);
+  TileGrid grid =
+      encoder ? TileGrid{t.size, t.stride, t.size / ratio, t.stride / ratio, height / ratio, width / ratio, ratio}
+              : TileGrid{t.size / ratio, t.stride / ratio, t.size, t.stride, height * ratio, width * ratio, 1};
+  return assemble_tiles(
+      input, grid, [&](const Tensor& tile) { return run(encoder, tile); }, on_tile);
 }
 
-Tensor Autoencoder::decode(const Tensor& latents, std::optional<Tiling> tiling) {
+Tensor Autoencoder::encode(const Tensor& picture, std::optional<Tiling> tiling) {
+  const Shape& s = picture.shape();
+  bool tiled = tiling && (s[1] > tiling->size || s[2] > tiling->size);
+  Tensor latents = tiled ? run_tiled(true, picture, *tiling, {}) : run(true, picture);
+  weights_.release_pages();
+  return latents;
+}
+
+Tensor Autoencoder::decode(const Tensor& latents, std::optional<Tiling> tiling, const TileReport& on_tile) {
   const Shape& s = latents.shape();
   int64_t ratio = config_.compression();
-  if (!tiling || (s[1] * ratio <= tiling->size && s[2] * ratio <= tiling->size)) return run(false, latents);
-  check_tiling(*tiling, ratio);
-  TileGrid grid{
-      tiling->size / ratio, tiling->stride / ratio, tiling->size, tiling->stride, s[1] * ratio, s[2] * ratio, 1};
-  return run_tiled(latents, grid, [&](const Tensor& tile) { return run(false, tile); });
+  bool tiled = tiling && (s[1] * ratio > tiling->size || s[2] * ratio > tiling->size);
+  if (!tiled && on_tile) on_tile(0, 1);
+  Tensor picture = tiled ? run_tiled(false, latents, *tiling, on_tile) : run(false, latents);
+  if (!tiled && on_tile) on_tile(1, 1);
+  weights_.release_pages();
+  return picture;
 }
 
 }  // namespace kinora

@@ -25,7 +25,7 @@ struct ModelDefaults {
 
 struct LoadOptions {
   std::string variant;         // "fp16", "bf16"; empty: the plain files, else what is there
-  std::string dtype = "auto";  // "float32", "bfloat16"; auto: float32
+  std::string dtype = "auto";  // "float32", "bfloat16", "float16" (transformer alone); auto: float32
   int threads = 0;             // 0: one per physical core
   const std::atomic<bool>* stop = nullptr;
 };
@@ -34,6 +34,14 @@ struct LoadOptions {
 struct StepReport {
   int64_t step = 0, steps = 0;      // steps done of all
   const Tensor* latents = nullptr;  // [batch, h, w, C] of the clean picture expected, not divided by the scaling factor
+};
+
+// Where a request is: `done` of `total` prompts encoded, steps taken, tiles decoded. Reported before the first and
+// after each.
+enum class Stage { encode, denoise, decode };
+struct StageReport {
+  Stage stage;
+  int64_t done, total;
 };
 
 struct Request {
@@ -48,6 +56,7 @@ struct Request {
   double strength = 0.6;  // of image-to-image: 1 starts from noise alone
   std::optional<Tiling> tiling;
   std::function<void(const StepReport&)> on_step;
+  std::function<void(const StageReport&)> on_stage;
 };
 
 struct Result {
@@ -72,8 +81,8 @@ class Pipeline {
   // Encodes as diffusers does: strip, lower-case, the complex human instruction before a positive prompt, right
   // padding, the first token and the last max_sequence_length - 1. The last few prompts are remembered.
   const Conditioning& encode_prompt(const std::string& prompt, bool negative);
-  // latents [batch, h, w, C] as the transformer sees them -> pictures.
-  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
+  // latents [batch, h, w, C] as the transformer sees them -> pictures. `on_tile` is called as Autoencoder says.
+  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {}, const TileReport& on_tile = {});
 
   bool sprint() const { return denoiser_->config().guidance_embeds; }
   const ModelDefaults& defaults() const { return defaults_; }
