@@ -20,6 +20,13 @@ static void on_interrupt(int) {
   if (stop_requested.exchange(true)) _exit(130);
 }
 
+// A mapped file that another program cuts short is met here: there is no way back into the computation.
+static void on_lost_page(int) {
+  constexpr char kMessage[] = "kinora: a file that was being read has become shorter (changed by another program?)\n";
+  [[maybe_unused]] ssize_t written = write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
+  _exit(5);
+}
+
 std::string model_folder(const std::string& given) {
   if (!given.empty()) return given;
   if (const char* folder = std::getenv("KINORA_MODEL"); folder && *folder) return folder;
@@ -93,6 +100,8 @@ int main(int argc, char** argv) {
   action.sa_handler = kinora::cli::on_interrupt;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  action.sa_handler = kinora::cli::on_lost_page;
+  sigaction(SIGBUS, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN);  // writing fails with an error instead
   try {

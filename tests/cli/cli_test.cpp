@@ -212,6 +212,19 @@ TEST_F(Cli, InterruptStopsCleanlyAtEveryStage) {
   }
 }
 
+// Weights are mapped, so a file that shrinks under the program cannot be an exception; it is still a clean end.
+TEST_F(Cli, AModelFileThatShrinksEndsCleanly) {
+  std::filesystem::copy(KINORA_SOURCE_DIR "/models/kinora-mini", temp_.path("model"),
+                        std::filesystem::copy_options::recursive);
+  Child child(temp_, {"a cat", "--model", "model", "--steps", "1000", "--preview", "p.png", "-o", "cat.png"});
+  std::string text = child.read_until("step 1/");
+  std::filesystem::resize_file(temp_.path("model/vae/diffusion_pytorch_model.safetensors"), 4096);
+  text += child.read_until("no such word");
+  EXPECT_EQ(child.wait(), 5) << text;
+  EXPECT_NE(text.find("kinora: a file that was being read has become shorter"), std::string::npos) << text;
+  EXPECT_FALSE(std::filesystem::exists(temp_.path("cat.png")));
+}
+
 TEST_F(Cli, ProgressFitsTheTerminal) {
   for (int columns : {200, 60, 40, 20, 5, 2}) {
     Child child(temp_, {"a cat", "--steps", "2", "--width", "64", "--height", "64", "--count", "2", "-o", "{seed}.png"},
