@@ -8,6 +8,20 @@
 
 namespace kinora {
 
+#ifdef __cpp_lib_source_location
+using SourceLocation = std::source_location;
+#else  // Clang before 16, which builds the fuzz targets
+struct SourceLocation {
+  const char* file;
+  unsigned at;
+  static constexpr SourceLocation current(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+    return {file, line};
+  }
+  constexpr const char* file_name() const { return file; }
+  constexpr unsigned line() const { return at; }
+};
+#endif
+
 // Kinds map to the program's exit status and, later, to HTTP status codes.
 enum class ErrorKind {
   usage,      // the caller asked for something impossible (bad flag, bad size)
@@ -21,25 +35,25 @@ enum class ErrorKind {
 
 class Error : public std::runtime_error {
  public:
-  Error(ErrorKind kind, const std::string& message, std::source_location where = std::source_location::current())
+  Error(ErrorKind kind, const std::string& message, SourceLocation where = SourceLocation::current())
       : std::runtime_error(message), kind_(kind), where_(where) {}
 
   ErrorKind kind() const { return kind_; }
   // Where in Kinora's own source it was found; a user is shown this only for an internal error.
-  const std::source_location& where() const { return where_; }
+  const SourceLocation& where() const { return where_; }
 
  private:
   ErrorKind kind_;
-  std::source_location where_;
+  SourceLocation where_;
 };
 
 [[noreturn]] inline void fail(ErrorKind kind, const std::string& message,
-                              std::source_location where = std::source_location::current()) {
+                              SourceLocation where = SourceLocation::current()) {
   throw Error(kind, message, where);
 }
 
 // Throws an internal error: for invariants that no input of a user can break.
-inline void check(bool ok, std::string_view message, std::source_location where = std::source_location::current()) {
+inline void check(bool ok, std::string_view message, SourceLocation where = SourceLocation::current()) {
   if (!ok) fail(ErrorKind::internal, std::string(message), where);
 }
 
