@@ -8,6 +8,9 @@ find_package(PNG REQUIRED)
 find_package(JPEG REQUIRED)
 pkg_check_modules(WEBP REQUIRED IMPORTED_TARGET libwebp libwebpmux libwebpdemux)
 find_package(CLI11 REQUIRED)
+find_package(fmt REQUIRED)
+find_package(spdlog REQUIRED)
 
-set(KINORA_LIBRARIES DNNL::dnnl OpenMP::OpenMP_CXX nlohmann_json::nlohmann_json PNG::PNG JPEG::JPEG PkgConfig::WEBP)
-set(KINORA_CLI_LIBRARIES CLI11::CLI11 nlohmann_json::nlohmann_json)
+set(KINORA_LIBRARIES DNNL::dnnl OpenMP::OpenMP_CXX nlohmann_json::nlohmann_json PNG::PNG JPEG::JPEG PkgConfig::WEBP
+                     spdlog::spdlog)
+set(KINORA_CLI_LIBRARIES CLI11::CLI11 nlohmann_json::nlohmann_json fmt::fmt)

@@ -46,6 +46,7 @@ std::vector<std::pair<std::string, Tensor>> evaluate_text_encoder(const std::str
 
 extern std::atomic<bool> stop_requested;  // set by Ctrl-C
 
-size_t peak_memory();  // bytes, of this process so far
+size_t peak_memory();        // bytes that this process has held at most so far, mapped files' pages included
+double processor_seconds();  // of all threads so far
 
 }  // namespace kinora::cli

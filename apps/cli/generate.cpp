@@ -1,16 +1,17 @@
 // kinora generate: prompts to picture files, each with a record from which it can be made again.
-#include <unistd.h>
+#include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
+#include "core/log.h"
 #include "io/file.h"
 #include "io/safetensors.h"
+#include "progress.h"
 #include "text/unicode.h"
 
 namespace kinora::cli {
@@ -26,27 +27,7 @@ struct Options {
   double guidance = -1, strength = 0.6;
   uint64_t seed = 0;
   int threads = 0;
-};
-
-// Progress on stderr: one line that is redrawn on a terminal, a line per step elsewhere.
-class Progress {
- public:
-  void begin() { start_ = last_ = std::chrono::steady_clock::now(); }
-  void step(const StepReport& report) {
-    auto now = std::chrono::steady_clock::now();
-    double spent = std::chrono::duration<double>(now - start_).count();
-    double each = std::chrono::duration<double>(now - last_).count();
-    last_ = now;
-    double left = spent / static_cast<double>(report.step) * static_cast<double>(report.steps - report.step);
-    bool terminal = isatty(STDERR_FILENO);
-    std::fprintf(stderr, "%sstep %lld/%lld  %.2f s/step  %.0f s left%s", terminal ? "\r" : "",
-                 static_cast<long long>(report.step), static_cast<long long>(report.steps), each, left,
-                 terminal ? "   " : "\n");
-    if (terminal && report.step == report.steps) std::fprintf(stderr, "\n");
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_, last_;
+  bool quiet = false, verbose = false;
 };
 
 Json to_record(const Options& o, const Result& r, uint64_t seed, const std::string& prompt, const std::string& model) {
@@ -153,6 +134,7 @@ void check_options(const Options& o, size_t pictures) {
 }
 
 int generate(Options o) {
+  if (o.verbose) set_log_level(LogLevel::info);
   if (!o.from.empty()) apply_record(o);
   std::vector<std::string> prompts = read_prompts(o);
   check_options(o, prompts.size() * static_cast<size_t>(o.count));
@@ -160,7 +142,7 @@ int generate(Options o) {
   Pipeline pipeline = Pipeline::load(
       model,
       {.variant = o.variant, .device = o.device, .dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
-  Progress progress;
+  Progress progress(o.quiet);
   Request request;
   request.negative_prompt = o.negative;
   request.width = o.width;
@@ -176,11 +158,13 @@ int generate(Options o) {
   }
   if (!o.init.empty()) request.init_image = load_image(o.init);
   if (!o.noise.empty()) request.latents = SafetensorsFile::open(o.noise).tensor("latents");
-  request.on_step = [&](const StepReport& report) {
-    progress.step(report);
-    if (!o.preview.empty())
+  request.on_stage = [&](const StageReport& report) { progress.report(report); };
+  if (!o.preview.empty()) {
+    request.on_step = [&](const StepReport& report) {
       save_image(o.preview, to_image(pipeline.decode(report.latents->rows(0, 1), request.tiling)));
-  };
+    };
+  }
+  auto pictures = static_cast<int64_t>(prompts.size()) * o.count;
   int64_t index = 0;
   for (const std::string& prompt : prompts) {
     request.prompt = prompt;
@@ -188,18 +172,21 @@ int generate(Options o) {
       request.seeds.clear();
       for (int64_t i = first; i < std::min(o.count, first + o.batch); ++i)
         request.seeds.push_back(o.seed + static_cast<uint64_t>(i));
-      progress.begin();
+      progress.begin(index + 1, pictures);
       Result result = pipeline.generate(request);
       if (!o.save_noise.empty()) write_safetensors(o.save_noise, {{"latents", result.initial_latents}});
       for (size_t i = 0; i < result.images.size(); ++i, ++index) {
         Json record = to_record(o, result, request.seeds[i], prompt, model);
         std::string path = output_path(o.output, request.seeds[i], index);
         save_image(path, result.images[i], {to_parameters(record), record.dump(-1, ' ', true)});
+        progress.clear();
         std::printf("%s\n", path.c_str());
         std::fflush(stdout);
       }
     }
   }
+  log(LogLevel::info, fmt::format("{} picture(s), {:.1f} s of processor time, at most {:.0f} MiB of memory", pictures,
+                                  processor_seconds(), static_cast<double>(peak_memory()) / (1 << 20)));
   return 0;
 }
 
@@ -241,6 +228,8 @@ Command add_generate(CLI::App& app) {
       ->check(CLI::IsMember({"cpu", "cuda"}));
   c->add_option("--noise", o->noise,
                 "Safetensors file with the initial noise, tensor 'latents' [batch, channels, h, w]");
+  c->add_flag("-q,--quiet", o->quiet, "No progress");
+  c->add_flag("-v,--verbose", o->verbose, "Also say what takes how long and how much memory");
   c->add_option("--save-noise", o->save_noise, "Write the initial noise to this file");
   return [o] { return generate(*o); };
 }

@@ -1,11 +1,12 @@
 // kinora: text to image from the command line.
 #include <signal.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <ctime>
 #include <filesystem>
+#include <fstream>
 #include <new>
 
 #include "cli.h"
@@ -17,6 +18,13 @@ std::atomic<bool> stop_requested{false};
 // The first Ctrl-C asks for a clean stop, the second ends the program at once; files are only ever renamed into place.
 static void on_interrupt(int) {
   if (stop_requested.exchange(true)) _exit(130);
+}
+
+// A mapped file that another program cuts short is met here: there is no way back into the computation.
+static void on_lost_page(int) {
+  constexpr char kMessage[] = "kinora: a file that was being read has become shorter (changed by another program?)\n";
+  [[maybe_unused]] ssize_t written = write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
+  _exit(5);
 }
 
 std::string model_folder(const std::string& given) {
@@ -37,10 +45,19 @@ void add_device(CLI::App& command, std::string& device, std::string& dtype) {
       ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
 }
 
+// Not getrusage's figure, which begins with what the parent process held when it started this one.
 size_t peak_memory() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<size_t>(usage.ru_maxrss) * 1024;
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::stoull(line.substr(6)) * 1024;
+  }
+  return 0;
+}
+
+double processor_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
 
 static int exit_status(ErrorKind kind) {
@@ -89,12 +106,19 @@ int main(int argc, char** argv) {
   action.sa_handler = kinora::cli::on_interrupt;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  action.sa_handler = kinora::cli::on_lost_page;
+  sigaction(SIGBUS, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN);  // writing fails with an error instead
   try {
     return kinora::cli::run(argc, argv);
   } catch (const kinora::Error& error) {
-    std::fprintf(stderr, "kinora: %s\n", error.what());
+    if (error.kind() == kinora::ErrorKind::internal) {
+      std::fprintf(stderr, "kinora: %s (a bug, found at %s:%u; please report it)\n", error.what(),
+                   error.where().file_name(), static_cast<unsigned>(error.where().line()));
+    } else {
+      std::fprintf(stderr, "kinora: %s\n", error.what());
+    }
     return kinora::cli::exit_status(error.kind());
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "kinora: out of memory (use a smaller size, --tile or --dtype bfloat16)\n");

@@ -20,40 +20,88 @@ using Json = nlohmann::json;
 Tensor channels_last(const Tensor& x) { return x.to(DType::f32).permuted({0, 2, 3, 1}); }
 Tensor channels_first(const Tensor& x) { return x.permuted({0, 3, 1, 2}); }
 
-void expect_rank(const Tensor& x, int rank, const char* name) {
-  if (x.shape().rank() != rank)
-    fail(ErrorKind::input,
-         std::string("'") + name + "' must have " + std::to_string(rank) + " axes, not shape " + x.shape().str());
+// Throws unless the shape fits the pattern, in which -1 is any positive extent.
+void expect_input(const Tensor& x, const char* name, std::initializer_list<int64_t> pattern, const char* words) {
+  bool fits = x.shape().rank() == static_cast<int>(pattern.size());
+  int axis = 0;
+  for (int64_t extent : pattern) {
+    if (fits) fits = extent < 0 ? x.shape()[axis] > 0 : x.shape()[axis] == extent;
+    ++axis;
+  }
+  if (!fits) {
+    fail(ErrorKind::input, std::string("'") + name + "' must be " + words + ", not of shape " + x.shape().str());
+  }
+}
+
+Tensor token_ids(const Tensor& x, int64_t vocabulary) {
+  if (x.dtype() != DType::i32 && x.dtype() != DType::i64) fail(ErrorKind::input, "'input_ids' must be I32 or I64");
+  expect_input(x, "input_ids", {-1, -1}, "[batch, tokens]");
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    int64_t id = x.dtype() == DType::i32 ? x.data<int32_t>()[i] : x.data<int64_t>()[i];
+    if (id < 0 || id >= vocabulary) {
+      fail(ErrorKind::input,
+           "token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(vocabulary));
+    }
+    ids.push_back(static_cast<int32_t>(id));
+  }
+  return Tensor::from(x.shape(), ids);
+}
+
+// [batch, tokens] as given, or ones.
+Tensor mask_or_ones(const SafetensorsFile& in, const char* name, int64_t batch, int64_t tokens) {
+  if (!in.has(name)) {
+    return Tensor::from({batch, tokens}, std::vector<float>(static_cast<size_t>(batch * tokens), 1));
+  }
+  expect_input(in.tensor(name), name, {batch, tokens}, "[batch, tokens] like the rest");
+  return in.tensor(name).to(DType::f32);
+}
+
+Tensor evaluate_transformer(Denoiser& model, const SafetensorsFile& in) {
+  const SanaConfig& c = model.config();
+  Tensor latents = in.tensor("hidden_states"), caption = in.tensor("encoder_hidden_states");
+  expect_input(latents, "hidden_states", {-1, c.in_channels, -1, -1}, "[batch, in_channels, height, width]");
+  int64_t batch = latents.shape()[0];
+  if (latents.shape()[2] % c.patch_size != 0 || latents.shape()[3] % c.patch_size != 0) {
+    fail(ErrorKind::input, "'hidden_states' must have height and width in multiples of " +
+                               std::to_string(c.patch_size) + ", not shape " + latents.shape().str());
+  }
+  expect_input(caption, "encoder_hidden_states", {batch, -1, c.caption_channels}, "[batch, tokens, caption_channels]");
+  DenoiseInputs d;
+  d.latents = channels_last(latents);
+  d.caption = caption.to(DType::f32);
+  expect_input(in.tensor("timestep"), "timestep", {batch}, "[batch]");
+  d.timestep = in.tensor("timestep").to(DType::f32);
+  d.mask = mask_or_ones(in, "encoder_attention_mask", batch, caption.shape()[1]);
+  if (c.guidance_embeds) {
+    expect_input(in.tensor("guidance"), "guidance", {batch}, "[batch]");
+    d.guidance = in.tensor("guidance").to(DType::f32);
+  }
+  return channels_first(model.predict(d));
 }
 
 std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& component, const SafetensorsFile& in) {
-  auto mask_or_ones = [&](const char* name, int64_t batch, int64_t tokens) {
-    if (in.has(name)) return in.tensor(name).to(DType::f32);
-    return Tensor::from({batch, tokens}, std::vector<float>(static_cast<size_t>(batch * tokens), 1));
-  };
+  const DcAeConfig& vae = p.autoencoder().config();
   if (component == "text_encoder") {
-    Tensor ids = input_ids(in);
-    return {"last_hidden_state",
-            p.text_encoder().encode(ids, mask_or_ones("attention_mask", ids.shape()[0], ids.shape()[1]))};
+    Tensor ids = token_ids(in.tensor("input_ids"), p.text_encoder().config().vocab_size);
+    Tensor mask = mask_or_ones(in, "attention_mask", ids.shape()[0], ids.shape()[1]);
+    return {"last_hidden_state", p.text_encoder().encode(ids, mask)};
   }
-  if (component == "transformer") {
-    DenoiseInputs d;
-    expect_rank(in.tensor("hidden_states"), 4, "hidden_states");
-    expect_rank(in.tensor("encoder_hidden_states"), 3, "encoder_hidden_states");
-    d.latents = channels_last(in.tensor("hidden_states"));
-    d.caption = in.tensor("encoder_hidden_states").to(DType::f32);
-    d.timestep = in.tensor("timestep").to(DType::f32);
-    d.mask = mask_or_ones("encoder_attention_mask", d.caption.shape()[0], d.caption.shape()[1]);
-    if (p.denoiser().config().guidance_embeds) d.guidance = in.tensor("guidance").to(DType::f32);
-    return {"sample", channels_first(p.denoiser().predict(d))};
-  }
+  if (component == "transformer") return {"sample", evaluate_transformer(p.denoiser(), in)};
   if (component == "vae.encode") {
-    expect_rank(in.tensor("sample"), 4, "sample");
-    return {"latent", channels_first(p.autoencoder().encode(channels_last(in.tensor("sample"))))};
+    Tensor picture = in.tensor("sample");
+    expect_input(picture, "sample", {-1, vae.in_channels, -1, -1}, "[batch, channels, height, width]");
+    int64_t multiple = vae.compression();
+    if (picture.shape()[2] % multiple != 0 || picture.shape()[3] % multiple != 0) {
+      fail(ErrorKind::input, "'sample' must have height and width in multiples of " + std::to_string(multiple) +
+                                 ", not shape " + picture.shape().str());
+    }
+    return {"latent", channels_first(p.autoencoder().encode(channels_last(picture)))};
   }
   if (component == "vae.decode") {
-    expect_rank(in.tensor("latent"), 4, "latent");
-    return {"sample", channels_first(p.autoencoder().decode(channels_last(in.tensor("latent"))))};
+    Tensor latents = in.tensor("latent");
+    expect_input(latents, "latent", {-1, vae.latent_channels, -1, -1}, "[batch, latent_channels, height, width]");
+    return {"sample", channels_first(p.autoencoder().decode(channels_last(latents)))};
   }
   fail(ErrorKind::usage,
        "unknown component '" + component + "' (text_encoder, transformer, vae.encode, vae.decode, mmdit, flux)");
@@ -102,18 +150,24 @@ int inspect(const std::string& folder, const std::string& graph, const std::stri
   return 0;
 }
 
-// Seconds of each of `repeats` runs after a few to warm up, sorted.
+// Seconds of each of `repeats` runs after a few to warm up, sorted; and of the processors, a run on average.
+struct Times {
+  std::vector<double> seconds;
+  double processor;
+};
+
 template <class F>
-std::vector<double> time_runs(int repeats, int warm_up, F&& body) {
+Times time_runs(int repeats, int warm_up, F&& body) {
   for (int i = 0; i < warm_up; ++i) body();
   std::vector<double> seconds;
+  double before = processor_seconds();
   for (int i = 0; i < repeats; ++i) {
     auto start = std::chrono::steady_clock::now();
     body();
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   std::sort(seconds.begin(), seconds.end());
-  return seconds;
+  return {seconds, (processor_seconds() - before) / repeats};
 }
 
 struct BenchOptions {
@@ -130,7 +184,7 @@ class Bench {
   // Work that stays on the device is timed there: inputs uploaded before, nothing copied back, the end waited for.
   void row(const std::string& name, const std::function<void(Keep)>& body) {
     if (!o_.component.empty() && name != o_.component) return;
-    std::vector<double> seconds = time_runs(o_.repeats, device_ ? 3 : 1, [&] {
+    auto [seconds, processor] = time_runs(o_.repeats, device_ ? 3 : 1, [&] {
       body(device_ ? Keep::on_device : Keep::on_host);
       if (device_) device_->wait();
     });
@@ -138,11 +192,12 @@ class Bench {
     rows_.push_back({{"component", name},
                      {"median_s", seconds[seconds.size() / 2]},
                      {"best_s", seconds[0]},
+                     {"processor_s", processor},
                      {"peak_mib", mib(peak_memory())},
                      {"device_peak_mib", device_peak}});
     if (o_.json) return;
-    std::printf("%-22s median %9.4f s   best %9.4f s   peak so far %9.1f MiB", name.c_str(),
-                seconds[seconds.size() / 2], seconds[0], mib(peak_memory()));
+    std::printf("%-14s median %9.4f s   best %9.4f s   processors %9.4f s   peak so far %8.1f MiB", name.c_str(),
+                seconds[seconds.size() / 2], seconds[0], processor, mib(peak_memory()));
     if (device_) std::printf(", %9.1f MiB on the GPU", device_peak);
     std::printf("\n");
   }
@@ -222,16 +277,17 @@ int bench(const BenchOptions& o) {
       "transformer", [&]() -> const Executable& { return p.denoiser().compiled(batch, n, n, tokens); },
       p.denoiser().feed(in));
   Tensor latents = bench.placed(noise.randn({1, n, n, channels}));
-  bench.row("vae.decode", [&](Keep keep) { p.autoencoder().decode(latents, {}, keep); });
+  bench.row("vae.decode", [&](Keep keep) { p.autoencoder().decode(latents, {}, {}, keep); });
   bench.profile("vae.decode", [&]() -> const Executable& { return p.autoencoder().compiled(false, latents.shape()); },
                 {{"x", latents}});
   Request request;
-  request.prompt = "a red apple left of a yellow star on a blue background";
   request.width = request.height = side;
   request.steps = o.steps;
   if (side > 2048) request.tiling = Tiling{1024, 896};
-  bench.row("picture", [&](Keep) {
-    p.forget_prompts();  // a whole picture is encoded, too
+  int run = 0;
+  bench.row("picture", [&](Keep) {  // a new prompt each time, so that it is encoded each time
+    request.prompt = "a red apple left of a yellow star on a blue background " + std::to_string(run++ % 10);
+    p.forget_prompts();
     p.generate(request);
   });
   if (o.json)
@@ -247,6 +303,7 @@ int bench(const BenchOptions& o) {
 Command add_eval(CLI::App& app) {
   struct Options {
     std::string model, component, input, output, device = "auto", dtype = "auto";
+    int threads = 0;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
@@ -257,6 +314,7 @@ Command add_eval(CLI::App& app) {
       ->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
   add_device(*c, o->device, o->dtype);
+  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
   return [o] {
     if (auto result = evaluate_mmdit(o->model, o->component, o->device, o->dtype, o->input)) {
       write_safetensors(o->output, {*result});
@@ -265,11 +323,12 @@ Command add_eval(CLI::App& app) {
     if (is_text_encoder(o->model)) {
       if (o->component != "text_encoder")
         fail(ErrorKind::usage, "unknown component '" + o->component + "' (the folder holds a text_encoder)");
-      Runtime runtime = make_runtime(o->device, o->dtype, 0, &stop_requested);
+      Runtime runtime = make_runtime(o->device, o->dtype, o->threads, &stop_requested);
       write_safetensors(o->output, evaluate_text_encoder(o->model, SafetensorsFile::open(o->input), runtime));
       return 0;
     }
-    Pipeline p = Pipeline::load(o->model, {.device = o->device, .dtype = o->dtype, .stop = &stop_requested});
+    Pipeline p = Pipeline::load(
+        o->model, {.device = o->device, .dtype = o->dtype, .threads = o->threads, .stop = &stop_requested});
     write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
     return 0;
   };
@@ -293,7 +352,7 @@ Command add_bench(CLI::App& app) {
   CLI::App* c = app.add_subcommand("bench", "Time each component and the whole");
   c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
   add_device(*c, o->device, o->dtype);
-  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)");
+  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
   c->add_option("--size", o->size, "Pixels a side (default: the model's)");
   c->add_option("--batch", o->batch,
                 "Rows of the transformer's and the text encoder's batch (default: as one picture needs)")

@@ -1,5 +1,8 @@
 #include "core/tensor.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -17,6 +20,18 @@ std::shared_ptr<std::byte[]> allocate_bytes(size_t bytes) {
   return {static_cast<std::byte*>(memory), [](std::byte* p) { ::operator delete[](p, kAlign); }};
 }
 
+std::shared_ptr<std::byte[]> Repacked::get(const std::string& layout, size_t bytes,
+                                           const std::function<void(std::byte*)>& make) {
+  std::lock_guard lock(mutex_);
+  std::shared_ptr<std::byte[]>& entry = layouts_[layout];
+  if (!entry) {
+    auto memory = allocate_bytes(bytes);
+    make(memory.get());
+    entry = std::move(memory);
+  }
+  return entry;
+}
+
 Tensor::Tensor(Shape shape, DType dtype) : shape_(shape), dtype_(dtype) {
   auto buffer = allocate_bytes(bytes());
   data_ = buffer.get();
@@ -27,6 +42,21 @@ Tensor Tensor::zeros(Shape shape, DType dtype) {
   Tensor tensor(shape, dtype);
   std::memset(tensor.raw(), 0, tensor.bytes());
   return tensor;
+}
+
+Tensor Tensor::mapped(Shape shape, DType dtype, std::shared_ptr<void> file, void* data) {
+  Tensor tensor(shape, dtype, std::move(file), data);
+  tensor.mapped_ = true;
+  return tensor;
+}
+
+void Tensor::release_pages() const {
+  if (!mapped_ || bytes() == 0) return;
+  static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  // Whole pages: what a neighbour loses with them it reads again.
+  uintptr_t begin = reinterpret_cast<uintptr_t>(data_) / page * page;
+  uintptr_t end = (reinterpret_cast<uintptr_t>(data_) + bytes() + page - 1) / page * page;
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 Tensor Tensor::reshaped(Shape shape) const {
@@ -42,6 +72,7 @@ Tensor Tensor::rows(int64_t begin, int64_t end) const {
   check(shape_.rank() > 0 && 0 <= begin && begin <= end && end <= shape_[0], "Tensor::rows: out of range");
   Tensor view = *this;
   view.shape_ = shape_.with(0, end - begin);
+  view.repacked_ = nullptr;
   view.data_ += static_cast<size_t>(begin * shape_.product(1, shape_.rank())) * dtype_size(dtype_);
   return view;
 }

@@ -2,8 +2,12 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/dtype.h"
@@ -48,6 +52,18 @@ std::shared_ptr<std::byte[]> allocate_bytes(size_t bytes);
 
 enum class Place : uint8_t { host, device };
 
+// The numbers of a weight in layouts of a backend's own, kept beside it: each made once, on first use, and shared by
+// everything that reads the weight.
+class Repacked {
+ public:
+  std::shared_ptr<std::byte[]> get(const std::string& layout, size_t bytes,
+                                   const std::function<void(std::byte*)>& make);
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<std::byte[]>> layouts_;
+};
+
 class Tensor {
  public:
   Tensor() = default;                // empty: no buffer
@@ -55,6 +71,9 @@ class Tensor {
   // Borrows bytes kept alive by `owner` (a mapped file, an arena, a device's memory).
   Tensor(Shape shape, DType dtype, std::shared_ptr<void> owner, void* data, Place place = Place::host)
       : shape_(shape), dtype_(dtype), place_(place), owner_(std::move(owner)), data_(static_cast<std::byte*>(data)) {}
+
+  // Borrows bytes of a mapped file.
+  static Tensor mapped(Shape shape, DType dtype, std::shared_ptr<void> file, void* data);
 
   template <class T>
   static Tensor from(Shape shape, const std::vector<T>& values) {
@@ -95,6 +114,12 @@ class Tensor {
   Tensor rows(int64_t begin, int64_t end) const;  // shares the bytes; a range of the first axis
   Tensor to(DType dtype) const;                   // a converted copy (itself when the type is the same)
   Tensor clone() const;
+  // Gives the memory of a mapped file's bytes back to the system, which reads them again when they are used; does
+  // nothing for other bytes.
+  void release_pages() const;
+  // Lets backends keep the tensor in layouts of their own, for a weight that is read many times.
+  void keep_repacked() { repacked_ = std::make_shared<Repacked>(); }
+  Repacked* repacked() const { return repacked_.get(); }  // null unless kept
   // A copy with axes reordered: result axis i is this tensor's axis order[i].
   Tensor permuted(std::initializer_list<int> order) const;
 
@@ -103,7 +128,9 @@ class Tensor {
   DType dtype_ = DType::f32;
   Place place_ = Place::host;
   std::shared_ptr<void> owner_;
+  std::shared_ptr<Repacked> repacked_;
   std::byte* data_ = nullptr;
+  bool mapped_ = false;
 };
 
 // Joins along the first axis; all other extents and types equal.

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/kernels.h"
 #include "cpu/onednn.h"
@@ -7,8 +8,9 @@ namespace kinora::cpu {
 namespace {
 
 constexpr int64_t kQueries = 64;  // queries of one block of scores
+constexpr int64_t kBlocks = 4;    // blocks of one task, which packs k and v for itself
 constexpr int64_t kTokens = 256;  // tokens summed before they are added to the linear-attention state
-constexpr int64_t kChunk = 1024;  // tokens of one task of the second pass
+constexpr int64_t kChunk = 256;   // tokens of one task of the second pass
 
 // Loads `rows` vectors of length d that lie `stride` elements apart.
 void load_rows(DType dtype, const void* base, int64_t first, int64_t stride, int64_t rows, int64_t d, float* out) {
@@ -17,12 +19,22 @@ void load_rows(DType dtype, const void* base, int64_t first, int64_t stride, int
   }
 }
 
+// The same into the type that products are computed in: a plain copy, or float32.
+void gather_rows(DType dtype, DType compute, const void* base, int64_t first, int64_t stride, int64_t rows, int64_t d,
+                 std::byte* out) {
+  if (compute == DType::f32) return load_rows(dtype, base, first, stride, rows, d, reinterpret_cast<float*>(out));
+  size_t bytes = static_cast<size_t>(d) * dtype_size(dtype);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(out + static_cast<size_t>(r) * bytes, advance(base, dtype, first + r * stride), bytes);
+  }
+}
+
 }  // namespace
 
 Step make_attention(const StepSpec& spec) {
   const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
   const Attrs& attrs = spec.node.attrs;
-  DType dtype = spec.output().dtype;
+  DType dtype = spec.output().dtype, compute = dtype == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32;
   int64_t batch = q[0], n = q[1], heads = q[2], d = q[3], m = k[1], kv_heads = k[2], window = attrs.integer("window");
   bool causal = attrs.integer("causal"), biased = spec.inputs.size() == 4;
   // Elements from one batch item, head and query to the next in the bias; 0 where one row serves all.
@@ -35,65 +47,73 @@ Step make_attention(const StepSpec& spec) {
   }
   auto scale = static_cast<float>(attrs.real("scale")), softcap = static_cast<float>(attrs.real("softcap"));
   int64_t block = std::min(kQueries, n), blocks = (n + block - 1) / block, tail = n - (blocks - 1) * block;
+  int64_t groups = (blocks + kBlocks - 1) / kBlocks;
   // Scores and results of a full block of queries and of the last one.
   std::vector<MatmulPrimitive> scores, results;
-  size_t packed_k = 0, packed_v = 0, work = 0;
+  scores.reserve(2);
+  results.reserve(2);
+  size_t work = 0;
   for (int64_t rows : {block, tail}) {
-    scores.emplace_back(MatmulPrimitive::Shape{rows, m, d, d, m, DType::f32});
-    results.emplace_back(MatmulPrimitive::Shape{rows, d, m, m, d, DType::f32});
-    packed_k = std::max(packed_k, scores.back().packed_bytes());
-    packed_v = std::max(packed_v, results.back().packed_bytes());
+    scores.emplace_back(MatmulPrimitive::Shape{rows, m, d, compute}, scores.empty() ? nullptr : &scores[0]);
+    results.emplace_back(MatmulPrimitive::Shape{rows, d, m, compute}, results.empty() ? nullptr : &results[0]);
     work = std::max({work, scores.back().workspace_bytes(), results.back().workspace_bytes()});
   }
+  size_t element = dtype_size(compute);
   Workspace ws;
-  size_t kv_at = ws.add(static_cast<size_t>(m * d) * 4), k_at = ws.add(packed_k), v_at = ws.add(packed_v);
-  size_t q_at = ws.add(static_cast<size_t>(block * d) * 4), s_at = ws.add(static_cast<size_t>(block * m) * 4);
-  size_t y_at = ws.add(static_cast<size_t>(block * d) * 4), work_at = ws.add(work);
+  size_t kv_at = ws.add(static_cast<size_t>(m * d) * element), k_at = ws.add(scores[0].packed_bytes());
+  size_t v_at = ws.add(results[0].packed_bytes()), q_at = ws.add(static_cast<size_t>(block * d) * element);
+  size_t s_at = ws.add(static_cast<size_t>(block * m) * 4), y_at = ws.add(static_cast<size_t>(block * d) * 4);
+  size_t p_at = ws.add(compute == DType::f32 ? 0 : static_cast<size_t>(block * m) * element), work_at = ws.add(work);
+  size_t total_at = ws.add(static_cast<size_t>(block) * 4);
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
   step.run = [=](const StepArgs& args) {
     const float* bias = biased ? static_cast<const float*>(args.in[3]) : nullptr;
+    // Scores of query i to their exponentials; returns the sum of these.
     auto soften = [&](float* row, int64_t b, int64_t h, int64_t i) {
       auto count = static_cast<size_t>(m);
-      simd().affine(row, softcap > 0 ? scale / softcap : scale, 0, row, count);
+      float factor = scale;
       if (softcap > 0) {
+        simd().affine(row, scale / softcap, 0, row, count);
         simd().unary(Unary::tanh, row, row, count);
-        simd().affine(row, softcap, 0, row, count);
+        factor = softcap;
       }
       if (causal) {
+        simd().affine(row, factor, 0, row, count);
+        factor = 1;
         int64_t first = window > 0 ? std::max<int64_t>(0, i - window + 1) : 0;
         std::fill(row, row + std::min(first, m), -1e30f);
         if (i + 1 < m) std::fill(row + i + 1, row + m, -1e30f);
       }
-      if (bias) {
-        const float* line = bias + b * bias_item + h * bias_head + i * bias_query;
-        simd().binary(Binary::add, row, 1, line, 1, row, count);
-      }
-      float total = simd().exp_sum(row, simd().max(row, count), count);
-      simd().affine(row, 1 / total, 0, row, count);
+      const float* line = bias ? bias + b * bias_item + h * bias_head + i * bias_query : nullptr;
+      return simd().softmax_row(row, factor, line, count);
     };
-    args.pool.run(batch * heads, [&](int64_t task, int worker) {
-      int64_t b = task / heads, h = task % heads, kv = h / (heads / kv_heads);
-      float *line = ws.at(args, worker, kv_at), *qs = ws.at(args, worker, q_at), *s = ws.at(args, worker, s_at);
-      float* y = ws.at(args, worker, y_at);
+    args.pool.run(batch * heads * groups, [&](int64_t task, int worker) {
+      int64_t group = task % groups, b = task / groups / heads, h = task / groups % heads, kv = h / (heads / kv_heads);
+      auto *kvs = ws.at<std::byte>(args, worker, kv_at), *qs = ws.at<std::byte>(args, worker, q_at);
+      float *s = ws.at(args, worker, s_at), *y = ws.at(args, worker, y_at), *totals = ws.at(args, worker, total_at);
       auto *pk = ws.at<std::byte>(args, worker, k_at), *pv = ws.at<std::byte>(args, worker, v_at);
-      auto* workspace = ws.at<std::byte>(args, worker, work_at);
-      for (int64_t i = 0; i < blocks; ++i) {
+      auto *workspace = ws.at<std::byte>(args, worker, work_at), *p = ws.at<std::byte>(args, worker, p_at);
+      gather_rows(dtype, compute, args.in[1], (b * m * kv_heads + kv) * d, kv_heads * d, m, d, kvs);
+      scores[0].pack(kvs, d, true, pk);
+      gather_rows(dtype, compute, args.in[2], (b * m * kv_heads + kv) * d, kv_heads * d, m, d, kvs);
+      results[0].pack(kvs, d, false, pv);
+      for (int64_t i = group * kBlocks; i < std::min(blocks, (group + 1) * kBlocks); ++i) {
         size_t which = i == blocks - 1 ? 1 : 0;
-        int64_t rows = which ? tail : block;
-        if (i == 0 || which) {  // the packed layout may depend on the number of queries
-          load_rows(dtype, args.in[1], (b * m * kv_heads + kv) * d, kv_heads * d, m, d, line);
-          scores[which].pack(line, d, true, pk);
-          load_rows(dtype, args.in[2], (b * m * kv_heads + kv) * d, kv_heads * d, m, d, line);
-          results[which].pack(line, d, false, pv);
-        }
-        int64_t first = (b * n + i * block) * heads + h;
-        load_rows(dtype, args.in[0], first * d, heads * d, rows, d, qs);
+        int64_t rows = which ? tail : block, first = (b * n + i * block) * heads + h;
+        gather_rows(dtype, compute, args.in[0], first * d, heads * d, rows, d, qs);
         scores[which].run(qs, pk, s, workspace);
-        for (int64_t r = 0; r < rows; ++r) soften(s + r * m, b, h, i * block + r);
-        results[which].run(s, pv, y, workspace);
+        for (int64_t r = 0; r < rows; ++r) totals[r] = soften(s + r * m, b, h, i * block + r);
+        const void* weights = s;
+        if (compute != DType::f32) {
+          simd().store(compute, s, p, static_cast<size_t>(rows * m));
+          weights = p;
+        }
+        results[which].run(weights, pv, y, workspace);
         for (int64_t r = 0; r < rows; ++r) {
-          simd().store(dtype, y + r * d, advance(args.out, dtype, (first + r * heads) * d), static_cast<size_t>(d));
+          auto count = static_cast<size_t>(d);
+          simd().affine(y + r * d, 1 / totals[r], 0, y + r * d, count);
+          simd().store(dtype, y + r * d, advance(args.out, dtype, (first + r * heads) * d), count);
         }
       }
     });
@@ -113,44 +133,34 @@ Step make_linear_attention(const StepSpec& spec) {
   size_t states_bytes = static_cast<size_t>(batch * heads * state_size) * 4;
   states_bytes = (states_bytes + 63) / 64 * 64;
   Workspace ws;
-  size_t part_at = ws.add(static_cast<size_t>(2 * state_size) * 4), k_at = ws.add(static_cast<size_t>(kTokens * d) * 4);
-  size_t v_at = ws.add(static_cast<size_t>(kTokens * d) * 4);
+  size_t part_at = ws.add(static_cast<size_t>(2 * state_size) * 4);
   Step step;
   step.scratch_bytes = states_bytes + ws.total(spec.threads);
   step.run = [=](const StepArgs& all) {
-    auto* states = reinterpret_cast<float*>(all.scratch);  // transposed: [batch·heads, d, d + 1]
+    auto* states = reinterpret_cast<float*>(all.scratch);  // [batch·heads, d + 1, d], the first d rows transposed
     StepArgs args{all.in, all.out, all.scratch + states_bytes, all.pool};
+    auto size = static_cast<size_t>(d), stride = static_cast<size_t>(row);
     args.pool.run(batch * heads, [&](int64_t task, int worker) {
       int64_t base = task / heads * n * row + task % heads * d;
       float *total = ws.at(args, worker, part_at), *part = total + state_size;
-      float *k = ws.at(args, worker, k_at), *v = ws.at(args, worker, v_at);
       std::fill(total, total + state_size, 0.0f);
       for (int64_t t = 0; t < n; t += kTokens) {
-        int64_t count = std::min(kTokens, n - t);
-        load_rows(dtype, args.in[1], base + t * row, row, count, d, k);
-        load_rows(dtype, args.in[2], base + t * row, row, count, d, v);
-        std::fill(part, part + state_size, 0.0f);
-        simd().linear_state(k, v, static_cast<size_t>(d), static_cast<size_t>(count), static_cast<size_t>(d), part);
+        simd().linear_state(dtype, advance(args.in[1], dtype, base + t * row),
+                            advance(args.in[2], dtype, base + t * row), stride,
+                            static_cast<size_t>(std::min(kTokens, n - t)), size, part);
         simd().binary(Binary::add, total, 1, part, 1, total, static_cast<size_t>(state_size));
       }
       float* state = states + task * state_size;
-      for (int64_t i = 0; i <= d; ++i) {
-        for (int64_t j = 0; j < d; ++j) state[j * (d + 1) + i] = total[i * d + j];
+      for (int64_t i = 0; i < d; ++i) {
+        for (int64_t j = 0; j < d; ++j) state[j * d + i] = total[i * d + j];
       }
+      std::copy(total + d * d, total + state_size, state + d * d);
     });
-    args.pool.run(batch * heads * chunks, [&](int64_t task, int worker) {
+    args.pool.run(batch * heads * chunks, [&](int64_t task, int) {
       int64_t item = task / chunks, begin = task % chunks * kChunk;
-      int64_t base = item / heads * n * row + item % heads * d;
-      float *q = ws.at(args, worker, k_at), *y = ws.at(args, worker, v_at);
-      for (int64_t t = begin; t < std::min(n, begin + kChunk); t += kTokens) {
-        int64_t count = std::min({kTokens, n - t, begin + kChunk - t});
-        load_rows(dtype, args.in[0], base + t * row, row, count, d, q);
-        simd().linear_apply(q, y, static_cast<size_t>(d), static_cast<size_t>(d), static_cast<size_t>(count),
-                            static_cast<size_t>(d), states + item * state_size, eps);
-        for (int64_t r = 0; r < count; ++r) {
-          simd().store(dtype, y + r * d, advance(args.out, dtype, base + (t + r) * row), static_cast<size_t>(d));
-        }
-      }
+      int64_t base = item / heads * n * row + item % heads * d + begin * row;
+      simd().linear_apply(dtype, advance(args.in[0], dtype, base), advance(args.out, dtype, base), stride,
+                          static_cast<size_t>(std::min(n - begin, kChunk)), size, states + item * state_size, eps);
     });
   };
   return step;

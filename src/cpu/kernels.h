@@ -26,12 +26,14 @@ Step make_softmax(const StepSpec& spec);
 Step make_layer_norm(const StepSpec& spec);
 Step make_rms_norm(const StepSpec& spec);
 
-Step make_linear(const StepSpec& spec);
+Step make_linear(const StepSpec& spec);  // linear_add too
 Step make_matmul(const StepSpec& spec);
 Step make_gather(const StepSpec& spec);
 Step make_scatter_rows(const StepSpec& spec);
 Step make_conv2d(const StepSpec& spec);
 bool supports_conv2d(const StepSpec& spec);
+Step make_depthwise_glu(const StepSpec& spec);
+bool supports_depthwise_glu(const StepSpec& spec);
 
 Step make_attention(const StepSpec& spec);
 Step make_linear_attention(const StepSpec& spec);

@@ -1,6 +1,7 @@
-// Products. The work is cut by shape alone into tasks of (panel of output columns) x (group of rows): each task packs
-// its panel of the weight once, in the compute type, and runs one-threaded oneDNN products over its rows. So a weight
-// is never copied as a whole, and the bits depend neither on the number of threads nor on the batch.
+// Products. The work is cut by shape alone into tasks of (panel of output columns) x (block of rows), each a
+// one-threaded oneDNN product, so that the bits depend neither on the number of threads nor on the batch. The panels of
+// a weight are packed first: once and for all where the weight allows it, else at each run, a part of the weight at a
+// time.
 #include <algorithm>
 #include <cstring>
 
@@ -11,9 +12,11 @@ namespace kinora::cpu {
 namespace {
 
 constexpr int64_t kPanel = 128;     // columns of a panel
-constexpr int64_t kRows = 256;      // rows of one product
-constexpr int64_t kManyTasks = 64;  // rows are grouped so that there are at least this many tasks when possible
-constexpr int64_t kFewRows = 8;     // up to here dot products beat packing
+constexpr int64_t kMostRows = 256;  // rows of one product
+constexpr int64_t kLeastRows = 64;
+constexpr int64_t kManyTasks = 64;               // blocks get smaller until there are so many tasks
+constexpr int64_t kFewRows = 8;                  // up to here dot products beat packing
+constexpr size_t kPackedPart = size_t{8} << 20;  // bytes of a weight that are packed at a time
 
 Unary activation_of(const std::string& name) {
   if (name == "silu") return Unary::silu;
@@ -24,30 +27,81 @@ Unary activation_of(const std::string& name) {
   fail(ErrorKind::internal, "linear: unknown activation " + name);
 }
 
-struct Epilogue {
-  bool bias = false, act = false;
-  DType bias_type = DType::f32;
-  Unary unary = Unary::silu;
+// Where the inputs of `linear` and `linear_add` stand, and what is done to their product.
+struct Inputs {
+  size_t x = 0, weight = 1, bias = 0, gate = 0, residual = 0;  // 0: absent, but for x and for residual of linear_add
+  bool has_bias = false, has_gate = false, has_residual = false, has_act = false;
+  Unary act = Unary::silu;
 
-  void apply(const StepArgs& args, float* row, int64_t column, size_t n) const {
-    if (bias) {
-      float values[kPanel];
-      simd().load(bias_type, advance(args.in[2], bias_type, column), values, n);
-      simd().binary(Binary::add, row, 1, values, 1, row, n);
+  explicit Inputs(const StepSpec& spec) {
+    const Attrs& attrs = spec.node.attrs;
+    has_residual = spec.node.op->name == "linear_add";
+    if (has_residual) {
+      x = 1;
+      weight = 2;
+      has_gate = attrs.integer("gate");
+      has_bias = attrs.integer("bias");
+      gate = 3;
+    } else {
+      has_bias = spec.inputs.size() == 3;
+      has_act = attrs.text("act") != "none";
+      if (has_act) act = activation_of(attrs.text("act"));
     }
-    if (act) simd().unary(unary, row, row, n);
+    bias = spec.inputs.size() - 1;
   }
 };
 
-Epilogue make_epilogue(const StepSpec& spec) {
-  Epilogue e;
-  e.bias = spec.inputs.size() == 3;
-  if (e.bias) e.bias_type = spec.inputs[2].dtype;
-  const std::string& act = spec.node.attrs.text("act");
-  e.act = act != "none";
-  if (e.act) e.unary = activation_of(act);
-  return e;
+// The index of the gate's row for each row of the result.
+std::vector<int64_t> gate_rows(const Shape& gate, const Shape& out) {
+  std::vector<int64_t> rows(static_cast<size_t>(out.product(0, out.rank() - 1)));
+  int extra = out.rank() - gate.rank();
+  for (size_t r = 0; r < rows.size(); ++r) {
+    int64_t rest = static_cast<int64_t>(r), stride = 1;
+    for (int i = out.rank() - 2; i >= 0; --i) {
+      int64_t at = rest % out[i];
+      rest /= out[i];
+      if (i < extra) continue;
+      if (gate[i - extra] != 1) rows[r] += at * stride;
+      stride *= gate[i - extra];
+    }
+  }
+  return rows;
 }
+
+// What happens to a tile of the product before it is stored.
+struct Epilogue {
+  Inputs in;
+  DType type, bias_type = DType::f32;
+  int64_t n;
+  std::vector<int64_t> gates;
+
+  explicit Epilogue(const StepSpec& spec) : in(spec), type(spec.output().dtype), n(spec.output().shape[-1]) {
+    if (in.has_bias) bias_type = spec.inputs[in.bias].dtype;
+    if (in.has_gate) gates = gate_rows(spec.inputs[in.gate].shape, spec.output().shape);
+  }
+
+  // c [rows, width] is the product at (row, column) of the result.
+  void store(const StepArgs& args, float* c, int64_t row, int64_t rows, int64_t column, int64_t width) const {
+    float bias[kPanel], gate[kPanel];
+    auto count = static_cast<size_t>(width);
+    RowFinish f{.act = in.has_act, .unary = in.act, .type = type};
+    if (in.has_bias) {
+      simd().load(bias_type, advance(args.in[in.bias], bias_type, column), bias, count);
+      f.bias = bias;
+    }
+    int64_t loaded = -1;
+    for (int64_t r = 0; r < rows; ++r) {
+      int64_t at = (row + r) * n + column;
+      if (in.has_residual) f.residual = advance(args.in[in.residual], type, at);
+      if (in.has_gate && gates[static_cast<size_t>(row + r)] != loaded) {
+        loaded = gates[static_cast<size_t>(row + r)];
+        simd().load(type, advance(args.in[in.gate], type, loaded * n + column), gate, count);
+        f.gate = gate;
+      }
+      simd().finish_row(f, c + r * width, advance(args.out, type, at), count);
+    }
+  }
+};
 
 // Products for every mix of full and last panels and row blocks.
 struct Blocks {
@@ -60,121 +114,149 @@ struct Blocks {
 struct PanelProducts {
   Blocks panels, rows;
   std::vector<MatmulPrimitive> primitives;  // [full rows, last rows] x [full panel, last panel]
-  size_t packed = 0, workspace = 0;
+  size_t packed = 0, workspace = 0;         // bytes of one panel, and of a run
 
-  PanelProducts(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldc, DType dtype)
-      : panels(n, kPanel), rows(m, kRows) {
+  PanelProducts(int64_t m, int64_t n, int64_t k, int64_t block, DType dtype) : panels(n, kPanel), rows(m, block) {
+    primitives.reserve(4);
     for (int64_t r : {rows.full, rows.last}) {
       for (int64_t p : {panels.full, panels.last}) {
-        primitives.emplace_back(MatmulPrimitive::Shape{r, p, k, lda, ldc > 0 ? ldc : p, dtype});
+        const MatmulPrimitive* alike = primitives.size() < 2 ? nullptr : &primitives[primitives.size() - 2];
+        primitives.emplace_back(MatmulPrimitive::Shape{r, p, k, dtype}, alike);
         packed = std::max(packed, primitives.back().packed_bytes());
         workspace = std::max(workspace, primitives.back().workspace_bytes());
       }
     }
+    packed = (packed + 63) / 64 * 64;
   }
   const MatmulPrimitive& at(int64_t row_block, int64_t panel) const {
     return primitives[(row_block == rows.count - 1 ? 2u : 0u) + (panel == panels.count - 1 ? 1u : 0u)];
   }
 };
 
-// Row blocks that one task handles, so that tasks are neither few nor needlessly small.
-int64_t blocks_per_task(int64_t items, const PanelProducts& p) {
-  int64_t per = p.rows.count;
-  while (per > 1 && items * p.panels.count * ((p.rows.count + per - 1) / per) < kManyTasks) per = (per + 1) / 2;
-  return per;
+int64_t block_rows(int64_t items, int64_t m, int64_t n) {
+  int64_t rows = kMostRows, panels = (n + kPanel - 1) / kPanel;
+  while (rows > kLeastRows && items * panels * ((m + rows - 1) / rows) < kManyTasks) rows /= 2;
+  return rows;
 }
 
 Step few_rows(const StepSpec& spec, int64_t m, int64_t n, int64_t k) {
-  DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype;
-  Epilogue epilogue = make_epilogue(spec);
+  Epilogue epilogue(spec);
+  size_t x_in = epilogue.in.x, w_in = epilogue.in.weight;
+  DType xt = spec.inputs[x_in].dtype, wt = spec.inputs[w_in].dtype;
   Workspace ws;
   size_t w_row = ws.add(static_cast<size_t>(k) * 4), x_rows = ws.add(static_cast<size_t>(m * k) * 4),
          y_rows = ws.add(static_cast<size_t>(m * kPanel) * 4);
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
+  step.in_place = epilogue.in.has_residual;
   step.run = [=](const StepArgs& args) {
     args.pool.run((n + kPanel - 1) / kPanel, [&](int64_t panel, int worker) {
       float *w = ws.at(args, worker, w_row), *x = ws.at(args, worker, x_rows), *y = ws.at(args, worker, y_rows);
-      simd().load(xt, args.in[0], x, static_cast<size_t>(m * k));
+      simd().load(xt, args.in[x_in], x, static_cast<size_t>(m * k));
       int64_t begin = panel * kPanel, width = std::min(kPanel, n - begin);
       for (int64_t c = 0; c < width; ++c) {
-        simd().load(wt, advance(args.in[1], wt, (begin + c) * k), w, static_cast<size_t>(k));
-        for (int64_t r = 0; r < m; ++r) y[r * kPanel + c] = simd().dot(x + r * k, w, static_cast<size_t>(k));
+        simd().load(wt, advance(args.in[w_in], wt, (begin + c) * k), w, static_cast<size_t>(k));
+        for (int64_t r = 0; r < m; ++r) y[r * width + c] = simd().dot(x + r * k, w, static_cast<size_t>(k));
       }
-      for (int64_t r = 0; r < m; ++r) {
-        epilogue.apply(args, y + r * kPanel, begin, static_cast<size_t>(width));
-        simd().store(xt, y + r * kPanel, advance(args.out, xt, r * n + begin), static_cast<size_t>(width));
-      }
+      epilogue.store(args, y, 0, m, begin, width);
     });
   };
   return step;
 }
 
+// Rows of k elements in another type, by way of `line` [k].
+struct RowConversion {
+  DType from, to;
+  int64_t k;
+  void run(const void* source, int64_t rows, std::byte* target, float* line) const {
+    auto n = static_cast<size_t>(k);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::byte* out = advance(target, to, r * k);
+      float* floats = to == DType::f32 ? reinterpret_cast<float*>(out) : line;
+      simd().load(from, advance(source, from, r * k), floats, n);
+      if (to != DType::f32) simd().store(to, line, out, n);
+    }
+  }
+};
+
 }  // namespace
 
 Step make_linear(const StepSpec& spec) {
-  const Shape& x = spec.inputs[0].shape;
-  int64_t n = spec.inputs[1].shape[0], k = spec.inputs[1].shape[1];
+  Epilogue epilogue(spec);
+  size_t x_in = epilogue.in.x, w_in = epilogue.in.weight;
+  const Shape& x = spec.inputs[x_in].shape;
+  int64_t n = spec.inputs[w_in].shape[0], k = spec.inputs[w_in].shape[1];
   int64_t items = x.rank() > 2 ? x[0] : 1, total = x.numel() / std::max<int64_t>(k, 1),
           m = total / std::max<int64_t>(items, 1);
   if (m <= kFewRows) return few_rows(spec, total, n, k);
 
-  DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype;
+  DType xt = spec.inputs[x_in].dtype, wt = spec.inputs[w_in].dtype;
   DType compute = xt == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32;
-  bool convert_x = xt != compute, convert_w = wt != compute, direct = xt == DType::f32;
-  PanelProducts products(m, n, k, k, direct ? n : 0, compute);
-  Epilogue epilogue = make_epilogue(spec);
-  int64_t per_task = blocks_per_task(items, products);
-  int64_t groups = (products.rows.count + per_task - 1) / per_task;
+  bool convert_x = xt != compute, convert_w = wt != compute;
+  RowConversion x_rows{xt, compute, k}, w_rows{wt, compute, k};
+  PanelProducts products(m, n, k, block_rows(items, m, n), compute);
+  int64_t panels = products.panels.count, blocks = products.rows.count;
+  // A packed copy replaces the stored weight in memory, so it must not be larger.
+  bool smaller = dtype_size(compute) <= dtype_size(wt);
+  Tensor weight = spec.values[w_in] && smaller ? *spec.values[w_in] : Tensor();
+  bool keep = weight.defined() && weight.repacked();
+  std::string layout = std::string(dtype_name(compute)) + " panels of " + std::to_string(products.panels.full) + " x " +
+                       std::to_string(k) + ", " + std::to_string(products.packed) + " bytes each";
+  int64_t part = keep ? panels : std::clamp<int64_t>(static_cast<int64_t>(kPackedPart / products.packed), 1, panels);
 
   Workspace ws;
   size_t element = dtype_size(compute);
-  size_t panel_at = ws.add(convert_w ? static_cast<size_t>(kPanel * k) * element : 0),
-         packed_at = ws.add(products.packed);
-  size_t row_at = ws.add(convert_w || convert_x ? static_cast<size_t>(k) * 4 : 0);
+  size_t panel_at = ws.add(convert_w ? static_cast<size_t>(kPanel * k) * element : 0);
+  size_t line_at = ws.add(convert_w || convert_x ? static_cast<size_t>(k) * 4 : 0);
   size_t x_at = ws.add(convert_x ? static_cast<size_t>(products.rows.full * k) * element : 0);
-  size_t y_at = ws.add(direct ? 0 : static_cast<size_t>(kRows * kPanel) * 4), work_at = ws.add(products.workspace);
-  // Copies `rows` rows of k in the compute type.
-  auto convert = [=](const void* source, DType type, int64_t rows, std::byte* target, float* row) {
-    for (int64_t r = 0; r < rows; ++r) {
-      simd().load(type, advance(source, type, r * k), row, static_cast<size_t>(k));
-      simd().store(compute, row, advance(target, compute, r * k), static_cast<size_t>(k));
-    }
-  };
+  size_t y_at = ws.add(static_cast<size_t>(products.rows.full * kPanel) * 4), work_at = ws.add(products.workspace);
+  size_t packed_at = ws.total(spec.threads);
   Step step;
-  step.scratch_bytes = ws.total(spec.threads);
-  step.run = [=](const StepArgs& args) {
-    args.pool.run(items * groups * products.panels.count, [&](int64_t task, int worker) {
-      int64_t panel = task % products.panels.count, group = task / products.panels.count % groups;
-      int64_t item = task / products.panels.count / groups;
-      int64_t width = products.panels.size(panel), column = panel * kPanel;
-      auto* packed = ws.at<std::byte>(args, worker, packed_at);
-      float* row = ws.at(args, worker, row_at);
-      const void* w = advance(args.in[1], wt, column * k);
+  step.scratch_bytes = packed_at + (keep ? 0 : static_cast<size_t>(part) * products.packed);
+  step.in_place = epilogue.in.has_residual;
+
+  auto pack = [=](const StepArgs& args, int64_t first, int64_t count, std::byte* target) {
+    args.pool.run(count, [&](int64_t i, int worker) {
+      int64_t width = products.panels.size(first + i);
+      const void* w = advance(args.in[w_in], wt, (first + i) * kPanel * k);
       if (convert_w) {
         auto* converted = ws.at<std::byte>(args, worker, panel_at);
-        convert(w, wt, width, converted, row);
+        w_rows.run(w, width, converted, ws.at(args, worker, line_at));
         w = converted;
       }
-      products.at(0, panel).pack(w, k, true, packed);
-      for (int64_t block = group * per_task; block < std::min(products.rows.count, (group + 1) * per_task); ++block) {
-        int64_t rows = products.rows.size(block), first = item * m + block * kRows;
-        const void* a = advance(args.in[0], xt, first * k);
-        if (convert_x) {
-          auto* converted = ws.at<std::byte>(args, worker, x_at);
-          convert(a, xt, rows, converted, row);
-          a = converted;
-        }
-        std::byte* out = advance(args.out, xt, first * n + column);
-        float* c = direct ? reinterpret_cast<float*>(out) : ws.at(args, worker, y_at);
-        int64_t ldc = direct ? n : width;
-        products.at(block, panel).run(a, packed, c, ws.at(args, worker, work_at));
-        for (int64_t r = 0; r < rows; ++r) {
-          epilogue.apply(args, c + r * ldc, column, static_cast<size_t>(width));
-          if (!direct) simd().store(xt, c + r * ldc, advance(out, xt, r * n), static_cast<size_t>(width));
-        }
-      }
+      products.at(0, first + i).pack(w, k, true, target + static_cast<size_t>(i) * products.packed);
     });
+  };
+  auto multiply = [=](const StepArgs& args, int64_t first, int64_t count, const std::byte* packed) {
+    args.pool.run(items * blocks * count, [&](int64_t task, int worker) {
+      int64_t block = task % blocks, item = task / blocks % items, panel = first + task / blocks / items;
+      int64_t rows = products.rows.size(block), row = item * m + block * products.rows.full;
+      const void* a = advance(args.in[x_in], xt, row * k);
+      if (convert_x) {
+        auto* converted = ws.at<std::byte>(args, worker, x_at);
+        x_rows.run(a, rows, converted, ws.at(args, worker, line_at));
+        a = converted;
+      }
+      float* c = ws.at(args, worker, y_at);
+      products.at(block, panel)
+          .run(a, packed + static_cast<size_t>(panel - first) * products.packed, c, ws.at(args, worker, work_at));
+      epilogue.store(args, c, row, rows, panel * kPanel, products.panels.size(panel));
+    });
+  };
+  step.run = [=](const StepArgs& args) {
+    if (keep) {
+      auto packed =
+          weight.repacked()->get(layout, static_cast<size_t>(panels) * products.packed, [&](std::byte* memory) {
+            pack(args, 0, panels, memory);
+            weight.release_pages();
+          });
+      return multiply(args, 0, panels, packed.get());
+    }
+    for (int64_t first = 0; first < panels; first += part) {
+      int64_t count = std::min(part, panels - first);
+      pack(args, first, count, args.scratch + packed_at);
+      multiply(args, first, count, args.scratch + packed_at);
+    }
   };
   return step;
 }
@@ -193,11 +275,11 @@ Step make_matmul(const StepSpec& spec) {
     zero.run = [bytes](const StepArgs& args) { std::memset(args.out, 0, bytes); };
     return zero;
   }
-  PanelProducts products(m, n, k, k, 0, DType::f32);
+  PanelProducts products(m, n, k, kMostRows, DType::f32);
   Workspace ws;
   size_t a_at = ws.add(static_cast<size_t>(products.rows.full * k) * 4),
          b_at = ws.add(static_cast<size_t>(kPanel * k) * 4);
-  size_t packed_at = ws.add(products.packed), y_at = ws.add(static_cast<size_t>(kRows * kPanel) * 4);
+  size_t packed_at = ws.add(products.packed), y_at = ws.add(static_cast<size_t>(kMostRows * kPanel) * 4);
   size_t work_at = ws.add(products.workspace), line_at = ws.add(static_cast<size_t>(std::max(m, n)) * 4);
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
@@ -218,7 +300,7 @@ Step make_matmul(const StepSpec& spec) {
       auto* packed = ws.at<std::byte>(args, worker, packed_at);
       products.at(0, panel).pack(b, tb ? k : width, tb, packed);
       for (int64_t block = 0; block < products.rows.count; ++block) {
-        int64_t rows = products.rows.size(block), first = block * kRows;
+        int64_t rows = products.rows.size(block), first = block * kMostRows;
         const void* a_item = advance(args.in[0], dtype, item * m * k);
         if (ta) {  // stored [k, m]: gather the columns first..first+rows as rows
           for (int64_t j = 0; j < k; ++j) {

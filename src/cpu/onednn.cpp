@@ -75,14 +75,14 @@ struct MatmulPrimitive::State {
   mutable std::shared_ptr<Reorder> from_rows_of_k, from_rows_of_n;
 };
 
-MatmulPrimitive::MatmulPrimitive(const Shape& s) : state_(std::make_shared<State>()) {
+MatmulPrimitive::MatmulPrimitive(const Shape& s, const MatmulPrimitive* alike) : state_(std::make_shared<State>()) {
   use_one_thread();
   guarded([&] {
     using Desc = dnnl::memory::desc;
     auto type = type_of(s.dtype);
-    Desc a({s.m, s.k}, type, dnnl::memory::dims{s.lda, 1});
-    Desc b({s.k, s.n}, type, dnnl::memory::format_tag::any);
-    Desc c({s.m, s.n}, dnnl::memory::data_type::f32, dnnl::memory::dims{s.ldc, 1});
+    Desc a({s.m, s.k}, type, dnnl::memory::dims{s.k, 1});
+    Desc b = alike ? alike->state_->desc.weights_desc() : Desc({s.k, s.n}, type, dnnl::memory::format_tag::any);
+    Desc c({s.m, s.n}, dnnl::memory::data_type::f32, dnnl::memory::dims{s.n, 1});
 #if DNNL_VERSION_MAJOR >= 3
     state_->desc = dnnl::matmul::primitive_desc(engine(), a, b, c, user_scratchpad());
 #else

@@ -12,15 +12,15 @@ namespace kinora::cpu {
 
 bool has_native_bf16();  // products of bf16 run faster than those of f32 on this machine
 
-// C[m, n] = A[m, k] · B, f32 result; A and B are f32 or bf16 (`dtype`).
+// C[m, n] = A[m, k] · B, f32 result; A and B are f32 or bf16 (`dtype`); the rows of A and C follow one another.
 class MatmulPrimitive {
  public:
   struct Shape {
     int64_t m, n, k;
-    int64_t lda, ldc;  // elements between rows of A and of C
     DType dtype = DType::f32;
   };
-  explicit MatmulPrimitive(const Shape& shape);
+  // With `alike` it takes B packed as that one does, whose n, k and dtype are the same.
+  explicit MatmulPrimitive(const Shape& shape, const MatmulPrimitive* alike = nullptr);
 
   size_t packed_bytes() const;
   // B as rows of k (`transposed`: element (k, n) at b[n·ldb + k]) or rows of n (at b[k·ldb + n]).

@@ -13,6 +13,26 @@ namespace kinora::cpu {
 enum class Unary { exp, log, sqrt, rsqrt, sin, cos, tanh, erf, sigmoid, relu, step, silu, gelu_tanh, gelu, quick_gelu };
 enum class Binary { add, sub, mul, div };
 
+// y = residual + gate·act(c + bias), columnwise; what is null is left out.
+struct RowFinish {
+  const float* bias = nullptr;
+  const float* gate = nullptr;
+  const void* residual = nullptr;  // of y's type
+  bool act = false;
+  Unary unary = Unary::silu;
+  DType type = DType::f32;  // of y
+};
+
+struct DepthwiseRow {
+  DType type;               // of the pictures
+  const void* const* rows;  // [kh]: the picture's rows under the kernel, null beyond its border
+  const float* weight;      // [kh, kw, channels]
+  const float* bias;        // [channels], or null
+  size_t channels, kh, kw, stride, padding;
+  size_t width_in, width;  // pixels of a picture row and of the result
+  bool glu;                // the result is the first half of the channels · silu(the second half)
+};
+
 struct Simd {
   const char* name;
   void (*load)(DType dtype, const void* src, float* dst, size_t n);
@@ -32,15 +52,18 @@ struct Simd {
                     float* y, size_t n);
   // x = exp(x - max); returns their sum.
   float (*exp_sum)(float* x, float max, size_t n);
-  // One output row of a depthwise convolution: for each of `width` pixels and `channels` channels the sum over taps of
-  // rows[ky][(px·stride + kx)·channels + c]·weight[(ky·kw + kx)·channels + c], plus bias; rows are already padded.
-  void (*depthwise_row)(const float* const* rows, const float* weight, const float* bias, float* y, size_t width,
-                        size_t channels, size_t kh, size_t kw, size_t stride);
-  // state[(d + 1) x d] += Σ_n [v_n; 1] relu(k_n)ᵀ over `n` tokens, `stride` floats apart.
-  void (*linear_state)(const float* k, const float* v, size_t stride, size_t n, size_t d, float* state);
-  // y_n = (state·relu(q_n))[:d] / ((state·relu(q_n))[d] + eps)
-  void (*linear_apply)(const float* q, float* y, size_t stride_q, size_t stride_y, size_t n, size_t d,
-                       const float* state_t, float eps);
+  // One row (or part of a row) of a product on its way out, see RowFinish. c is overwritten.
+  void (*finish_row)(const RowFinish& finish, float* c, void* y, size_t n);
+  // x = exp(x·scale + bias - max of that) in place, bias null for none; returns the sum.
+  float (*softmax_row)(float* x, float scale, const float* bias, size_t n);
+  // One output row of a depthwise convolution, see DepthwiseRow.
+  void (*depthwise_row)(const DepthwiseRow& row, void* y);
+  // Linear attention of one head: rows of `type`, `stride` elements apart, d <= 256.
+  // state[(d + 1) x d] = Σ_n [v_n; 1] relu(k_n)ᵀ over `n` tokens
+  void (*linear_state)(DType type, const void* k, const void* v, size_t stride, size_t n, size_t d, float* state);
+  // y_n = (state·relu(q_n))[:d] / ((state·relu(q_n))[d] + eps); state_t is its first d rows transposed, then its last.
+  void (*linear_apply)(DType type, const void* q, void* y, size_t stride, size_t n, size_t d, const float* state_t,
+                       float eps);
 };
 
 const Simd& simd();  // the best for this machine

@@ -24,14 +24,71 @@ Vec load_vec(const float* p) {
   return v;
 }
 
+void load(DType dtype, const void* src, float* dst, size_t n) {
+  if (dtype == DType::f32) {
+    if (n) std::memcpy(dst, src, n * sizeof(float));
+  } else if (dtype == DType::bf16) {
+    const auto* bits = static_cast<const uint16_t*>(src);
+    for (size_t i = 0; i < n; ++i) dst[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
+  } else {
+    size_t i = 0;
+#if defined(__F16C__)
+    const auto* halves = static_cast<const uint16_t*>(src);
+    for (; dtype == DType::f16 && i + 8 <= n; i += 8) {
+      __m128i raw;
+      std::memcpy(&raw, halves + i, sizeof raw);
+      _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(raw));
+    }
+#endif
+    to_float(dtype, static_cast<const char*>(src) + i * dtype_size(dtype), dst + i, n - i);
+  }
+}
+
+void store(DType dtype, const float* src, void* dst, size_t n) {
+  if (dtype == DType::f32) {
+    if (n && src != dst) std::memcpy(dst, src, n * sizeof(float));
+  } else if (dtype == DType::bf16) {
+    auto* bits = static_cast<uint16_t*>(dst);
+    for (size_t i = 0; i < n; ++i) {
+      uint32_t u = std::bit_cast<uint32_t>(src[i]);
+      uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
+      bits[i] = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+    }
+  } else {
+    size_t i = 0;
+#if defined(__F16C__)
+    auto* halves = static_cast<uint16_t*>(dst);
+    for (; dtype == DType::f16 && i + 8 <= n; i += 8) {
+      __m128i raw = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      std::memcpy(halves + i, &raw, sizeof raw);
+    }
+#endif
+    from_float(dtype, src + i, static_cast<char*>(dst) + i * dtype_size(dtype), n - i);
+  }
+}
+
+// Sixteen elements of a float type as float32, and back.
+Vec load_as(const float* p) { return load_vec(p); }
+Vec load_as(const bf16* p) {
+  using Halves [[gnu::vector_size(32)]] = uint16_t;
+  using Words [[gnu::vector_size(64)]] = uint32_t;
+  Halves halves;
+  std::memcpy(&halves, p, sizeof halves);
+  Words words = __builtin_convertvector(halves, Words) << 16;
+  return std::bit_cast<Vec>(words);
+}
+Vec load_as(const f16* p) {
+  float t[kLanes];
+  load(DType::f16, p, t, kLanes);
+  return load_vec(t);
+}
+
 // Adds the lanes in a fixed tree.
 float add_lanes(Vec v) {
-  float t[kLanes];
-  std::memcpy(t, &v, sizeof t);
-  for (size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (size_t i = 0; i < half; ++i) t[i] += t[i + half];
-  }
-  return t[0];
+  v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7);
+  v += __builtin_shufflevector(v, v, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3);
+  return v[0] + v[1];
 }
 
 // Cephes' expf: x = n·ln2 + r, a polynomial in r, then the exponent is put in.
@@ -184,6 +241,7 @@ float dot(const float* a, const float* b, size_t n) {
     t3 += load_vec(a + i + 3 * kLanes) * load_vec(b + i + 3 * kLanes);
   }
   t0 = (t0 + t1) + (t2 + t3);
+  for (; i + kLanes <= n; i += kLanes) t0 += load_vec(a + i) * load_vec(b + i);
   for (size_t k = 0; i < n; ++i, k = (k + 1) % kLanes) t0[k] += a[i] * b[i];
   return add_lanes(t0);
 }
@@ -232,119 +290,228 @@ float exp_sum(float* x, float highest, size_t n) {
   return sum(x, n);
 }
 
-// Adds one tap over a block of channels kept in registers.
-template <size_t kBlock>
-void depthwise_pixel(const float* const* rows, size_t at, const float* weight, const float* bias, float* y,
-                     size_t channels, size_t c, size_t kh, size_t kw) {
-  Vec total[kBlock];
-  for (size_t b = 0; b < kBlock; ++b) total[b] = bias ? load_vec(bias + c + b * kLanes) : Vec{};
-  for (size_t ky = 0; ky < kh; ++ky) {
-    for (size_t kx = 0; kx < kw; ++kx) {
-      const float* x = rows[ky] + (at + kx) * channels + c;
-      const float* w = weight + (ky * kw + kx) * channels + c;
-      for (size_t b = 0; b < kBlock; ++b) total[b] += load_vec(x + b * kLanes) * load_vec(w + b * kLanes);
-    }
+float softmax_row(float* x, float scale, const float* bias, size_t n) {
+  if (bias) {
+    for (size_t i = 0; i < n; ++i) x[i] = x[i] * scale + bias[i];
+  } else {
+    for (size_t i = 0; i < n; ++i) x[i] = x[i] * scale;
   }
-  for (size_t b = 0; b < kBlock; ++b) std::memcpy(y + c + b * kLanes, &total[b], sizeof(Vec));
+  return exp_sum(x, max(x, n), n);
 }
 
-void depthwise_row(const float* const* rows, const float* weight, const float* bias, float* y, size_t width,
-                   size_t channels, size_t kh, size_t kw, size_t stride) {
-  for (size_t px = 0; px < width; ++px, y += channels) {
-    size_t c = 0;
-    for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
-      depthwise_pixel<4>(rows, px * stride, weight, bias, y, channels, c, kh, kw);
+void finish_row(const RowFinish& f, float* c, void* y, size_t n) {
+  if (f.bias) {
+    for (size_t i = 0; i < n; ++i) c[i] += f.bias[i];
+  }
+  if (f.act) unary(f.unary, c, c, n);
+  if (f.gate) {
+    for (size_t i = 0; i < n; ++i) c[i] *= f.gate[i];
+  }
+  if (f.residual && f.type == DType::f32) {
+    const auto* r = static_cast<const float*>(f.residual);
+    for (size_t i = 0; i < n; ++i) c[i] += r[i];
+  } else if (f.residual) {
+    constexpr size_t kPart = 128;
+    float part[kPart];
+    for (size_t at = 0; at < n; at += kPart) {
+      size_t m = n - at < kPart ? n - at : kPart;
+      load(f.type, static_cast<const char*>(f.residual) + at * dtype_size(f.type), part, m);
+      for (size_t i = 0; i < m; ++i) c[at + i] += part[i];
     }
-    for (; c + kLanes <= channels; c += kLanes) {
-      depthwise_pixel<1>(rows, px * stride, weight, bias, y, channels, c, kh, kw);
-    }
-    for (; c < channels; ++c) {
-      float total = bias ? bias[c] : 0;
-      for (size_t t = 0; t < kh * kw; ++t) {
-        total += rows[t / kw][(px * stride + t % kw) * channels + c] * weight[t * channels + c];
+  }
+  store(f.type, c, y, n);
+}
+
+// Pixels px.. of channels c..c+15, all taps inside the picture, stride 1: each input is loaded once for all of them.
+template <class T, size_t kWide, size_t kPixels>
+void depthwise_block(const DepthwiseRow& d, size_t px, size_t c, Vec* total) {
+  for (size_t p = 0; p < kPixels; ++p) total[p] = d.bias ? load_vec(d.bias + c) : Vec{};
+  for (size_t ky = 0; ky < d.kh; ++ky) {
+    if (!d.rows[ky]) continue;
+    const T* x = static_cast<const T*>(d.rows[ky]) + (px - d.padding) * d.channels + c;
+    const float* w = d.weight + ky * kWide * d.channels + c;
+#pragma GCC unroll 16
+    for (size_t column = 0; column < kWide + kPixels - 1; ++column) {
+      Vec value = load_as(x + column * d.channels);
+#pragma GCC unroll 16
+      for (size_t p = 0; p < kPixels; ++p) {
+        if (column >= p && column - p < kWide) total[p] += value * load_vec(w + (column - p) * d.channels);
       }
-      y[c] = total;
     }
   }
 }
 
-void linear_state(const float* k, const float* v, size_t stride, size_t n, size_t d, float* state) {
-  float relu_k[256];
-  for (size_t t = 0; t < n; ++t, k += stride, v += stride) {
-    for (size_t j = 0; j < d; ++j) relu_k[j] = k[j] < 0 ? 0.0f : k[j];
-    for (size_t i = 0; i < d; ++i) {
-      float vi = v[i];
-      float* row = state + i * d;
-      for (size_t j = 0; j < d; ++j) row[j] += vi * relu_k[j];
+// One pixel anywhere. Calls term(x, w) for every tap inside the picture, in order.
+template <class T, class F>
+void depthwise_taps(const DepthwiseRow& d, size_t px, size_t c, F term) {
+  for (size_t ky = 0; ky < d.kh; ++ky) {
+    if (!d.rows[ky]) continue;
+    for (size_t kx = 0; kx < d.kw; ++kx) {
+      size_t column = px * d.stride + kx;
+      if (column < d.padding || column - d.padding >= d.width_in) continue;
+      term(static_cast<const T*>(d.rows[ky]) + (column - d.padding) * d.channels + c,
+           d.weight + (ky * d.kw + kx) * d.channels + c);
     }
-    float* last = state + d * d;
-    for (size_t j = 0; j < d; ++j) last[j] += relu_k[j];
   }
 }
 
-// state_t is the transposed state [d x (d + 1)], so that each row of it is scaled by one element of q.
-void linear_apply(const float* q, float* y, size_t stride_q, size_t stride_y, size_t n, size_t d, const float* state_t,
+template <class T, size_t kPixels>
+void depthwise_points(const DepthwiseRow& d, size_t px, size_t c, float* out) {
+  Vec total[kPixels];
+  if constexpr (kPixels == 1) {
+    total[0] = d.bias ? load_vec(d.bias + c) : Vec{};
+    depthwise_taps<T>(d, px, c, [&](const T* x, const float* w) { total[0] += load_as(x) * load_vec(w); });
+  } else if (d.kw == 3) {
+    depthwise_block<T, 3, kPixels>(d, px, c, total);
+  } else {
+    depthwise_block<T, 5, kPixels>(d, px, c, total);
+  }
+  std::memcpy(out, total, sizeof total);
+}
+
+template <class T>
+float depthwise_channel(const DepthwiseRow& d, size_t px, size_t c) {
+  float total = d.bias ? d.bias[c] : 0;
+  depthwise_taps<T>(d, px, c, [&](const T* x, const float* w) { total += static_cast<float>(*x) * *w; });
+  return total;
+}
+
+template <class T, size_t kPixels>
+void depthwise_pixels(const DepthwiseRow& d, size_t px, T* y) {
+  size_t out = d.glu ? d.channels / 2 : d.channels, c = 0;
+  float value[kPixels * kLanes], gate[kPixels * kLanes];
+  for (; c + kLanes <= out; c += kLanes) {
+    depthwise_points<T, kPixels>(d, px, c, value);
+    if (d.glu) {
+      depthwise_points<T, kPixels>(d, px, c + out, gate);
+      for (size_t i = 0; i < kPixels * kLanes; ++i) value[i] *= gate[i] * sigmoid1(gate[i]);
+    }
+    for (size_t p = 0; p < kPixels; ++p) store(d.type, value + p * kLanes, y + (px + p) * out + c, kLanes);
+  }
+  for (; c < out; ++c) {
+    for (size_t p = 0; p < kPixels; ++p) {
+      float v = depthwise_channel<T>(d, px + p, c);
+      if (d.glu) {
+        float g = depthwise_channel<T>(d, px + p, c + out);
+        v *= g * sigmoid1(g);
+      }
+      store(d.type, &v, y + (px + p) * out + c, 1);
+    }
+  }
+}
+
+template <class T>
+void depthwise_line(const DepthwiseRow& d, T* y) {
+  constexpr size_t kPixels = 4;
+  bool fast = d.stride == 1 && (d.kw == 3 || d.kw == 5);
+  for (size_t px = 0; px < d.width;) {
+    if (fast && px >= d.padding && px + kPixels + d.kw - 1 <= d.width_in + d.padding && px + kPixels <= d.width) {
+      depthwise_pixels<T, kPixels>(d, px, y);
+      px += kPixels;
+    } else {
+      depthwise_pixels<T, 1>(d, px, y);
+      ++px;
+    }
+  }
+}
+
+void depthwise_row(const DepthwiseRow& d, void* y) {
+  if (d.type == DType::bf16) return depthwise_line(d, static_cast<bf16*>(y));
+  if (d.type == DType::f16) return depthwise_line(d, static_cast<f16*>(y));
+  depthwise_line(d, static_cast<float*>(y));
+}
+
+constexpr size_t kMaxHead = 256;
+constexpr size_t kHead = 32;   // the head size of every published Sana and DC-AE
+constexpr size_t kBatch = 32;  // tokens that are brought in at a time
+
+void load_relu(DType type, const void* base, size_t row, size_t stride, size_t d, float* out) {
+  load(type, static_cast<const char*>(base) + row * stride * dtype_size(type), out, d);
+  for (size_t i = 0; i < d; ++i) out[i] = out[i] < 0 ? 0.0f : out[i];
+}
+
+// kRows rows of the state stay in registers while all tokens pass.
+template <size_t kRows>
+void state_rows(const float* k, const float* v, size_t n, float* state) {
+  constexpr size_t kVecs = kHead / kLanes;
+  Vec total[kRows][kVecs];
+  std::memcpy(total, state, sizeof total);
+  for (size_t t = 0; t < n; ++t) {
+    Vec keys[kVecs];
+    std::memcpy(keys, k + t * kHead, sizeof keys);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < kRows; ++i) {
+      for (size_t j = 0; j < kVecs; ++j) total[i][j] += v[t * kHead + i] * keys[j];
+    }
+  }
+  std::memcpy(state, total, sizeof total);
+}
+
+void linear_state(DType type, const void* k, const void* v, size_t stride, size_t n, size_t d, float* state) {
+  float keys[kBatch * kHead], values[kBatch * kHead], key[kMaxHead], value[kMaxHead];
+  for (size_t i = 0; i < (d + 1) * d; ++i) state[i] = 0;
+  float* last = state + d * d;
+  for (size_t first = 0; d == kHead && first < n; first += kBatch) {
+    size_t count = n - first < kBatch ? n - first : kBatch;
+    for (size_t t = 0; t < count; ++t) {
+      load_relu(type, k, first + t, stride, kHead, keys + t * kHead);
+      load(type, static_cast<const char*>(v) + (first + t) * stride * dtype_size(type), values + t * kHead, kHead);
+      for (size_t j = 0; j < kHead; ++j) last[j] += keys[t * kHead + j];
+    }
+    constexpr size_t kRows = 8;
+    for (size_t i = 0; i < kHead; i += kRows) state_rows<kRows>(keys, values + i, count, state + i * kHead);
+  }
+  for (size_t t = 0; d != kHead && t < n; ++t) {
+    load_relu(type, k, t, stride, d, key);
+    load(type, static_cast<const char*>(v) + t * stride * dtype_size(type), value, d);
+    for (size_t i = 0; i < d; ++i) axpy(value[i], key, state + i * d, d);
+    for (size_t j = 0; j < d; ++j) last[j] += key[j];
+  }
+}
+
+// kTokens queries at once, so that each row of the state is read once for all.
+template <size_t kTokens>
+void apply_tokens(const float* q, const float* state_t, float* y) {
+  constexpr size_t kVecs = kHead / kLanes;
+  Vec total[kTokens][kVecs]{};
+  for (size_t j = 0; j < kHead; ++j) {
+    Vec row[kVecs];
+    std::memcpy(row, state_t + j * kHead, sizeof row);
+#pragma GCC unroll 8
+    for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t i = 0; i < kVecs; ++i) total[t][i] += q[t * kHead + j] * row[i];
+    }
+  }
+  std::memcpy(y, total, sizeof total);
+}
+
+void linear_apply(DType type, const void* q, void* y, size_t stride, size_t n, size_t d, const float* state_t,
                   float eps) {
-  float out[257];
-  for (size_t t = 0; t < n; ++t, q += stride_q, y += stride_y) {
-    for (size_t i = 0; i <= d; ++i) out[i] = 0;
-    for (size_t j = 0; j < d; ++j) {
-      float qj = q[j] < 0 ? 0.0f : q[j];
-      const float* row = state_t + j * (d + 1);
-      for (size_t i = 0; i <= d; ++i) out[i] += qj * row[i];
+  constexpr size_t kTokens = 4;
+  float in[kTokens * kMaxHead], out[kTokens * kMaxHead];
+  for (size_t first = 0; first < n; first += kTokens) {
+    size_t count = n - first < kTokens ? n - first : kTokens;
+    for (size_t t = 0; t < count; ++t) load_relu(type, q, first + t, stride, d, in + t * d);
+    if (d == kHead && count == kTokens) {
+      apply_tokens<kTokens>(in, state_t, out);
+    } else {
+      for (size_t i = 0; i < count * d; ++i) out[i] = 0;
+      for (size_t t = 0; t < count; ++t) {
+        for (size_t j = 0; j < d; ++j) axpy(in[t * d + j], state_t + j * d, out + t * d, d);
+      }
     }
-    float divisor = out[d] + eps;
-    for (size_t i = 0; i < d; ++i) y[i] = out[i] / divisor;
-  }
-}
-
-void load(DType dtype, const void* src, float* dst, size_t n) {
-  if (dtype == DType::f32) {
-    if (n) std::memcpy(dst, src, n * sizeof(float));
-  } else if (dtype == DType::bf16) {
-    const auto* bits = static_cast<const uint16_t*>(src);
-    for (size_t i = 0; i < n; ++i) dst[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
-  } else {
-    size_t i = 0;
-#if defined(__F16C__)
-    const auto* halves = static_cast<const uint16_t*>(src);
-    for (; dtype == DType::f16 && i + 8 <= n; i += 8) {
-      __m128i raw;
-      std::memcpy(&raw, halves + i, sizeof raw);
-      _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(raw));
+    for (size_t t = 0; t < count; ++t) {
+      float divisor = dot(in + t * d, state_t + d * d, d) + eps;
+      for (size_t i = 0; i < d; ++i) out[t * d + i] /= divisor;
+      store(type, out + t * d, static_cast<char*>(y) + (first + t) * stride * dtype_size(type), d);
     }
-#endif
-    to_float(dtype, static_cast<const char*>(src) + i * dtype_size(dtype), dst + i, n - i);
-  }
-}
-
-void store(DType dtype, const float* src, void* dst, size_t n) {
-  if (dtype == DType::f32) {
-    if (n && src != dst) std::memcpy(dst, src, n * sizeof(float));
-  } else if (dtype == DType::bf16) {
-    auto* bits = static_cast<uint16_t*>(dst);
-    for (size_t i = 0; i < n; ++i) {
-      uint32_t u = std::bit_cast<uint32_t>(src[i]);
-      uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
-      bits[i] = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-    }
-  } else {
-    size_t i = 0;
-#if defined(__F16C__)
-    auto* halves = static_cast<uint16_t*>(dst);
-    for (; dtype == DType::f16 && i + 8 <= n; i += 8) {
-      __m128i raw = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      std::memcpy(halves + i, &raw, sizeof raw);
-    }
-#endif
-    from_float(dtype, src + i, static_cast<char*>(dst) + i * dtype_size(dtype), n - i);
   }
 }
 
 }  // namespace
 
 const Simd KINORA_SIMD{
-    KINORA_SIMD_NAME, load, store,     unary,   binary,        affine,       clamp,       sum, max, dot,
-    sum_square_diff,  axpy, normalize, exp_sum, depthwise_row, linear_state, linear_apply};
+    KINORA_SIMD_NAME, load, store,     unary,   binary,     affine,      clamp,         sum,          max,         dot,
+    sum_square_diff,  axpy, normalize, exp_sum, finish_row, softmax_row, depthwise_row, linear_state, linear_apply};
 
 }  // namespace kinora::cpu

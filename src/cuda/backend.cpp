@@ -69,9 +69,9 @@ const Backend& backend() {
       Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention, kStrided},
       Kernel{&kRope, make_rope, nullptr, kStrided},
   };
-  static constexpr std::array<Graph (*)(const Graph&), 6> kPasses{fuse_depthwise_glu,   channels_last_weights,
-                                                                  match_weight_types,   merge_linears,
-                                                                  drop_rejoined_slices, fuse_pointwise};
+  static constexpr std::array<Graph (*)(const Graph&), 7> kPasses{
+      split_gates,   fuse_depthwise_glu,   channels_last_weights, match_weight_types,
+      merge_linears, drop_rejoined_slices, fuse_pointwise};
   static const Backend instance{"cuda", kernels, kPasses, &cpu::backend()};
   return instance;
 }

@@ -156,9 +156,10 @@ bool same_types(const StepSpec& spec) {
   return true;
 }
 
-ProductShape linear_shape(const StepSpec& spec) {
-  const Shape& weight = spec.inputs[1].shape;
-  return {.m = spec.inputs[0].shape.numel() / weight[1],
+// `x`: which input is x; the weight follows it.
+ProductShape linear_shape(const StepSpec& spec, size_t x) {
+  const Shape& weight = spec.inputs[x + 1].shape;
+  return {.m = spec.inputs[x].shape.numel() / weight[1],
           .n = weight[0],
           .k = weight[1],
           .transpose_b = true,
@@ -169,7 +170,8 @@ ProductShape linear_shape(const StepSpec& spec) {
 
 bool supports_linear(const StepSpec& spec) {
   if (spec.node.op->name == "linear" && !is_act(spec.node.attrs.text("act"))) return false;
-  return same_types(spec) && spec.inputs[1].shape[1] > 0 && spec.output().shape.numel() > 0;
+  size_t weight = spec.node.op->name == "linear" ? 1 : 2;
+  return same_types(spec) && spec.inputs[weight].shape[1] > 0 && spec.output().shape.numel() > 0;
 }
 
 Step make_matmul(const StepSpec& spec) {
@@ -197,7 +199,7 @@ Step make_matmul(const StepSpec& spec) {
 // What the library's epilogue cannot do is done in place by a kernel of ours.
 Step make_linear(const StepSpec& spec) {
   const std::string& act = spec.node.attrs.text("act");
-  ProductShape s = linear_shape(spec);
+  ProductShape s = linear_shape(spec, 0);
   bool biased = spec.inputs.size() == 3;
   s.bias = biased;
   // The epilogue's tanh is approximate: below the rounding of 16 bits, above that of float32.
@@ -223,24 +225,25 @@ Step make_linear(const StepSpec& spec) {
 }
 
 static ProductShape linear_add_shape(const StepSpec& spec) {
-  ProductShape s = linear_shape(spec);
-  s.bias = spec.inputs.size() == 4;
+  ProductShape s = linear_shape(spec, 1);
+  s.bias = spec.node.attrs.integer("bias");
   s.residual = true;
   return s;
 }
 
 bool supports_linear_add(const StepSpec& spec) {
-  return supports_linear(spec) && Product(linear_add_shape(spec)).available();
+  return !spec.node.attrs.integer("gate") && supports_linear(spec) && Product(linear_add_shape(spec)).available();
 }
 
-// Inputs: x, weight, residual and perhaps bias.
+// Inputs: residual, x, weight and perhaps bias; the sum may take the residual's place.
 Step make_linear_add(const StepSpec& spec) {
   Product product(linear_add_shape(spec));
-  bool biased = spec.inputs.size() == 4;
+  bool biased = spec.node.attrs.integer("bias");
   Step step;
+  step.in_place = true;
   step.scratch_bytes = product.workspace_bytes();
   step.run = [product, biased](const StepArgs& args) {
-    product.run(args.in[0], args.in[1], biased ? args.in[3] : nullptr, args.in[2], args.out, args.scratch,
+    product.run(args.in[1], args.in[2], biased ? args.in[3] : nullptr, args.in[0], args.out, args.scratch,
                 stream_of(args));
   };
   return step;

@@ -8,7 +8,8 @@
 namespace kinora::cuda {
 
 // One picture (two spatial axes) or film (three), channels last: x [size.., in], weight [out, kernel.., in/groups],
-// bias [out], residual and y [out_size.., out], all of one type and at addresses that are multiples of 16. y = act(conv(x) + bias) + residual; sums are float32.
+// bias [out], residual and y [out_size.., out], all of one type and at addresses that are multiples of 16. y =
+// act(conv(x) + bias) + residual; sums are float32.
 struct Convolution {
   DType dtype = DType::f32;
   Ints size, kernel, stride, before, after, dilation;  // one entry a spatial axis; zeros before and after

@@ -203,8 +203,8 @@ struct Launch {
 bool supports_depthwise_glu(const StepSpec& spec) {
   const std::string& act = spec.node.attrs.text("act");
   const Shape& x = spec.inputs[0].shape;
-  return (act == "none" || act == "silu") && x.numel() > 0 && x[0] <= kMostGrid && x[1] <= kMostGrid &&
-         x[2] <= kMostGrid && x[3] <= (1 << 24);
+  return spec.inputs[1].shape[2] == 3 && (act == "none" || act == "silu") && x.numel() > 0 && x[0] <= kMostGrid &&
+         x[1] <= kMostGrid && x[2] <= kMostGrid && x[3] <= (1 << 24);
 }
 
 Step make_depthwise_glu(const StepSpec& spec) {

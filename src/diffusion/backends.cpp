@@ -12,8 +12,7 @@ DType parse_dtype(const std::string& name, bool gpu) {
   if (name == "auto") return gpu ? DType::bf16 : DType::f32;
   if (name == "float32") return DType::f32;
   if (name == "bfloat16") return DType::bf16;
-  if (name == "float16" && gpu) return DType::f16;
-  if (name == "float16") fail(ErrorKind::usage, "float16 is for GPUs; on the CPU use --dtype bfloat16 or float32");
+  if (name == "float16") return DType::f16;
   fail(ErrorKind::usage, "unknown dtype '" + name + "' (known: auto, float32, bfloat16, float16)");
 }
 

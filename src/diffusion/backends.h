@@ -12,7 +12,7 @@ namespace kinora {
 struct Runtime {
   const Backend* backend = nullptr;
   ExecutionContext context;
-  DType dtype = DType::f32;  // of activations: f32, bf16 or, on a device, f16
+  DType dtype = DType::f32;  // of activations: f32, bf16 or f16
 };
 
 // `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N"; `dtype`: "auto" (float32 on the CPU, bfloat16

@@ -25,7 +25,9 @@ Graph TextEncoder::graph(int64_t batch, int64_t tokens) const {
 }
 
 Tensor TextEncoder::encode(const Tensor& ids, const Tensor& mask, Keep keep) {
-  return compiled(ids.shape()[0], ids.shape()[1]).run({{"ids", ids}, {"mask", mask}}, keep).at("hidden");
+  Tensor hidden = compiled(ids.shape()[0], ids.shape()[1]).run({{"ids", ids}, {"mask", mask}}, keep).at("hidden");
+  weights_.release_pages();  // a prompt is encoded once; what comes next needs the memory
+  return hidden;
 }
 
 const Executable& TextEncoder::compiled(int64_t batch, int64_t tokens) {
@@ -45,6 +47,7 @@ Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
                 {}};
   build_sana(params, config_, in);
   params.expect_all_used();
+  weights_.keep_repacked();  // it runs many times
 }
 
 Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const {
@@ -88,6 +91,7 @@ Autoencoder::Autoencoder(DcAeConfig config, Weights weights, Runtime runtime)
   build_dc_ae_encoder(params, config_, probe.input("picture", {1, side, side, config_.in_channels}));
   build_dc_ae_decoder(params, config_, probe.input("latents", {1, 8, 8, config_.latent_channels}));
   params.expect_all_used();
+  weights_.keep_repacked();
 }
 
 Graph Autoencoder::graph(bool encoder, const Shape& input) const {
@@ -162,8 +166,10 @@ struct TileGrid {
 };
 
 template <class Run>
-Tensor run_tiled(const Tensor& x, const TileGrid& g, const Run& run) {
-  int64_t extent = g.out_size - g.out_stride, batch = x.shape()[0];
+Tensor assemble_tiles(const Tensor& x, const TileGrid& g, const Run& run, const TileReport& on_tile) {
+  int64_t extent = g.out_size - g.out_stride, batch = x.shape()[0], done = 0;
+  int64_t total = ((x.shape()[1] + g.stride - 1) / g.stride) * ((x.shape()[2] + g.stride - 1) / g.stride);
+  if (on_tile) on_tile(0, total);
   Tensor out;
   std::vector<Tensor> above;
   for (int64_t top = 0, row = 0; top < x.shape()[1]; top += g.stride, ++row) {
@@ -171,6 +177,7 @@ Tensor run_tiled(const Tensor& x, const TileGrid& g, const Run& run) {
     for (int64_t left = 0; left < x.shape()[2]; left += g.stride) {
       auto column = static_cast<size_t>(left / g.stride);
       current.push_back(run(crop(x, top, left, g.size, g.multiple)));
+      if (on_tile) on_tile(++done, total);
       Tensor& tile = current.back();
       if (row > 0) blend(above[column], tile, 1, extent);
       if (column > 0) blend(current[column - 1], tile, 2, extent);
@@ -201,24 +208,33 @@ void check_tiling(const Tiling& t, int64_t ratio) {
 
 }  // namespace
 
-Tensor Autoencoder::encode(const Tensor& picture, std::optional<Tiling> tiling) {
-  const Shape& s = picture.shape();
-  int64_t ratio = config_.compression();
-  if (!tiling || (s[1] <= tiling->size && s[2] <= tiling->size)) return run(true, picture);
-  check_tiling(*tiling, ratio);
-  TileGrid grid{tiling->size, tiling->stride, tiling->size / ratio, tiling->stride / ratio, s[1] / ratio,
-                s[2] / ratio, ratio};
-  return run_tiled(picture, grid, [&](const Tensor& tile) { return run(true, tile); });
+Tensor Autoencoder::run_tiled(bool encoder, const Tensor& input, const Tiling& t, const TileReport& on_tile) {
+  int64_t ratio = config_.compression(), height = input.shape()[1], width = input.shape()[2];
+  check_tiling(t, ratio);
+  TileGrid grid =
+      encoder ? TileGrid{t.size, t.stride, t.size / ratio, t.stride / ratio, height / ratio, width / ratio, ratio}
+              : TileGrid{t.size / ratio, t.stride / ratio, t.size, t.stride, height * ratio, width * ratio, 1};
+  return assemble_tiles(
+      input, grid, [&](const Tensor& tile) { return run(encoder, tile); }, on_tile);
 }
 
-Tensor Autoencoder::decode(const Tensor& latents, std::optional<Tiling> tiling, Keep keep) {
+Tensor Autoencoder::encode(const Tensor& picture, std::optional<Tiling> tiling) {
+  const Shape& s = picture.shape();
+  bool tiled = tiling && (s[1] > tiling->size || s[2] > tiling->size);
+  Tensor latents = tiled ? run_tiled(true, picture, *tiling, {}) : run(true, picture);
+  weights_.release_pages();
+  return latents;
+}
+
+Tensor Autoencoder::decode(const Tensor& latents, std::optional<Tiling> tiling, const TileReport& on_tile, Keep keep) {
   const Shape& s = latents.shape();
   int64_t ratio = config_.compression();
-  if (!tiling || (s[1] * ratio <= tiling->size && s[2] * ratio <= tiling->size)) return run(false, latents, keep);
-  check_tiling(*tiling, ratio);
-  TileGrid grid{
-      tiling->size / ratio, tiling->stride / ratio, tiling->size, tiling->stride, s[1] * ratio, s[2] * ratio, 1};
-  return run_tiled(latents, grid, [&](const Tensor& tile) { return run(false, tile); });
+  bool tiled = tiling && (s[1] * ratio > tiling->size || s[2] * ratio > tiling->size);
+  if (!tiled && on_tile) on_tile(0, 1);
+  Tensor picture = tiled ? run_tiled(false, latents, *tiling, on_tile) : run(false, latents, keep);
+  if (!tiled && on_tile) on_tile(1, 1);
+  weights_.release_pages();
+  return picture;
 }
 
 }  // namespace kinora

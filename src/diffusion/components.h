@@ -1,6 +1,7 @@
 // The three networks of a pipeline, each compiled for the shapes it meets and kept for the next time.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -21,8 +22,9 @@ class ExecutableCache {
   const Executable& get(const std::vector<int64_t>& key, const Build& build) {
     auto found = entries_.find(key);
     if (found != entries_.end()) return found->second;
+    Executable fresh = build();
     if (entries_.size() >= kLimit) entries_.clear();
-    return entries_.emplace(key, build()).first->second;
+    return entries_.emplace(key, std::move(fresh)).first->second;
   }
 
  private:
@@ -81,13 +83,17 @@ struct Tiling {
   int64_t size = 512, stride = 448;
 };
 
+// Called with 0 and then after every tile (a picture in one piece is one tile): tiles done, tiles in all.
+using TileReport = std::function<void(int64_t done, int64_t total)>;
+
 class Autoencoder {
  public:
   Autoencoder(DcAeConfig config, Weights weights, Runtime runtime);
   // picture [batch, H, W, 3] f32 in [-1, 1] -> latents [batch, H/c, W/c, C] f32, not scaled.
   Tensor encode(const Tensor& picture, std::optional<Tiling> tiling = {});
   // latents, not scaled -> picture; on the host when there are several of them, or tiles.
-  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {}, Keep keep = Keep::on_host);
+  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {}, const TileReport& on_tile = {},
+                Keep keep = Keep::on_host);
   const DcAeConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(bool encoder, const Shape& input) const;
@@ -96,6 +102,7 @@ class Autoencoder {
 
  private:
   Tensor run(bool encoder, const Tensor& input, Keep keep = Keep::on_host);
+  Tensor run_tiled(bool encoder, const Tensor& input, const Tiling& tiling, const TileReport& on_tile);
   DcAeConfig config_;
   Weights weights_;
   Runtime runtime_;

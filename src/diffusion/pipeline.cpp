@@ -1,10 +1,13 @@
 #include "diffusion/pipeline.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 
+#include "core/log.h"
 #include "core/rng.h"
 #include "diffusion/prompt.h"
 #include "io/safetensors.h"
@@ -48,6 +51,13 @@ Tensor repeat_rows(const Tensor& row, int64_t times) {
   return concat_rows(rows);
 }
 
+std::string seconds_since(std::chrono::steady_clock::time_point start) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3f",
+                std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  return text;
+}
+
 void check_finite(const Tensor& tensor, const std::string& what) {
   for (float v : tensor.values<float>()) {
     if (!std::isfinite(v)) {
@@ -71,6 +81,7 @@ struct Pipeline::Plan {
 };
 
 Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
+  auto start = std::chrono::steady_clock::now();
   fs::path root(folder);
   if (!fs::is_directory(root))
     fail(ErrorKind::io, folder + " is no folder; --model takes the folder of a diffusers checkpoint");
@@ -87,7 +98,9 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
   SanaConfig sana = read_sana_config(config("transformer"));
   Weights sana_weights = open_weights((root / "transformer").string(), "diffusion_pytorch_model", options.variant);
   const Tensor* probe = sana_weights.find("proj_out.weight");
-  sana.fp16_clamp = probe && probe->dtype() == DType::f16;
+  sana.fp16_clamp = p.runtime_.dtype == DType::f16 || (probe && probe->dtype() == DType::f16);
+  Runtime others = p.runtime_;  // only the transformer was trained to bear float16
+  if (others.dtype == DType::f16) others.dtype = others.context.device ? DType::bf16 : DType::f32;
   DcAeConfig vae = read_dc_ae_config(config("vae"));
   Gemma2Config gemma = read_gemma2_config(config("text_encoder"));
   if (vae.latent_channels != sana.in_channels) {
@@ -101,11 +114,13 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
   p.denoiser_ = std::make_unique<Denoiser>(sana, std::move(sana_weights), p.runtime_);
   if (p.runtime_.context.device) p.device_sampler_ = std::make_unique<DeviceSampler>(*p.denoiser_);
   p.autoencoder_ = std::make_unique<Autoencoder>(
-      vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", options.variant), p.runtime_);
+      vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", options.variant), others);
   p.text_encoder_ = std::make_unique<TextEncoder>(
-      gemma, open_weights((root / "text_encoder").string(), "model", options.variant), p.runtime_);
+      gemma, open_weights((root / "text_encoder").string(), "model", options.variant), others);
   p.tokenizer_ = load_tokenizer((root / "tokenizer").string());
   p.scheduler_config_ = Config::load((root / "scheduler" / "scheduler_config.json").string());
+  make_scheduler(*p.scheduler_config_);  // refuses what it does not know now rather than after the prompt
+  log(LogLevel::info, "opened " + folder + " in " + seconds_since(start) + " s");
   return p;
 }
 
@@ -130,7 +145,9 @@ const Conditioning& Pipeline::encode_prompt(const std::string& prompt, bool nega
     }
   }
   std::vector<float> ones(ids.size(), 1);
+  auto start = std::chrono::steady_clock::now();
   Tensor hidden = text_encoder_->encode(Tensor::from({1, used}, ids), Tensor::from({1, used}, ones));
+  log(LogLevel::info, "encoded " + std::to_string(used) + " tokens of a prompt in " + seconds_since(start) + " s");
   check_finite(hidden, "the text encoder");
   int64_t width = hidden.shape()[2];
   Conditioning c{Tensor::zeros({1, keep, width}), Tensor::zeros({1, keep})};
@@ -279,11 +296,16 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
   }
   auto* scm = dynamic_cast<ScmScheduler*>(p.scheduler.get());
   size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
+  if (r.on_stage) r.on_stage({Stage::denoise, 0, static_cast<int64_t>(count - p.first_step)});
   for (size_t i = p.first_step; i < count; ++i) {
     float t = p.scheduler->timesteps()[i];
     Tensor output = scm ? predict_trigflow(in, latents, t) : predict_flow(p, in, latents, t);
     check_finite(output, "step " + std::to_string(i + 1) + " of the transformer");
     latents = p.scheduler->step(i, output, latents, noise);
+    if (r.on_stage) {
+      r.on_stage(
+          {Stage::denoise, static_cast<int64_t>(i + 1 - p.first_step), static_cast<int64_t>(count - p.first_step)});
+    }
     if (!r.on_step) continue;
     Tensor clean = scm ? scm->denoised() : latents;
     r.on_step({static_cast<int64_t>(i + 1 - p.first_step), static_cast<int64_t>(count - p.first_step), &clean});
@@ -297,6 +319,7 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
 Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const DenoiseInputs& in, const NoiseSource& noise) {
   bool scm = p.scheduler->name() == "scm";
   size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
+  auto steps = static_cast<int64_t>(count - p.first_step);
   DeviceLoop loop{.latents = in.latents,
                   .caption = in.caption,
                   .mask = in.mask,
@@ -306,9 +329,12 @@ Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const Denois
                   .noise = noise,
                   .on_step = {}};
   for (size_t i = p.first_step; i < count; ++i) loop.steps.push_back(p.scheduler->coefficients(i, i - p.first_step));
-  if (r.on_step) {
-    loop.on_step = [&](size_t done, const Tensor& latents, const Tensor& clean) {
-      r.on_step({static_cast<int64_t>(done), static_cast<int64_t>(count - p.first_step), scm ? &clean : &latents});
+  if (r.on_stage) r.on_stage({Stage::denoise, 0, steps});
+  if (r.on_step || r.on_stage) {
+    loop.on_step = [&](size_t taken, const Tensor& latents, const Tensor& clean) {
+      auto done = static_cast<int64_t>(taken);
+      if (r.on_stage) r.on_stage({Stage::denoise, done, steps});
+      if (r.on_step) r.on_step({done, steps, scm ? &clean : &latents});
     };
   }
   LoopResult result = device_sampler_->run(loop);
@@ -318,20 +344,28 @@ Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const Denois
   return latents;
 }
 
-Tensor Pipeline::decode(const Tensor& where, std::optional<Tiling> tiling) {
+Tensor Pipeline::decode(const Tensor& where, std::optional<Tiling> tiling, const TileReport& on_tile) {
   Tensor latents = where.on_device() ? runtime_.context.device->to_host(where) : where;
   Tensor scaled(latents.shape(), DType::f32);
   auto factor = static_cast<float>(autoencoder_->config().scaling_factor);
   for (int64_t i = 0; i < scaled.numel(); ++i) scaled.data<float>()[i] = latents.data<float>()[i] / factor;
-  Tensor picture = autoencoder_->decode(scaled, tiling);
+  Tensor picture = autoencoder_->decode(scaled, tiling, on_tile);
   check_finite(picture, "the autoencoder");
   return picture;
 }
 
 Result Pipeline::generate(const Request& r) {
   Plan p = plan(r);
+  auto report = [&](Stage stage, int64_t done, int64_t total) {
+    if (r.on_stage) r.on_stage({stage, done, total});
+  };
+  report(Stage::encode, 0, p.guided ? 2 : 1);
   p.positive = encode_prompt(r.prompt, false);
-  if (p.guided) p.negative = encode_prompt(r.negative_prompt, true);
+  report(Stage::encode, 1, p.guided ? 2 : 1);
+  if (p.guided) {
+    p.negative = encode_prompt(r.negative_prompt, true);
+    report(Stage::encode, 2, 2);
+  }
 
   std::vector<NoiseSource> sources;
   Result result;
@@ -350,7 +384,7 @@ Result Pipeline::generate(const Request& r) {
     for (int64_t i = 0; i < latents.numel(); ++i) latents.data<float>()[i] *= ScmScheduler::kSigmaData;
   }
   latents = denoise(r, p, latents, sources);
-  Tensor picture = decode(latents, r.tiling);
+  Tensor picture = decode(latents, r.tiling, [&](int64_t done, int64_t total) { report(Stage::decode, done, total); });
   if (p.width != p.out_width || p.height != p.out_height) picture = resize_and_crop(picture, p.out_width, p.out_height);
   for (int64_t i = 0; i < p.batch; ++i) result.images.push_back(to_image(picture, i));
   result.latents = latents.permuted({0, 3, 1, 2});

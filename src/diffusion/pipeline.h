@@ -27,7 +27,7 @@ struct ModelDefaults {
 struct LoadOptions {
   std::string variant;          // "fp16", "bf16"; empty: the plain files, else what is there
   std::string device = "auto";  // as make_runtime
-  std::string dtype = "auto";   // as make_runtime
+  std::string dtype = "auto";   // as make_runtime; "float16" is for the transformer alone
   int threads = 0;              // 0: one per physical core
   const std::atomic<bool>* stop = nullptr;
 };
@@ -37,6 +37,14 @@ struct StepReport {
   int64_t step = 0, steps = 0;  // steps done of all
   // [batch, h, w, C] of the clean picture expected, not divided by the scaling factor; where the model runs.
   const Tensor* latents = nullptr;
+};
+
+// Where a request is: `done` of `total` prompts encoded, steps taken, tiles decoded. Reported before the first and
+// after each.
+enum class Stage { encode, denoise, decode };
+struct StageReport {
+  Stage stage;
+  int64_t done, total;
 };
 
 struct Request {
@@ -51,6 +59,7 @@ struct Request {
   double strength = 0.6;  // of image-to-image: 1 starts from noise alone
   std::optional<Tiling> tiling;
   std::function<void(const StepReport&)> on_step;
+  std::function<void(const StageReport&)> on_stage;
 };
 
 struct Result {
@@ -76,8 +85,8 @@ class Pipeline {
   // padding, the first token and the last max_sequence_length - 1. The last few prompts are remembered.
   const Conditioning& encode_prompt(const std::string& prompt, bool negative);
   void forget_prompts() { prompts_.clear(); }
-  // latents [batch, h, w, C] as the transformer sees them -> pictures.
-  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
+  // latents [batch, h, w, C] as the transformer sees them -> pictures. `on_tile` is called as Autoencoder says.
+  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {}, const TileReport& on_tile = {});
 
   bool sprint() const { return denoiser_->config().guidance_embeds; }
   const ModelDefaults& defaults() const { return defaults_; }

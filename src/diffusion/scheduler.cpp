@@ -93,8 +93,11 @@ class DpmSolver : public Scheduler {
     return config_.heun ? (1 - sigmas_[i + 1]) * ((std::exp(-h) - 1.0f) / h + 1.0f) : -0.5f * decay(sigmas_[i + 1], h);
   }
 
-  // sqrt((1 - ᾱ₀)/ᾱ₀) of the linear beta schedule that diffusers' class falls back to.
-  static float smallest_vp_sigma() { return static_cast<float>(std::sqrt(1e-4f / (1 - 1e-4f))); }
+  // sqrt((1 - ᾱ₀)/ᾱ₀) of the linear beta schedule that diffusers' class falls back to, with ᾱ₀ rounded as there.
+  static float smallest_vp_sigma() {
+    float kept = 1.0f - 1e-4f;
+    return std::sqrt((1.0f - kept) / kept);
+  }
 
   static float lambda(float sigma) { return std::log(1 - sigma) - std::log(sigma); }
 
@@ -214,36 +217,83 @@ std::unique_ptr<Scheduler> make_dpm_solver(const DpmSolverConfig& config) {
 }
 std::unique_ptr<Scheduler> make_flow_euler(double shift) { return std::make_unique<FlowEuler>(shift); }
 
+namespace {
+
+// What would change the samples and is not done here is refused by name.
+void expect_off(const Config& json, std::initializer_list<const char*> switches) {
+  for (const char* key : switches) {
+    if (json.boolean(key, false)) fail(ErrorKind::model, json.name() + ": \"" + key + "\" true is not supported");
+  }
+}
+
+void expect_text(const Config& json, const std::string& key, const std::string& fallback,
+                 std::initializer_list<const char*> known) {
+  std::string given = json.text(key, fallback), list;
+  for (const char* name : known) {
+    if (given == name) return;
+    list += (list.empty() ? "" : ", ") + std::string(name);
+  }
+  fail(ErrorKind::model, json.name() + ": " + key + " \"" + given + "\" is not supported (" + list + ")");
+}
+
+DpmSolverConfig read_dpm_solver(const Config& json) {
+  expect_text(json, "algorithm_type", "dpmsolver++", {"dpmsolver++"});
+  expect_text(json, "prediction_type", "epsilon", {"flow_prediction"});
+  expect_text(json, "solver_type", "midpoint", {"midpoint", "heun", "logrho", "bh1", "bh2"});
+  expect_text(json, "final_sigmas_type", "zero", {"zero", "sigma_min"});
+  if (!json.boolean("use_flow_sigmas", false)) {
+    fail(ErrorKind::model, json.name() + ": only use_flow_sigmas true is supported");
+  }
+  expect_off(json, {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "thresholding",
+                    "rescale_betas_zero_snr"});
+  DpmSolverConfig c;
+  c.order = json.integer("solver_order", 1, 2, 2);
+  c.heun = json.text("solver_type", "midpoint") == "heun";  // diffusers reads the other names as midpoint
+  c.lower_order_final = json.boolean("lower_order_final", true);
+  c.euler_at_final = json.boolean("euler_at_final", false);
+  c.final_sigma_zero = json.text("final_sigmas_type", "zero") == "zero";
+  if (!c.final_sigma_zero) {  // the last sigma comes from the betas
+    expect_text(json, "beta_schedule", "linear", {"linear"});
+    json.real("beta_start", 1e-4, 1e-4, 1e-4);
+  }
+  return c;
+}
+
+}  // namespace
+
 std::unique_ptr<Scheduler> make_scheduler(const Config& json, const std::string& override_name) {
   std::string class_name = json.text("_class_name", "");
   double shift = json.real("flow_shift", 1e-3, 1e3, json.real("shift", 1e-3, 1e3, 1));
-  if (override_name == "euler" || (override_name.empty() && class_name == "FlowMatchEulerDiscreteScheduler")) {
+  if (override_name == "euler") return make_flow_euler(shift);
+  if (override_name == "scm") return std::make_unique<ScmScheduler>();
+  if (!override_name.empty() && override_name != "dpm++") {
+    fail(ErrorKind::usage, "unknown scheduler '" + override_name + "' (known: dpm++, euler, scm)");
+  }
+  json.integer("num_train_timesteps", 1000, 1000, 1000);
+  if (class_name == "DPMSolverMultistepScheduler") {
+    DpmSolverConfig c = read_dpm_solver(json);
+    c.flow_shift = shift;
+    return make_dpm_solver(c);
+  }
+  if (override_name == "dpm++") {
+    DpmSolverConfig c;
+    c.flow_shift = shift;
+    return make_dpm_solver(c);
+  }
+  if (class_name == "FlowMatchEulerDiscreteScheduler") {
+    expect_off(json, {"use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+                      "invert_sigmas", "stochastic_sampling"});
+    if (json.has("shift_terminal")) fail(ErrorKind::model, json.name() + ": \"shift_terminal\" is not supported");
     return make_flow_euler(shift);
   }
-  if (override_name == "scm" || (override_name.empty() && class_name == "SCMScheduler"))
+  if (class_name == "SCMScheduler") {
+    expect_text(json, "prediction_type", "trigflow", {"trigflow"});
+    json.real("sigma_data", 0.5, 0.5, 0.5);
     return std::make_unique<ScmScheduler>();
-  bool dpm = class_name == "DPMSolverMultistepScheduler";
-  if (override_name != "dpm++" && !(override_name.empty() && dpm)) {
-    if (!override_name.empty())
-      fail(ErrorKind::usage, "unknown scheduler '" + override_name + "' (known: dpm++, euler, scm)");
-    fail(ErrorKind::model, json.name() + ": scheduler \"" + class_name +
-                               "\" is not supported (DPMSolverMultistepScheduler, "
-                               "FlowMatchEulerDiscreteScheduler, SCMScheduler)");
   }
-  DpmSolverConfig c;
-  c.flow_shift = shift;
-  if (dpm) {
-    if (!json.boolean("use_flow_sigmas", false) || json.text("prediction_type", "") != "flow_prediction" ||
-        json.text("algorithm_type", "dpmsolver++") != "dpmsolver++") {
-      fail(ErrorKind::model, json.name() + ": only dpmsolver++ with flow_prediction and use_flow_sigmas is supported");
-    }
-    c.order = json.integer("solver_order", 1, 2, 2);
-    c.heun = json.text("solver_type", "midpoint") == "heun";
-    c.lower_order_final = json.boolean("lower_order_final", true);
-    c.euler_at_final = json.boolean("euler_at_final", false);
-    c.final_sigma_zero = json.text("final_sigmas_type", "zero") == "zero";
-  }
-  return make_dpm_solver(c);
+  fail(ErrorKind::model, json.name() + ": scheduler \"" + class_name +
+                             "\" is not supported (DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, "
+                             "SCMScheduler)");
 }
 
 }  // namespace kinora

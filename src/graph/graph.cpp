@@ -115,8 +115,10 @@ Value Graph::append(const OpDef& op, std::span<const Value> inputs, Attrs attrs)
   } catch (const Error& error) {
     std::string given;
     for (const TensorSpec& spec : specs) given += (given.empty() ? "" : ", ") + spec.shape.str();
-    fail(error.kind(), "[" + std::string(op.name) + (scope.empty() ? "" : " in " + scope) + "] " + error.what() +
-                           " (inputs " + given + ")");
+    fail(error.kind(),
+         "[" + std::string(op.name) + (scope.empty() ? "" : " in " + scope) + "] " + error.what() + " (inputs " +
+             given + ")",
+         error.where());
   }
 }
 

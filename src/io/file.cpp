@@ -83,18 +83,29 @@ void write_all(int fd, const void* data, size_t size, const std::string& path) {
 }
 
 void write_atomically(const std::string& path, const std::function<void(int fd)>& write) {
-  std::filesystem::path target(path);
+  std::filesystem::path target(path), folder = target.has_parent_path() ? target.parent_path() : ".";
   std::string temporary =
-      (target.parent_path() / ("." + target.filename().string() + "." + std::to_string(::getpid()) + ".tmp")).string();
-  Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+      (folder / ("." + target.filename().string() + "." + std::to_string(::getpid()) + ".tmp")).string();
+  // A file without a name is gone when the program is killed; where the system has none, a hidden name does.
+  bool can_name = ::access("/proc/self/fd", X_OK) == 0;
+  Descriptor file(can_name ? ::open(folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666) : -1);
+  bool nameless = file.fd >= 0;
+  if (!nameless) file.fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (file.fd < 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+  auto refuse = [&] { fail(ErrorKind::io, "cannot write " + path + ": " + reason()); };
+  bool named = !nameless;
   try {
     write(file.fd);
-    if (::fsync(file.fd) != 0 && errno != EINVAL && errno != EROFS)
-      fail(ErrorKind::io, "cannot write " + path + ": " + reason());
-    if (::rename(temporary.c_str(), path.c_str()) != 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+    if (::fsync(file.fd) != 0 && errno != EINVAL && errno != EROFS) refuse();
+    if (nameless) {
+      ::unlink(temporary.c_str());  // left by a killed process of the same number
+      std::string self = "/proc/self/fd/" + std::to_string(file.fd);
+      if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, temporary.c_str(), AT_SYMLINK_FOLLOW) != 0) refuse();
+      named = true;
+    }
+    if (::rename(temporary.c_str(), path.c_str()) != 0) refuse();
   } catch (...) {
-    ::unlink(temporary.c_str());
+    if (named) ::unlink(temporary.c_str());
     throw;
   }
 }

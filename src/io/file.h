@@ -30,8 +30,8 @@ class MappedFile {
 // Reads a file of at most `limit` bytes; throws Error(io).
 std::string read_file(const std::string& path, size_t limit);
 
-// Calls write(fd) on a new file ".<name>.<pid>.tmp" beside `path`, then moves it to `path`; on any error the temporary
-// file is removed and `path` is as it was. Throws Error(io).
+// Calls write(fd) on a new file in the folder of `path`, without a name where the file system can, then moves it to
+// `path`; on any error it is removed and `path` is as it was. Throws Error(io).
 void write_atomically(const std::string& path, const std::function<void(int fd)>& write);
 void write_atomically(const std::string& path, std::string_view bytes);
 

@@ -19,13 +19,13 @@ std::string extension_of(const std::string& path) {
   return ending;
 }
 
-const ImageCodec& codec_for(const std::string& ending) {
+const ImageCodec& codec_for(const std::string& ending, const std::string& path) {
   for (const ImageCodec& codec : image_codecs()) {
     for (const char* name : codec.endings) {
       if (name && ending == name) return codec;
     }
   }
-  fail(ErrorKind::usage, "cannot write a picture as '." + ending + "' (use .png, .jpg or .webp)");
+  fail(ErrorKind::usage, "cannot tell from " + path + " which kind of picture to write (use .png, .jpg or .webp)");
 }
 
 const ImageCodec& codec_of(const std::string& bytes, const std::string& name) {
@@ -94,10 +94,10 @@ void resample(const std::vector<uint8_t>& in, std::vector<uint8_t>& out, const s
 }  // namespace
 
 std::string encode_image(const std::string& format, const Image& image, const ImageRecord& record) {
-  return codec_for(format).encode(image, record);
+  return codec_for(format, "'" + format + "'").encode(image, record);
 }
 
-void check_image_path(const std::string& path) { codec_for(extension_of(path)); }
+void check_image_path(const std::string& path) { codec_for(extension_of(path), path); }
 
 void save_image(const std::string& path, const Image& image, const ImageRecord& record) {
   write_atomically(path, encode_image(extension_of(path), image, record));

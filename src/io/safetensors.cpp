@@ -189,7 +189,7 @@ Tensor SafetensorsFile::tensor(const std::string& name) const {
 Tensor SafetensorsFile::tensor(const SafetensorsEntry& entry) const {
   const std::byte* data = data_ + entry.begin;
   if (reinterpret_cast<uintptr_t>(data) % dtype_size(entry.dtype) == 0) {
-    return Tensor(entry.shape, entry.dtype, mapping_, const_cast<std::byte*>(data));  // never written through
+    return Tensor::mapped(entry.shape, entry.dtype, mapping_, const_cast<std::byte*>(data));  // never written through
   }
   Tensor copy(entry.shape, entry.dtype);  // the format does not promise alignment
   if (copy.bytes()) std::memcpy(copy.raw(), data, copy.bytes());

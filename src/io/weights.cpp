@@ -29,4 +29,12 @@ size_t Weights::bytes() const {
   return total;
 }
 
+void Weights::release_pages() const {
+  for (const auto& [name, entry] : entries_) entry.tensor.release_pages();
+}
+
+void Weights::keep_repacked() {
+  for (auto& [name, entry] : entries_) entry.tensor.keep_repacked();
+}
+
 }  // namespace kinora

@@ -19,6 +19,9 @@ class Weights {
   std::vector<std::string> names() const;  // sorted
   size_t size() const { return entries_.size(); }
   size_t bytes() const;
+  // See Tensor: for every tensor.
+  void release_pages() const;
+  void keep_repacked();
   const std::string& source() const { return source_; }  // the folder or file they come from
   void set_source(std::string source) { source_ = std::move(source); }
 

@@ -115,8 +115,9 @@ Value glu_conv(const Params& p, Value x) {
   ScopeGuard scope = p.scope();
   int64_t channels = x.shape()[3], hidden = 4 * channels;
   Value y = conv1x1_layer(p / "conv_inverted", x, 2 * hidden, true, "silu");
-  y = conv_layer(p / "conv_depth", y, 2 * hidden, 3, true, {.padding = 1, .groups = 2 * hidden});
-  y = conv1x1_layer(p / "conv_point", glu(y), channels, false);
+  Params depth = p / "conv_depth";
+  y = depthwise_glu(y, depth.get("weight", {2 * hidden, 1, 3, 3}), depth.get("bias", {2 * hidden}));
+  y = conv1x1_layer(p / "conv_point", y, channels, false);
   return norm(p / "norm", "rms_norm", y) + x;
 }
 

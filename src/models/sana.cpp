@@ -99,18 +99,20 @@ Value maybe_qk_norm(const Params& p, const std::string& name, const SanaConfig& 
   return c.qk_norm ? rms_norm(x, (p / name).get("weight", {c.width()}), {}, 1e-5) : x;
 }
 
-// x [batch, tokens, D]
-Value self_attention(const Params& p, const SanaConfig& c, Value x) {
+// x [batch, tokens, D] and, of the same shape, its norm -> x + gate·attention(normed)
+Value self_attention(const Params& p, const SanaConfig& c, Value x, Value normed, Value gate) {
   ScopeGuard scope = p.scope();
   int64_t width = c.width();
-  Value q = maybe_qk_norm(p, "norm_q", c, linear_layer(p / "to_q", x, width, c.attention_bias));
-  Value k = maybe_qk_norm(p, "norm_k", c, linear_layer(p / "to_k", x, width, c.attention_bias));
-  Value v = linear_layer(p / "to_v", x, width, c.attention_bias);
+  Value q = maybe_qk_norm(p, "norm_q", c, linear_layer(p / "to_q", normed, width, c.attention_bias));
+  Value k = maybe_qk_norm(p, "norm_k", c, linear_layer(p / "to_k", normed, width, c.attention_bias));
+  Value v = linear_layer(p / "to_v", normed, width, c.attention_bias);
   Value y = linear_attention(heads_of(q, c.heads), heads_of(k, c.heads), heads_of(v, c.heads));
-  y = linear_layer(p / "to_out" / 0, reshape(y, x.shape()), width, true);
-  return c.fp16_clamp ? clamp(y, -65504, 65504) : y;
+  y = reshape(y, x.shape());
+  if (!c.fp16_clamp) return linear_add_layer(p / "to_out" / 0, y, true, x, gate);
+  return x + gate * clamp(linear_layer(p / "to_out" / 0, y, width, true), -65504, 65504);
 }
 
+// x + attention(x, caption)
 Value cross_attention(const Params& p, const SanaConfig& c, Value x, const Conditioning& cond) {
   ScopeGuard scope = p.scope();
   int64_t width = c.width();
@@ -120,27 +122,30 @@ Value cross_attention(const Params& p, const SanaConfig& c, Value x, const Condi
   AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(c.cross_head_dim))};
   Value y = attention(heads_of(q, c.cross_heads), heads_of(k, c.cross_heads), heads_of(v, c.cross_heads),
                       cond.mask_bias, options);
-  return linear_layer(p / "to_out" / 0, reshape(y, x.shape()), width, true);
+  return linear_add_layer(p / "to_out" / 0, reshape(y, x.shape()), true, x);
 }
 
-// The gated feed-forward with a 3x3 depthwise convolution between; x [batch, tokens, D] is a picture of height x width.
-Value mix_ffn(const Params& p, const SanaConfig& c, Value x, int64_t height, int64_t width) {
+// x + gate·feed-forward(normed), with a 3x3 depthwise convolution inside; both [batch, tokens, D], pictures of `rows`
+// rows.
+Value mix_ffn(const Params& p, const SanaConfig& c, Value x, Value normed, Value gate, int64_t rows) {
   ScopeGuard scope = p.scope();
-  auto hidden = static_cast<int64_t>(c.mlp_ratio * static_cast<double>(c.width()));
-  Value picture = reshape(x, {x.shape()[0], height, width, c.width()});
-  Value a = conv1x1_layer(p / "conv_inverted", picture, 2 * hidden, true, "silu");
-  a = conv_layer(p / "conv_depth", a, 2 * hidden, 3, true, {.padding = 1, .groups = 2 * hidden});
-  return reshape(conv1x1_layer(p / "conv_point", glu(a), c.width(), false), x.shape());
+  int64_t batch = x.shape()[0], width = x.shape()[1] / rows, d = c.width();
+  auto hidden = static_cast<int64_t>(c.mlp_ratio * static_cast<double>(d));
+  Value a = conv1x1_layer(p / "conv_inverted", reshape(normed, {batch, rows, width, d}), 2 * hidden, true, "silu");
+  Params depth = p / "conv_depth", point = p / "conv_point";
+  a = depthwise_glu(a, depth.get("weight", {2 * hidden, 1, 3, 3}), depth.get("bias", {2 * hidden}));
+  Value weight = point.get_as("weight", {d, hidden, 1, 1}, {d, hidden});
+  return linear_add(reshape(a, {batch, rows * width, hidden}), weight, {}, x, gate);
 }
 
-Value block(const Params& p, const SanaConfig& c, Value x, const Conditioning& cond, int64_t height, int64_t width) {
+Value block(const Params& p, const SanaConfig& c, Value x, const Conditioning& cond, int64_t rows) {
   ScopeGuard scope = p.scope();
   int64_t d = c.width();
   Value table = cast(reshape(p.f32("scale_shift_table", {6, d}), {1, 6, d}), x.dtype());
   std::vector<Value> m = split(table + cond.modulation, 1, 6);  // each [batch, 1, D]: shift, scale, gate, twice
-  x = x + m[2] * self_attention(p / "attn1", c, layer_norm(x, c.norm_eps, m[1], m[0]));
-  x = x + cross_attention(p / "attn2", c, x, cond);
-  return x + m[5] * mix_ffn(p / "ff", c, layer_norm(x, c.norm_eps, m[4], m[3]), height, width);
+  x = self_attention(p / "attn1", c, x, layer_norm(x, c.norm_eps, m[1], m[0]), m[2]);
+  x = cross_attention(p / "attn2", c, x, cond);
+  return mix_ffn(p / "ff", c, x, layer_norm(x, c.norm_eps, m[4], m[3]), m[5], rows);
 }
 
 // [batch, H, W, C] -> [batch, H/p, W/p, C·p²] in the order of a convolution weight's [C, p, p].
@@ -167,7 +172,7 @@ Value build_sana(const Params& p, const SanaConfig& c, const SanaInputs& in) {
   if (c.interpolation_scale) x = x + cast(position_embedding(p.graph(), c, height, width), x.dtype());
 
   for (int64_t i = 0; i < c.layers; ++i) {
-    x = block(p / "transformer_blocks" / static_cast<int>(i), c, x, cond, height, width);
+    x = block(p / "transformer_blocks" / static_cast<int>(i), c, x, cond, height);
   }
 
   ScopeGuard scope = (p / "proj_out").scope();

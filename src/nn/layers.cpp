@@ -17,6 +17,13 @@ Value linear_part(const Params& p, Value x, int64_t out, int64_t begin, int64_t 
   return linear(x, weight, bias ? p.get_rows("bias", {out}, begin, end) : Value(), act);
 }
 
+Value linear_add_layer(const Params& p, Value x, bool bias, Value residual, Value gate) {
+  ScopeGuard scope = p.scope();
+  int64_t out = residual.shape()[-1];
+  Value weight = p.get("weight", {out, x.shape()[-1]});
+  return linear_add(x, weight, bias ? p.get("bias", {out}) : Value(), residual, gate);
+}
+
 Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act) {
   ScopeGuard scope = p.scope();
   int64_t in = x.shape()[-1];

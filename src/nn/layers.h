@@ -17,6 +17,8 @@ Value linear_layer(const Params& p, Value x, int64_t out, bool bias, const std::
 // Outputs [begin, end) of a layer of `out` outputs, bias included: one of several layers stored as one.
 Value linear_part(const Params& p, Value x, int64_t out, int64_t begin, int64_t end, bool bias,
                   const std::string& act = "none");
+// residual + gate·linear_layer(x); gate undefined: one.
+Value linear_add_layer(const Params& p, Value x, bool bias, Value residual, Value gate = {});
 // A 1x1 convolution stored as [out, in, 1, 1], as a product over channels-last pictures.
 Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
 // x [batch, h, w, in] -> [batch, h', w', out].

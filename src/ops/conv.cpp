@@ -58,6 +58,11 @@ Value decompose_conv2d(std::span<const Value> in, const Attrs& attrs) {
     return apply(kConv2d, inputs, stored);
   }
   int64_t padding = attrs.integer("padding"), stride = attrs.integer("stride"), groups = attrs.integer("groups");
+  if (const std::string& act = attrs.text("act"); act != "none") {
+    Value y = conv2d(in[0], in[1], in.size() == 3 ? in[2] : Value(),
+                     {.stride = stride, .padding = padding, .groups = groups});
+    return activation(y, act);
+  }
   Value weight = cast(in[1], in[0].dtype());
   Value padded = pad(pad(in[0], 1, padding, padding), 2, padding, padding);
   TensorSpec specs[] = {{in[0].shape(), in[0].dtype()}, {weight.shape(), weight.dtype()}};
@@ -70,23 +75,27 @@ Value decompose_conv2d(std::span<const Value> in, const Attrs& attrs) {
     for (size_t i = 0; i < xs.size(); ++i) parts.push_back(conv_group(xs[i], ws[i], out, stride));
   }
   Value y = concat(parts, 3);
-  if (in.size() == 3) y = y + cast(in[2], y.dtype());
-  return activation(y, attrs.text("act"));
+  return in.size() == 3 ? y + cast(in[2], y.dtype()) : y;
+}
+
+Attrs depthwise_attrs(const Shape& weight) {
+  return {{"stride", int64_t{1}}, {"padding", weight[2] / 2}, {"groups", weight[0]}, {"weight_layout", "oihw"}};
 }
 
 TensorSpec infer_depthwise_glu(std::span<const TensorSpec> in, const Attrs&) {
   expect_inputs(in, 2, 3);
-  for (const TensorSpec& spec : in) expect_float(spec);
-  const Shape& x = in[0].shape;
-  if (x.rank() != 4 || x[3] % 2 != 0) fail(ErrorKind::internal, "x [b, h, w, 2r] is needed");
-  expect_shape("weight", in[1].shape, {x[3], 1, 3, 3});
-  if (in.size() == 3) expect_shape("bias", in[2].shape, {x[3]});
-  return {x.with(3, x[3] / 2), in[0].dtype};
+  const Shape& w = in[1].shape;
+  if (w.rank() != 4 || w[1] != 1 || w[0] % 2 != 0 || w[2] != w[3] || w[2] % 2 == 0) {
+    fail(ErrorKind::internal, "weight [even channels, 1, odd k, k] is needed");
+  }
+  TensorSpec out = infer_conv2d(in, depthwise_attrs(w));
+  return {out.shape.with(3, w[0] / 2), out.dtype};
 }
 
 Value decompose_depthwise_glu(std::span<const Value> in, const Attrs& attrs) {
+  const Shape& w = in[1].shape();
   Value x = activation(in[0], attrs.text("act"));
-  return glu(conv2d(x, in[1], in.size() == 3 ? in[2] : Value(), {.padding = 1, .groups = x.shape()[3]}));
+  return glu(conv2d(x, in[1], in.size() == 3 ? in[2] : Value(), {.padding = w[2] / 2, .groups = w[0]}));
 }
 
 }  // namespace

@@ -18,8 +18,9 @@ struct Conv2dOptions {
 // -> act(conv) [batch, (height + 2p - kh)/s + 1, (width + 2p - kw)/s + 1, out] in x's dtype.
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& options);
 
-// The middle of Sana's and DC-AE's feed-forward (GLUMBConv): y = conv2d(act(x)) with one 3x3 kernel a channel, padding
-// 1, then glu(y). x [batch, height, width, 2r], weight [2r, 1, 3, 3], bias [2r] or undefined, act as of activation()
+// The middle of Sana's and DC-AE's feed-forward (GLUMBConv): a depthwise convolution of act(x) (stride 1, padding
+// (k - 1)/2) and the gate after it. x [batch, height, width, 2r], weight [2r, 1, k, k] with odd k, bias [2r] or
+// undefined, act as of activation(); of the convolved channels, the first half · silu(second half)
 // -> [batch, height, width, r] in x's dtype.
 Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act = "none");
 

@@ -104,9 +104,16 @@ Value fused_sum(Inputs inputs, size_t k) {
 
 }  // namespace
 
+Graph split_gates(const Graph& graph) {
+  return rewrite(graph, [](Graph&, const Node& node, Inputs in) {
+    if (node.op != &kLinearAdd || !node.attrs.integer("gate")) return Value();
+    return mul_add(in[3], linear(in[1], in[2], node.attrs.integer("bias") ? in.back() : Value()), in[0]);
+  });
+}
+
 Graph match_weight_types(const Graph& graph) {
   return rewrite(graph, [](Graph& target, const Node& node, Inputs inputs) {
-    bool product = node.op == &kLinear || node.op == &kRmsNorm;
+    bool product = node.op == &kLinear || node.op == &kLinearAdd || node.op == &kRmsNorm;
     if (!product) return Value();
     std::vector<Value> matched(inputs.begin(), inputs.end());
     for (size_t i = 1; i < matched.size(); ++i) matched[i] = cast(matched[i], inputs[0].dtype());

@@ -34,8 +34,12 @@ bool is_depthwise3(const Graph& graph, const Node& node) {
          node.attrs.text("weight_layout") == "oihw";
 }
 
-// What becomes of a node that is part of linear -> depthwise convolution -> glu.
-enum class Role { glu, glu_after_silu, linear };
+bool is_joined(const Graph& graph, const Node& node) {
+  return node.op == &kDepthwiseGlu && graph.node(node.inputs[1]).spec.shape[2] == 3 && node.attrs.text("act") == "none";
+}
+
+// What becomes of a node that is part of linear -> depthwise convolution -> glu, the last two perhaps one op already.
+enum class Role { glu, glu_after_silu, joined_after_silu, linear };
 
 std::map<const Node*, Role> find_chains(const Graph& graph) {
   std::vector<int> users = count_users(graph);
@@ -43,15 +47,16 @@ std::map<const Node*, Role> find_chains(const Graph& graph) {
   auto sole = [&](NodeId id) { return users[static_cast<size_t>(id)] == 1; };
   for (size_t i = 0; i < users.size(); ++i) {
     const Node& glu = graph.nodes()[i];
-    if (users[i] == 0 || glu.op != &kGlu) continue;
-    NodeId conv = glu.inputs[0];
-    if (!sole(conv) || !is_depthwise3(graph, graph.node(conv))) continue;
-    roles[&glu] = Role::glu;
-    NodeId source = graph.node(conv).inputs[0];
+    if (users[i] == 0) continue;
+    bool joined = is_joined(graph, glu);
+    if (!joined && !(glu.op == &kGlu && sole(glu.inputs[0]) && is_depthwise3(graph, graph.node(glu.inputs[0]))))
+      continue;
+    if (!joined) roles[&glu] = Role::glu;
+    NodeId source = joined ? glu.inputs[0] : graph.node(glu.inputs[0]).inputs[0];
     while (graph.node(source).op == &kReshape && sole(source)) source = graph.node(source).inputs[0];
     const Node& linear = graph.node(source);
     if (linear.op != &kLinear || !sole(source) || linear.attrs.text("act") != "silu") continue;
-    roles[&glu] = Role::glu_after_silu;
+    roles[&glu] = joined ? Role::joined_after_silu : Role::glu_after_silu;
     roles[&linear] = Role::linear;
   }
   return roles;
@@ -81,6 +86,7 @@ Graph fuse_depthwise_glu(const Graph& graph) {
     auto role = roles.find(&node);
     if (role == roles.end()) return Value();
     if (role->second == Role::linear) return linear(in[0], in[1], in.size() == 3 ? in[2] : Value());
+    if (role->second == Role::joined_after_silu) return apply(kDepthwiseGlu, in, {{"act", "silu"}});
     std::vector<Value> inputs;
     for (NodeId id : target.node(in[0].id()).inputs) inputs.emplace_back(&target, id);
     return apply(kDepthwiseGlu, inputs, {{"act", role->second == Role::glu_after_silu ? "silu" : "none"}});

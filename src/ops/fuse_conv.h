@@ -10,8 +10,8 @@ namespace kinora {
 Graph channels_last_weights(const Graph& graph);
 
 // glu(conv2d(x)) with one 3x3 kernel a channel, stride 1, padding 1 becomes depthwise_glu(x), where nothing else reads
-// the convolution. When x is a linear's result, perhaps reshaped, that nothing else reads, the linear's silu moves into
-// the new op.
+// the convolution. When the x of such an op, made here or before, is a linear's result, perhaps reshaped, that nothing
+// else reads, the linear's silu moves into the new op.
 Graph fuse_depthwise_glu(const Graph& graph);
 
 }  // namespace kinora

@@ -60,20 +60,30 @@ Value decompose_linear(Inputs in, const Attrs& attrs) {
   return activation(y, attrs.text("act"));
 }
 
-// Inputs: x, weight, residual and perhaps bias.
+// Inputs: residual, x, weight, then gate and bias where the attributes say so. The residual comes first so that the
+// result may take its place.
 TensorSpec infer_linear_add(Specs in, const Attrs& attrs) {
-  expect_inputs(in, 3, 4);
-  std::vector<TensorSpec> plain{in[0], in[1]};
-  if (in.size() == 4) plain.push_back(in[3]);
-  TensorSpec result = infer_linear(plain, attrs);
-  expect_shape("residual", in[2].shape, result.shape);
-  if (in[2].dtype != result.dtype) fail(ErrorKind::internal, "residual and x differ in type");
-  return result;
+  bool gated = attrs.integer("gate"), biased = attrs.integer("bias");
+  expect_inputs(in, 3 + size_t{gated} + size_t{biased});
+  for (const TensorSpec& spec : in) expect_float(spec);
+  std::vector<TensorSpec> product{in[1], in[2]};
+  if (biased) product.push_back(in.back());
+  TensorSpec out = infer_linear(product, attrs);
+  expect_shape("residual", in[0].shape, out.shape);
+  if (in[0].dtype != out.dtype) fail(ErrorKind::internal, "the residual differs from x in type");
+  if (gated) {
+    const Shape& gate = in[3].shape;
+    bool fits = gate.rank() >= 1 && gate[-1] == out.shape[-1] && broadcast(gate, out.shape) == out.shape;
+    if (!fits || in[3].dtype != out.dtype) fail(ErrorKind::internal, "the gate does not fit " + out.shape.str());
+  }
+  return out;
 }
 
-Value decompose_linear_add(Inputs in, const Attrs&) {
-  Value x = cast(in[0], DType::f32), bias = in.size() == 4 ? in[3] : Value();
-  return cast(linear(x, in[1], bias) + cast(in[2], DType::f32), in[0].dtype());
+Value decompose_linear_add(Inputs in, const Attrs& attrs) {
+  bool gated = attrs.integer("gate"), biased = attrs.integer("bias");
+  Value y = linear(cast(in[1], DType::f32), in[2], biased ? in.back() : Value());
+  if (gated) y = cast(in[3], DType::f32) * y;
+  return cast(cast(in[0], DType::f32) + y, in[0].dtype());
 }
 
 TensorSpec infer_gather(Specs in, const Attrs& attrs) {
@@ -117,9 +127,13 @@ Value linear(Value x, Value weight, Value bias, const std::string& act) {
   Attrs attrs{{"act", act}};
   return bias.defined() ? apply(kLinear, {x, weight, bias}, attrs) : apply(kLinear, {x, weight}, attrs);
 }
-Value linear_add(Value x, Value weight, Value bias, Value residual) {
-  return bias.defined() ? apply(kLinearAdd, {x, weight, residual, bias}) : apply(kLinearAdd, {x, weight, residual});
+Value linear_add(Value x, Value weight, Value bias, Value residual, Value gate) {
+  std::vector<Value> inputs{residual, x, weight};
+  if (gate.defined()) inputs.push_back(gate);
+  if (bias.defined()) inputs.push_back(bias);
+  return apply(kLinearAdd, inputs, {{"gate", int64_t{gate.defined()}}, {"bias", int64_t{bias.defined()}}});
 }
+
 Value gather(Value table, Value ids, DType dtype) {
   return apply(kGather, {table, ids}, {{"dtype", static_cast<int64_t>(dtype)}});
 }

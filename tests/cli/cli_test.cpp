@@ -1,6 +1,10 @@
 // The program as a user meets it: statuses, messages, files.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <pty.h>
+#include <signal.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -34,7 +38,7 @@ class Cli : public testing::Test {
     EXPECT_EQ(o.status, status) << arguments << ": " << o.err;
     size_t last = o.err.rfind("kinora: ");  // lines of progress may come before it
     ASSERT_NE(last, std::string::npos) << o.err;
-    EXPECT_TRUE(last == 0 || (o.err.starts_with("step ") && o.err[last - 1] == '\n')) << o.err;
+    EXPECT_TRUE(last == 0 || (o.err.starts_with("encoding ") && o.err[last - 1] == '\n')) << o.err;
     EXPECT_EQ(o.err.find('\n', last), o.err.size() - 1) << o.err;
     EXPECT_NE(o.err.find(word, last), std::string::npos) << o.err;
     for (const auto& entry : std::filesystem::directory_iterator(temp_.path())) {
@@ -111,6 +115,8 @@ TEST_F(Cli, WrongUse) {
   expect_error("generate cat --guidance nan", 2, "guidance");
   expect_error("generate cat --scheduler heun", 2, "heun");
   expect_error("generate cat --dtype int3", 2, "int3");
+  expect_error("generate cat --threads -1", 2, "threads");
+  expect_error("generate cat --tile 40", 2, "tile");
   expect_error("generate cat --count 2 -o same.png", 2, "{seed}");
   expect_error("generate cat --batch 65", 2, "batch");
   expect_error("generate cat -o picture.bmp", 2, "bmp");
@@ -134,6 +140,9 @@ TEST_F(Cli, OutputThatCannotBeWritten) {
   expect_error("generate cat --steps 1 -o nowhere/cat.png", 5, "nowhere");
   expect_error("generate cat --steps 1 -o /proc/cat.png", 5, "/proc/cat.png");
   expect_error("generate cat --steps 1", 5, "kinora-0.png", "ulimit -f 8;");  // a full disk, as far as the program sees
+  expect_error("generate cat --steps 1 --save-noise n.safetensors", 5, "n.safetensors", "ulimit -f 8;");
+  expect_error("generate cat --steps 1 --preview p.png", 5, "p.png", "ulimit -f 8;");
+  expect_error("generate cat --steps 1 -o /dev/full", 2, "/dev/full");
   if (geteuid() != 0) {
     std::filesystem::create_directory(temp_.path("locked"));
     std::filesystem::permissions(temp_.path("locked"),
@@ -142,18 +151,123 @@ TEST_F(Cli, OutputThatCannotBeWritten) {
   }
 }
 
-TEST_F(Cli, InterruptStopsCleanly) {
-  Outcome o = run("generate cat --steps 1000 -o cat.png", "timeout --preserve-status -s INT 2");
-  EXPECT_EQ(o.status, 130) << o.err;
+// Starts "kinora generate ARGUMENTS", its stderr a pipe or a terminal of `columns` columns.
+struct Child {
+  pid_t pid = -1;
+  int err = -1;
+
+  Child(const TempFolder& folder, std::vector<std::string> arguments, int columns = 0) {
+    int ends[2] = {-1, -1};
+    winsize size{24, static_cast<unsigned short>(columns), 0, 0};
+    if (columns ? openpty(&ends[0], &ends[1], nullptr, nullptr, &size) : pipe(ends)) return;
+    arguments.insert(arguments.begin(), {"kinora", "generate"});
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    pid = fork();
+    if (pid == 0) {
+      int null = open("/dev/null", O_RDWR);
+      dup2(null, STDIN_FILENO);
+      dup2(null, STDOUT_FILENO);
+      dup2(ends[1], STDERR_FILENO);
+      close(ends[0]);
+      if (chdir(folder.path().c_str()) == 0) execv(KINORA_BINARY_DIR "/kinora", argv.data());
+      _exit(99);
+    }
+    close(ends[1]);
+    err = ends[0];
+  }
+  ~Child() {
+    if (err >= 0) close(err);
+  }
+  // What it has written when `word` comes, or all of it.
+  std::string read_until(const std::string& word) {
+    std::string text;
+    char c;
+    while (text.find(word) == std::string::npos && read(err, &c, 1) == 1) text += c;
+    return text;
+  }
+  int wait() {
+    int status = 0;
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+};
+
+// Words that are written at the beginning of a stage; each of them takes longer than the signal.
+TEST_F(Cli, InterruptStopsCleanlyAtEveryStage) {
+  std::vector<std::string> slow{"a cat", "--steps", "1000", "--width", "512", "--height", "512", "-o", "cat.png"};
+  std::vector<std::string> decode{"a cat", "--steps",  "1",   "--tile", "64",     "--width",
+                                  "512",   "--height", "512", "-o",     "cat.png"};
+  std::vector<std::pair<std::vector<std::string>, std::string>> stages{
+      {slow, "encoding"}, {slow, "step 1/"}, {slow, "step 3/"}, {decode, "tile 1/"}, {decode, "tile 5/"}};
+  for (const auto& [arguments, word] : stages) {
+    Child child(temp_, arguments);
+    std::string text = child.read_until(word);
+    ASSERT_NE(text.find(word), std::string::npos) << text;
+    kill(child.pid, SIGINT);
+    text = child.read_until("no such word");
+    EXPECT_EQ(child.wait(), 130) << word << ": " << text;
+    EXPECT_TRUE(text.ends_with("kinora: stopped\n")) << word << ": " << text;
+    EXPECT_TRUE(std::filesystem::is_empty(temp_.path())) << word;
+  }
+}
+
+// Weights are mapped, so a file that shrinks under the program cannot be an exception; it is still a clean end.
+TEST_F(Cli, AModelFileThatShrinksEndsCleanly) {
+  std::filesystem::copy(KINORA_SOURCE_DIR "/models/kinora-mini", temp_.path("model"),
+                        std::filesystem::copy_options::recursive);
+  Child child(temp_, {"a cat", "--model", "model", "--steps", "1000", "--preview", "p.png", "-o", "cat.png"});
+  std::string text = child.read_until("step 1/");
+  std::filesystem::resize_file(temp_.path("model/vae/diffusion_pytorch_model.safetensors"), 4096);
+  text += child.read_until("no such word");
+  EXPECT_EQ(child.wait(), 5) << text;
+  EXPECT_NE(text.find("kinora: a file that was being read has become shorter"), std::string::npos) << text;
   EXPECT_FALSE(std::filesystem::exists(temp_.path("cat.png")));
+}
+
+TEST_F(Cli, ProgressFitsTheTerminal) {
+  for (int columns : {200, 60, 40, 20, 5, 2}) {
+    Child child(temp_, {"a cat", "--steps", "2", "--width", "64", "--height", "64", "--count", "2", "-o", "{seed}.png"},
+                columns);
+    std::string text = child.read_until("no such word"), line;
+    EXPECT_EQ(child.wait(), 0) << text;
+    int widest = 0, width = 0;
+    for (size_t i = 0; i < text.size(); ++i) {
+      if (text[i] == '\r' || text[i] == '\n') {
+        widest = std::max(widest, width);
+        width = 0;
+      } else if (text.compare(i, 3, "\x1b[K") == 0) {
+        i += 2;
+      } else {
+        width += (text[i] & 0xc0) != 0x80;  // characters, not bytes
+      }
+    }
+    EXPECT_LT(widest, columns) << text;
+    if (columns >= 60) {
+      EXPECT_NE(text.find("█"), std::string::npos) << text;
+    }
+    if (columns >= 5) {
+      EXPECT_NE(text.find("2/2"), std::string::npos) << text;
+    }
+  }
+}
+
+TEST_F(Cli, QuietAndVerbose) {
+  EXPECT_EQ(run("generate cat --steps 1 -q -o quiet.jpg").err, "");
+  std::string text = run("generate cat --steps 1 -v -o verbose.jpg").err;
+  EXPECT_NE(text.find("MiB of memory"), std::string::npos) << text;
+  text = run("generate cat --steps 1 --tile 128 -o tiles.jpg").err;
+  EXPECT_NE(text.find("decoding tile 9/9\n"), std::string::npos) << text;
 }
 
 TEST_F(Cli, KilledWhileWorkingLeavesNoBrokenPicture) {
   for (const char* seconds : {"0.3", "0.6", "0.8", "1.0"}) {
     run("generate cat --steps 1 --count 50 -o '{index}.png'", std::string("timeout -s KILL ") + seconds);
     for (const auto& entry : std::filesystem::directory_iterator(temp_.path())) {
-      if (entry.path().extension() != ".png") continue;
-      EXPECT_EQ(load_image(entry.path()).width, 256);
+      if (entry.path().extension() == ".png") {
+        EXPECT_EQ(load_image(entry.path()).width, 256);
+      }
     }
   }
 }
@@ -166,6 +280,30 @@ TEST_F(Cli, EvalInspectAndTokenize) {
   ASSERT_EQ(o.status, 0) << o.err;
   EXPECT_EQ(SafetensorsFile::open(temp_.path("out.safetensors")).tensor("sample").shape(), (Shape{1, 3, 64, 96}));
   expect_error("eval '" + model + "' transformer in.safetensors -o y.safetensors", 4, "hidden_states");
+  auto expect_refused = [&](const std::string& component, const std::vector<std::pair<std::string, Tensor>>& tensors,
+                            const std::string& word) {
+    write_safetensors(temp_.path("bad.safetensors"), tensors);
+    expect_error("eval '" + model + "' " + component + " bad.safetensors -o y.safetensors", 3, word);
+  };
+  expect_refused("vae.decode", {{"latent", Tensor::zeros({1, 31, 4, 4})}}, "[1, 31, 4, 4]");
+  expect_refused("vae.decode", {{"latent", Tensor::zeros({1, 32, 4})}}, "[1, 32, 4]");
+  expect_refused("vae.encode", {{"sample", Tensor::zeros({1, 3, 24, 64})}}, "multiples of 16");
+  expect_refused("vae.encode", {{"sample", Tensor::zeros({1, 4, 64, 64})}}, "[1, 4, 64, 64]");
+  expect_refused("vae.decode", {{"latent", Tensor::zeros({0, 32, 4, 4})}}, "[0, 32, 4, 4]");
+  expect_refused("transformer",
+                 {{"hidden_states", Tensor::zeros({1, 32, 4, 4})},
+                  {"encoder_hidden_states", Tensor::zeros({1, 8, 7})},
+                  {"timestep", Tensor::zeros({1})}},
+                 "[1, 8, 7]");
+  expect_refused("transformer",
+                 {{"hidden_states", Tensor::zeros({2, 32, 4, 4})},
+                  {"encoder_hidden_states", Tensor::zeros({2, 8, 192})},
+                  {"timestep", Tensor::zeros({3})}},
+                 "timestep");
+  expect_refused("text_encoder", {{"input_ids", Tensor::from({1, 2}, std::vector<int32_t>{1, 1 << 30})}}, "vocabulary");
+  expect_refused("text_encoder", {{"input_ids", Tensor::from({1, 2}, std::vector<int64_t>{1, int64_t{1} << 33})}},
+                 "vocabulary");
+  expect_refused("text_encoder", {{"input_ids", Tensor::zeros({1, 0}, DType::i32)}}, "[1, 0]");
   expect_error("eval '" + model + "' unet in.safetensors -o y.safetensors", 2, "unet");
   o = run("inspect");
   EXPECT_EQ(o.status, 0);

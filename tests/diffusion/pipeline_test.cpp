@@ -1,6 +1,8 @@
 // The pipelines against diffusers: tools/mini/make_golden.py and tests/golden/make_pipelines.py made the files.
 #include "diffusion/pipeline.h"
 
+#include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "io/file.h"
@@ -86,6 +88,96 @@ TEST(Mini, DrawsThePixelsOfDiffusers) {
   for (int64_t i = 0; i < picture.numel(); ++i)
     worst = std::max(worst, std::abs(picture.data<uint8_t>()[i] - result.images[0].rgb[static_cast<size_t>(i)]));
   EXPECT_LE(worst, 1);
+}
+
+class MiniMore : public testing::Test {
+ protected:
+  Request request() const {
+    Request r;
+    r.prompt = kApple;
+    r.negative_prompt = "a cat";
+    r.steps = 3;
+    r.guidance = 2.5;
+    return r;
+  }
+  SafetensorsFile golden_ = SafetensorsFile::open(kGolden + "mini_more.safetensors");
+};
+
+TEST_F(MiniMore, TwoPicturesWithANegativePromptEqualDiffusers) {
+  Request r = request();
+  r.width = 192;
+  r.height = 128;
+  r.seeds = {5, 6};
+  expect_close(mini().generate(r).latents, golden_.tensor("two"), DType::f32, kPipelineTerms, "two pictures");
+}
+
+TEST_F(MiniMore, EulerEqualsDiffusers) {
+  Request r = request();
+  r.width = r.height = 64;
+  r.seeds = {7};
+  r.scheduler = "euler";
+  expect_close(mini().generate(r).latents, golden_.tensor("euler"), DType::f32, kPipelineTerms, "euler");
+}
+
+TEST_F(MiniMore, ImageToImageEqualsDiffusersParts) {
+  Tensor picture = golden_.tensor("picture");
+  for (auto [strength, steps] : {std::pair{"0.5", 6}, {"0.8", 4}}) {
+    Request r = request();
+    r.width = 96;
+    r.height = 64;
+    r.seeds = {9};
+    r.steps = steps;
+    r.strength = std::stod(strength);
+    r.init_image = Image{96, 64, {picture.data<uint8_t>(), picture.data<uint8_t>() + picture.numel()}};
+    expect_close(mini().generate(r).latents, golden_.tensor(std::string("img2img") + strength), DType::f32,
+                 kPipelineTerms, strength);
+  }
+}
+
+TEST(Mini, ReportsItsStages) {
+  Request r;
+  r.prompt = "a cat on a red background";
+  r.steps = 2;
+  r.width = r.height = 128;
+  r.tiling = Tiling{96, 64};
+  std::string seen;
+  r.on_stage = [&](const StageReport& s) {
+    seen += (s.stage == Stage::encode    ? "e"
+             : s.stage == Stage::denoise ? "s"
+                                         : "d") +
+            std::to_string(s.done) + "/" + std::to_string(s.total) + " ";
+  };
+  mini().generate(r);
+  EXPECT_EQ(seen, "e0/2 e1/2 e2/2 s0/2 s1/2 s2/2 d0/4 d1/4 d2/4 d3/4 d4/4 ");
+}
+
+// A weight that runs many times is kept packed; running again, in another size and again in the first gives the same.
+TEST(Mini, PackedWeightsServeEverySize) {
+  Request r;
+  r.prompt = "a dog";
+  r.steps = 1;
+  r.width = r.height = 64;
+  Pipeline fresh = Pipeline::load(kMini, {.dtype = "bfloat16", .threads = 2});
+  Image first = fresh.generate(r).images[0];
+  r.width = 96;
+  Image wide = fresh.generate(r).images[0];
+  r.width = 64;
+  EXPECT_EQ(fresh.generate(r).images[0].rgb, first.rgb);
+  Pipeline other = Pipeline::load(kMini, {.dtype = "bfloat16", .threads = 1});
+  r.width = 96;
+  EXPECT_EQ(other.generate(r).images[0].rgb, wide.rgb);
+}
+
+TEST(Mini, Float16DrawsNearlyTheSame) {
+  Request r;
+  r.prompt = "a dog";
+  r.steps = 2;
+  r.width = r.height = 128;
+  Image exact = mini().generate(r).images[0];
+  Image half = Pipeline::load(kMini, {.dtype = "float16", .threads = 2}).generate(r).images[0];
+  double sum = 0;
+  for (size_t i = 0; i < exact.rgb.size(); ++i) sum += std::abs(exact.rgb[i] - half.rgb[i]);
+  EXPECT_LT(sum / static_cast<double>(exact.rgb.size()), 2);
 }
 
 TEST(Mini, BatchesThreadsAndOrderDoNotChangeAByte) {
@@ -230,9 +322,60 @@ TEST_F(TinySprint, ExtraTensorIsNamed) {
 }
 
 TEST_F(TinySprint, NaNWeightsAreFound) {
+  edit_tensors("/vae/diffusion_pytorch_model.safetensors",
+               [](auto& t) { t["decoder.conv_out.bias"].template data<float>()[0] = NAN; });
+  expect_model_error({"autoencoder", "not finite"});
   edit_tensors("/transformer/diffusion_pytorch_model.safetensors",
-               [](auto& t) { t["proj_out.bias"].template data<float>()[0] = NAN; });
-  expect_model_error({"not finite"});
+               [](auto& t) { t["proj_out.bias"].template data<float>()[0] = INFINITY; });
+  expect_model_error({"transformer", "not finite"});
+  edit_tensors("/text_encoder/model.safetensors", [](auto& t) { t["norm.weight"].template data<float>()[0] = NAN; });
+  expect_model_error({"text encoder", "not finite"});
+}
+
+TEST_F(TinySprint, DamagedFilesOfEveryPartAreRefused) {
+  namespace fs = std::filesystem;
+  for (const char* file : {"/transformer/diffusion_pytorch_model.safetensors",
+                           "/vae/diffusion_pytorch_model.safetensors", "/text_encoder/model.safetensors"}) {
+    uintmax_t size = fs::file_size(folder() + file);
+    fs::resize_file(folder() + file, size - 1);
+    expect_model_error({file + 1, "cut short"});
+    fs::resize_file(folder() + file, size);  // the lost byte is zero now: a whole file again
+    EXPECT_NO_THROW(load());
+  }
+  for (const char* file :
+       {"/model_index.json", "/transformer/config.json", "/vae/config.json", "/text_encoder/config.json",
+        "/scheduler/scheduler_config.json", "/tokenizer/tokenizer.json"}) {
+    std::string whole = read_file(folder() + file, size_t{64} << 20);
+    for (const std::string& bad : {std::string(), whole.substr(0, whole.size() / 2), std::string("[1]"),
+                                   "{\"a\":" + std::string(200, '[') + std::string(200, ']') + "}"}) {
+      temp_.write(std::string("model") + file, bad);
+      expect_model_error({file + 1});
+    }
+    temp_.write(std::string("model") + file, whole);
+  }
+  EXPECT_NO_THROW(load());
+}
+
+TEST_F(TinySprint, ConfigsThatDisagreeWithTheWeightsAreRefused) {
+  auto with = [&](const std::string& file, const std::string& key, const Json& value,
+                  const std::vector<std::string>& words) {
+    std::string whole = read_file(folder() + file, 1 << 20);
+    edit_json(file, [&](Json& j) { j[key] = value; });
+    expect_model_error(words);
+    temp_.write("model" + file, whole);
+  };
+  with("/transformer/config.json", "num_attention_heads", 3, {"config.json"});
+  with("/transformer/config.json", "num_layers", 1, {"transformer_blocks.1"});
+  with("/transformer/config.json", "num_layers", 1000000, {"num_layers"});
+  with("/transformer/config.json", "guidance_embeds", false, {"time_embed"});
+  with("/transformer/config.json", "mlp_ratio", 3.0, {"ff.conv_inverted"});
+  with("/transformer/config.json", "qk_norm", nullptr, {"norm_q"});
+  with("/vae/config.json", "decoder_block_out_channels", {8, 16, 32}, {"decoder"});
+  with("/vae/config.json", "latent_channels", 4, {"latent channels"});
+  with("/vae/config.json", "scaling_factor", 0, {"scaling_factor"});
+  with("/text_encoder/config.json", "num_hidden_layers", 3, {"layer_types"});
+  with("/text_encoder/config.json", "vocab_size", 17, {"embed_tokens"});
+  with("/text_encoder/config.json", "head_dim", 7, {"head_dim"});
 }
 
 TEST_F(TinySprint, ComponentsMustFitTogether) {

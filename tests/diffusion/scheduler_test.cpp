@@ -25,11 +25,13 @@ std::unique_ptr<Scheduler> make(const std::string& kind, const std::string& vari
   c.flow_shift = shift;
   if (variant == "order1") c.order = 1;
   if (variant == "heun") c.heun = true;
-  if (variant == "sigma_min" || variant == "euler_at_final") c.final_sigma_zero = false;
+  if (variant == "sigma_min" || variant == "euler_at_final" || variant == "second_to_the_end")
+    c.final_sigma_zero = false;
   if (variant == "euler_at_final") {
     c.euler_at_final = true;
     c.lower_order_final = false;
   }
+  if (variant == "second_to_the_end") c.lower_order_final = false;
   return make_dpm_solver(c);
 }
 
@@ -70,7 +72,7 @@ TEST(Schedulers, EqualDiffusersOnTheWholeGrid) {
     }
     ++settings;
   }
-  EXPECT_EQ(settings, 9 * 4 * 6 + 4);
+  EXPECT_EQ(settings, 9 * 4 * 7 + 4);
 }
 
 // The sums that run on a device are the same steps, to rounding.
@@ -116,6 +118,38 @@ TEST(Schedulers, RefuseImpossibleSteps) {
     EXPECT_THROW(make_dpm_solver({})->set_steps(steps), Error);
     EXPECT_THROW(ScmScheduler().set_steps(steps), Error);
   }
+}
+
+TEST(Schedulers, SettingsThatAreNotDoneAreRefusedByName) {
+  auto expect_refused = [](const std::string& json, const std::string& word) {
+    try {
+      make_scheduler(Config::parse(json, "scheduler_config.json"));
+      FAIL() << json;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::model);
+      EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << error.what();
+    }
+  };
+  const std::string dpm =
+      R"({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": true)";
+  EXPECT_EQ(make_scheduler(Config::parse(dpm + "}", "x"))->name(), "dpm++");
+  for (const char* key : {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "thresholding"}) {
+    expect_refused(dpm + ", \"" + key + "\": true}", key);
+  }
+  expect_refused(dpm + R"(, "solver_order": 3})", "solver_order");
+  expect_refused(dpm + R"(, "solver_type": "rk4"})", "rk4");
+  expect_refused(dpm + R"(, "algorithm_type": "sde-dpmsolver++"})", "sde-dpmsolver++");
+  expect_refused(dpm + R"(, "final_sigmas_type": "sigma_min", "beta_schedule": "scaled_linear"})", "beta_schedule");
+  expect_refused(dpm + R"(, "num_train_timesteps": 100})", "num_train_timesteps");
+  expect_refused(R"({"_class_name": "DPMSolverMultistepScheduler"})", "prediction_type");
+  const std::string euler = R"({"_class_name": "FlowMatchEulerDiscreteScheduler")";
+  EXPECT_EQ(make_scheduler(Config::parse(euler + "}", "x"))->name(), "euler");
+  for (const char* key : {"use_dynamic_shifting", "use_karras_sigmas", "invert_sigmas", "stochastic_sampling"}) {
+    expect_refused(euler + ", \"" + key + "\": true}", key);
+  }
+  expect_refused(euler + R"(, "shift_terminal": 0.1})", "shift_terminal");
+  expect_refused(R"({"_class_name": "SCMScheduler", "sigma_data": 1})", "sigma_data");
+  expect_refused(R"({"_class_name": "DDIMScheduler"})", "DDIMScheduler");
 }
 
 }  // namespace

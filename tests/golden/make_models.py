@@ -61,6 +61,25 @@ def sana(folder, name, seed, height=6, width=5, **extra):
     save(folder, name, model, config, inputs, dict(sample=out))
 
 
+def sana_fp16(folder, name, seed):
+    """Weights in float16, and linear attention's output so large that float16's range clamps it."""
+    model = randomise(SanaTransformer2DModel(**SANA), seed)
+    with torch.no_grad():
+        for block in model.transformer_blocks:
+            block.attn1.to_out[0].weight *= 1.5e5
+            block.scale_shift_table *= 0.1
+        model.time_embed.linear.weight *= 0.1
+        model.time_embed.linear.bias *= 0.1
+    model = model.half()
+    g = torch.Generator().manual_seed(seed + 1)
+    latents, caption = torch.randn(2, 8, 6, 5, generator=g), torch.randn(2, 7, 40, generator=g)
+    mask, timestep = torch.ones(2, 7), torch.tensor([999.0, 136.0])
+    with torch.no_grad():
+        out = model(latents.half(), encoder_hidden_states=caption.half(), timestep=timestep, encoder_attention_mask=mask.long(),
+                    return_dict=False)[0]
+    save(folder, name, model, SANA, dict(latents=latents, caption=caption, mask=mask, timestep=timestep), dict(sample=out.float()))
+
+
 DCAE = dict(in_channels=3, latent_channels=4, attention_head_dim=8, encoder_block_out_channels=(8, 16, 16),
             decoder_block_out_channels=(8, 16, 16), encoder_layers_per_block=(1, 1, 2), decoder_layers_per_block=(1, 2, 1),
             encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
@@ -104,6 +123,7 @@ def main(folder):
     sana(folder, "sana_sprint", 30, qk_norm="rms_norm_across_heads", guidance_embeds=True, guidance_embeds_scale=0.1)
     sana(folder, "sana_positions", 40, interpolation_scale=2.0, timestep_scale=0.5)
     sana(folder, "sana_patch2", 50, height=8, width=12, patch_size=2, interpolation_scale=1.0)
+    sana_fp16(folder, "sana_fp16", 55)
     dcae(folder, "dcae_published", 60)
     dcae(folder, "dcae_shuffle", 70, upsample_block_type="pixel_shuffle", downsample_block_type="pixel_unshuffle",
          decoder_norm_types=("batch_norm", "rms_norm", "batch_norm"), decoder_act_fns=("relu", "silu", "silu"),

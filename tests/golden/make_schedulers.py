@@ -30,6 +30,7 @@ def main(folder):
         for shift in (1.0, 3.0, 6.0, 8.0):
             for name, extra in {"default": {}, "order1": dict(solver_order=1), "heun": dict(solver_type="heun"),
                                 "sigma_min": dict(final_sigmas_type="sigma_min"),
+                                "second_to_the_end": dict(final_sigmas_type="sigma_min", lower_order_final=False),
                                 "euler_at_final": dict(final_sigmas_type="sigma_min", euler_at_final=True, lower_order_final=False)}.items():
                 s = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, **extra)
                 s.set_timesteps(n)

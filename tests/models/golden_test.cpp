@@ -29,6 +29,33 @@ TEST_P(SanaGolden, Forward) {
 INSTANTIATE_TEST_SUITE_P(Variants, SanaGolden,
                          testing::Values("sana_base", "sana_qk_norm", "sana_sprint", "sana_positions", "sana_patch2"));
 
+// The checkpoints trained in float16 need its limits: without the clamp the result is another one.
+TEST(SanaFp16, ClampsLinearAttentionToItsRange) {
+  Golden golden("sana_fp16");
+  DenoiseInputs in;
+  in.latents = golden.channels_last("in.latents");
+  in.timestep = golden.tensor("in.timestep");
+  in.caption = golden.tensor("in.caption");
+  in.mask = golden.tensor("in.mask");
+  Tensor expected = golden.channels_last("out.sample");
+  SanaConfig config = read_sana_config(golden.config);
+  auto predict = [&](bool clamp, DType dtype) {
+    config.fp16_clamp = clamp;
+    Runtime r = runtime();
+    r.dtype = dtype;
+    return Denoiser(config, golden.weights, r).predict(in);
+  };
+  expect_close(predict(true, DType::f16), expected, DType::f16, kModelTerms, "float16");
+  expect_close(predict(true, DType::f32), expected, DType::f16, kModelTerms, "float32 with float16's clamp");
+  Tensor free = predict(false, DType::f32);
+  double peak = 0, worst = 0;
+  for (int64_t i = 0; i < free.numel(); ++i) {
+    peak = std::max<double>(peak, std::abs(expected.data<float>()[i]));
+    worst = std::max<double>(worst, std::abs(free.data<float>()[i] - expected.data<float>()[i]));
+  }
+  EXPECT_GT(worst, 2 * tolerance(DType::f16, kModelTerms) * peak) << "the clamp is not reached";
+}
+
 class DcAeGolden : public testing::TestWithParam<const char*> {};
 
 TEST_P(DcAeGolden, EncodeAndDecode) {

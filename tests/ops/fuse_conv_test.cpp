@@ -77,6 +77,26 @@ TEST(FuseDepthwiseGlu, TakesTheLinearsActivation) {
   }
 }
 
+// The models build the op; the linear before it may still give its activation away.
+TEST(FuseDepthwiseGlu, TakesTheLinearsActivationIntoAnOpThatIsThere) {
+  for (int64_t side : {3, 5}) {
+    for (bool shared : {false, true}) {
+      Graph graph;
+      Value tokens = linear(graph.input("x", {2, 12, 8}), parameter(graph, "inverted", {12, 8}), {}, "silu");
+      graph.output("y", depthwise_glu(reshape(tokens, {2, 3, 4, 12}), parameter(graph, "depth", {12, 1, side, side}),
+                                      parameter(graph, "depth.bias", {12})));
+      if (shared) graph.output("tokens", tokens);
+      Graph after = fuse_depthwise_glu(graph);
+      ASSERT_EQ(nodes_of(after, kDepthwiseGlu).size(), 1u);
+      bool moved = side == 3 && !shared;
+      EXPECT_EQ(nodes_of(after, kDepthwiseGlu)[0]->attrs.text("act"), moved ? "silu" : "none");
+      EXPECT_EQ(nodes_of(after, kDepthwiseGlu)[0]->inputs.size(), 3u);
+      EXPECT_EQ(nodes_of(after, kLinear)[0]->attrs.text("act"), moved ? "none" : "silu");
+      expect_same(graph, after);
+    }
+  }
+}
+
 TEST(FuseDepthwiseGlu, LeavesWhatOthersRead) {
   Graph graph;
   Value conv = feed_forward(graph, graph.input("x", {2, 12, 8}), "silu");

@@ -260,9 +260,18 @@ void add_matmul(std::vector<OpCase>& c) {
                .terms = 33,
                .gradient = false});
   c.push_back({.name = "linear_add",
-               .shapes = {{2, 12, 9}, {10, 9}, {10}, {2, 12, 10}},
-               .build = [](In x) { return linear_add(x[0], x[1], x[2], x[3]); },
+               .shapes = {{2, 12, 9}, {10, 9}, {10}, {2, 12, 10}, {2, 1, 10}},
+               .build = [](In x) { return linear_add(x[0], x[1], x[2], x[3], x[4]); },
                .terms = 9});
+  c.push_back({.name = "linear_add/few_rows",
+               .shapes = {{3, 9}, {130, 9}, {3, 130}, {3, 130}},
+               .build = [](In x) { return linear_add(x[0], x[1], {}, x[2], x[3]); },
+               .terms = 9});
+  c.push_back({.name = "linear_add/blocks",
+               .shapes = {{2, 290, 33}, {200, 33}, {200}, {2, 290, 200}},
+               .build = [](In x) { return linear_add(x[0], x[1], x[2], affine(x[3], 0.5, 0)); },
+               .terms = 33,
+               .gradient = false});
   c.push_back({.name = "gather",
                .shapes = {{5, 4}, {2, 3}},
                .build = [](In x) { return gather(x[0], x[1]); },
@@ -301,6 +310,8 @@ void add_conv(std::vector<OpCase>& c) {
   conv("conv2d/stride", {1, 6, 5, 4}, {5, 4, 3, 3}, {.stride = 2, .padding = 1, .act = "silu"});
   conv("conv2d/depthwise", {2, 5, 4, 20}, {20, 1, 3, 3}, {.padding = 1, .groups = 20});
   conv("conv2d/depthwise5", {1, 7, 6, 3}, {3, 1, 5, 5}, {.padding = 2, .groups = 3, .act = "relu"});
+  conv("conv2d/depthwise5_wide", {1, 7, 11, 37}, {37, 1, 5, 5}, {.padding = 2, .groups = 37}, false);
+  conv("conv2d/depthwise_stride_wide", {1, 7, 9, 18}, {18, 1, 3, 3}, {.stride = 2, .padding = 1, .groups = 18}, false);
   conv("conv2d/grouped", {1, 3, 4, 8}, {8, 4, 1, 1}, {.groups = 2});
   conv("conv2d/grouped3x3", {1, 4, 4, 4}, {6, 2, 3, 3}, {.padding = 1, .groups = 2});
   conv("conv2d/depthwise7", {2, 9, 11, 6}, {6, 1, 7, 7}, {.padding = 3, .groups = 6, .act = "gelu_tanh"}, false);
@@ -337,6 +348,15 @@ void add_conv(std::vector<OpCase>& c) {
                .terms = 9,
                .gradient = false});
   conv("conv2d/depthwise_blocks", {1, 50, 70, 80}, {80, 1, 3, 3}, {.padding = 1, .groups = 80}, false);
+  c.push_back({.name = "depthwise_glu/larger",
+               .shapes = {{1, 6, 7, 10}, {10, 1, 5, 5}, {10}},
+               .build = [](In x) { return depthwise_glu(x[0], x[1], x[2]); },
+               .terms = 25});
+  c.push_back({.name = "depthwise_glu/wide",
+               .shapes = {{1, 9, 13, 70}, {70, 1, 3, 3}},
+               .build = [](In x) { return depthwise_glu(x[0], x[1], {}); },
+               .terms = 9,
+               .gradient = false});
 }
 
 void add_norm_attention(std::vector<OpCase>& c) {
