@@ -79,7 +79,7 @@ void print_weights(const char* name, const Weights& weights) {
 }
 
 int inspect(const std::string& folder, const std::string& graph, const std::string& dtype) {
-  Pipeline p = Pipeline::load(model_folder(folder), {.dtype = dtype});
+  Pipeline p = Pipeline::load(folder, {.dtype = dtype});
   const ModelDefaults& d = p.defaults();
   int64_t ratio = p.autoencoder().config().compression(), channels = p.denoiser().config().in_channels,
           tokens = d.max_sequence_length;
@@ -127,11 +127,12 @@ struct BenchOptions {
   std::string model, dtype = "auto", component;
   int repeats = 5, threads = 0;
   int64_t size = 0;
-  bool json = false;
+  bool json = false, yes = false;
 };
 
 int bench(const BenchOptions& o) {
-  Pipeline p = Pipeline::load(model_folder(o.model), {.dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
+  Pipeline p = Pipeline::load(model_folder(o.model, {.yes = o.yes}),
+                              {.dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
   const ModelDefaults& d = p.defaults();
   int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio,
           batch = p.sprint() ? 1 : 2;
@@ -178,16 +179,18 @@ int bench(const BenchOptions& o) {
 Command add_eval(CLI::App& app) {
   struct Options {
     std::string model, component, input, output, dtype = "auto";
+    bool yes = false;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
-  c->add_option("model", o->model, "Model folder")->required();
+  c->add_option("model", o->model, "Model folder or name")->required();
   c->add_option("component", o->component, "text_encoder, transformer, vae.encode or vae.decode")->required();
   c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers")->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
   c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  add_yes(c, o->yes);
   return [o] {
-    Pipeline p = Pipeline::load(o->model, {.dtype = o->dtype, .stop = &stop_requested});
+    Pipeline p = Pipeline::load(model_folder(o->model, {.yes = o->yes}), {.dtype = o->dtype, .stop = &stop_requested});
     write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
     return 0;
   };
@@ -196,20 +199,22 @@ Command add_eval(CLI::App& app) {
 Command add_inspect(CLI::App& app) {
   struct Options {
     std::string model, graph, dtype = "auto";
+    bool yes = false;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("inspect", "Show what a model folder holds and what it needs");
-  c->add_option("model", o->model, "Model folder (default: the model that came along)");
+  c->add_option("model", o->model, "Model folder or name (default: the model that came along)");
   c->add_option("--graph", o->graph, "Print the compiled graph of a component")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.encode", "vae.decode"}));
   c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
-  return [o] { return inspect(o->model, o->graph, o->dtype); };
+  add_yes(c, o->yes);
+  return [o] { return inspect(model_folder(o->model, {.yes = o->yes}), o->graph, o->dtype); };
 }
 
 Command add_bench(CLI::App& app) {
   auto o = std::make_shared<BenchOptions>();
   CLI::App* c = app.add_subcommand("bench", "Time each component and the whole");
-  c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
+  c->add_option("-m,--model", o->model, "Model folder or name (default: the model that came along)");
   c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
   c->add_option("-t,--threads", o->threads, "Threads (default: one per core)");
   c->add_option("--size", o->size, "Pixels a side (default: the model's)");
@@ -217,19 +222,23 @@ Command add_bench(CLI::App& app) {
   c->add_option("--component", o->component, "This one alone")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.decode", "picture"}));
   c->add_flag("--json", o->json, "Print JSON");
+  add_yes(c, o->yes);
   return [o] { return bench(*o); };
 }
 
 Command add_tokenize(CLI::App& app) {
   struct Options {
     std::string model, text;
+    bool yes = false;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("tokenize", "Show the tokens of a text");
   c->add_option("text", o->text, "The text")->required();
-  c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
+  c->add_option("-m,--model", o->model, "Model folder or name (default: the model that came along)");
+  add_yes(c, o->yes);
   return [o] {
-    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(model_folder(o->model) + "/tokenizer");
+    std::string folder = model_folder(o->model, {.yes = o->yes, .components = {"tokenizer"}});
+    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(folder + "/tokenizer");
     for (int32_t id : tokenizer->encode(o->text))
       std::printf("%d\t%s\n", id, std::string(tokenizer->piece(id)).c_str());
     return 0;
