@@ -155,14 +155,12 @@ void receive(Http& http, const std::string& url, const std::string& what, Partia
       } else if (response.status / 100 != 2) {
         throw refusal(response, what);
       } else if (partial.at() < size) {
-        throw TransferError(ErrorKind::io,
-                            what + ": the connection ended after " + std::to_string(partial.at()) + " of " +
-                                std::to_string(size) + " bytes",
-                            true);
+        throw TransferError(ErrorKind::io, what + ": the connection ended early", true);
       }
     } catch (const TransferError& error) {
       if (partial.at() > before) failures = 0;
-      http.pause(error, failures++);
+      std::string here = " (" + std::to_string(partial.at()) + " of " + std::to_string(size) + " bytes are here)";
+      http.pause(TransferError(error.kind(), error.what() + here, error.retry, error.wait), failures++);
     }
   }
 }

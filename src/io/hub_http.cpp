@@ -142,7 +142,9 @@ struct Http::Call {
   // while it runs
   Response response;
   size_t header_bytes = 0;
-  bool begun = false;
+  bool begun = false, stalled = false;
+  uint64_t seen = 0;
+  std::chrono::steady_clock::time_point moved;
   const std::atomic<bool>* stop = nullptr;
   std::exception_ptr thrown;
 
@@ -198,9 +200,16 @@ struct Http::Call {
     auto* call = static_cast<Call*>(self);
     return call->guarded(size, [&] { call->receive_header(std::string(data, size)); });
   }
-  static int on_progress(void* self, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
-    const auto* stop = static_cast<Call*>(self)->stop;
-    return stop && *stop ? 1 : 0;
+  // Called about once a second, and more often while bytes arrive.
+  static int on_progress(void* self, curl_off_t, curl_off_t received, curl_off_t, curl_off_t) {
+    auto* call = static_cast<Call*>(self);
+    auto now = std::chrono::steady_clock::now();
+    if (uint64_t bytes = static_cast<uint64_t>(received) + call->header_bytes; bytes != call->seen) {
+      call->seen = bytes;
+      call->moved = now;
+    }
+    call->stalled = now - call->moved > std::chrono::duration<double>(call->timeout);
+    return call->stalled || (call->stop && *call->stop) ? 1 : 0;
   }
 };
 
@@ -222,7 +231,9 @@ Response Http::once(Call& call) {
   call.response = Response{};
   call.response.url = call.url;
   call.header_bytes = 0;
-  call.begun = false;
+  call.begun = call.stalled = false;
+  call.seen = 0;
+  call.moved = std::chrono::steady_clock::now();
   call.thrown = nullptr;
   call.stop = stop_;
   char message[CURL_ERROR_SIZE] = "";
@@ -237,8 +248,6 @@ Response Http::once(Call& call) {
   set(CURLOPT_USERAGENT, "kinora");
   if (const char* file = certificates()) set(CURLOPT_CAINFO, file);
   set(CURLOPT_CONNECTTIMEOUT_MS, static_cast<long>(call.timeout * 1000));
-  set(CURLOPT_LOW_SPEED_LIMIT, 1L);
-  set(CURLOPT_LOW_SPEED_TIME, std::max(1L, static_cast<long>(call.timeout)));
   if (call.longest > 0) set(CURLOPT_TIMEOUT_MS, static_cast<long>(call.longest * 1000));
   if (call.offset) set(CURLOPT_RANGE, (std::to_string(call.offset) + "-").c_str());
   set(CURLOPT_WRITEFUNCTION, &Call::on_body);
@@ -261,6 +270,10 @@ Response Http::once(Call& call) {
   if (call.thrown) std::rethrow_exception(call.thrown);
   if (code != CURLE_OK) {
     std::string why = message[0] ? message : curl_easy_strerror(code);
+    if (call.stalled) {
+      why = "nothing arrived for " + std::to_string(static_cast<long>(call.timeout)) + " s";
+      code = CURLE_OPERATION_TIMEDOUT;
+    }
     throw TransferError(ErrorKind::io, "cannot reach " + host_of(call.url) + ": " + why, worth_retrying(code));
   }
   if (call.sink && !call.begun && call.response.status / 100 == 2) call.start();
