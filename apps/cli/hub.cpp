@@ -157,7 +157,17 @@ int pull(const PullArguments& a) {
     if (auto folder = hub.find(name, a.select)) return std::printf("%s\n", folder->c_str()), 0;
   }
   hub::PullOptions options = with_notices(a.options, a.quiet);
-  hub::Plan plan = hub.plan(name, a.select, options);
+  hub::Plan plan;
+  try {
+    plan = hub.plan(name, a.select, options);
+  } catch (const Error& error) {  // as huggingface_hub does: without the hub, what is here must do
+    auto folder =
+        error.kind() == ErrorKind::io && !a.dry_run && !options.force ? hub.find(name, a.select) : std::nullopt;
+    if (!folder) throw;
+    std::fprintf(stderr, "%s\n%s is complete in the cache; whether it is the latest is not known\n", error.what(),
+                 name.text().c_str());
+    return std::printf("%s\n", folder->c_str()), 0;
+  }
   if (a.dry_run) {
     std::printf("%s at commit %s: %s to download\n", name.text().c_str(), plan.commit.c_str(), summary(plan).c_str());
     for (const hub::PlannedFile& file : plan.files)

@@ -1,16 +1,15 @@
 #include "io/hub.h"
 
-#include <sys/statvfs.h>
-
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
+#include <map>
 #include <set>
 
 #include "core/error.h"
 #include "io/config.h"
 #include "io/digest.h"
 #include "io/file.h"
+#include "io/hub_answers.h"
 #include "io/hub_download.h"
 #include "io/hub_http.h"
 
@@ -18,55 +17,11 @@ namespace kinora::hub {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::json;
 
 constexpr size_t kLargestAnswer = size_t{32} << 20;
 constexpr size_t kLargestConfig = size_t{16} << 20;
 constexpr size_t kMostFiles = 100'000;
 constexpr size_t kMostPages = 1000;
-constexpr int kDeepest = 16;
-
-Json parse_answer(const Response& response, const std::string& what) {
-  Json::parser_callback_t guard = [&](int depth, Json::parse_event_t, Json&) {
-    if (depth > kDeepest) fail(ErrorKind::io, what + ": the server's answer is nested too deeply");
-    return true;
-  };
-  try {
-    return Json::parse(response.body, guard);
-  } catch (const Json::exception&) {
-    fail(ErrorKind::io, what + ": the answer of " + response.url + " is no JSON; does HF_ENDPOINT name a hub?");
-  }
-}
-
-std::string text_of(const Json& object, const char* key) {
-  return object.is_object() && object.contains(key) && object[key].is_string() ? object[key].get<std::string>() : "";
-}
-
-TreeEntry read_entry(const Json& item, const std::string& what) {
-  TreeEntry entry{text_of(item, "path"), 0, text_of(item, "oid"), "", text_of(item, "xetHash")};
-  if (!valid_file_path(entry.path)) {
-    std::string shown = Json(entry.path.substr(0, 80)).dump(-1, ' ', true, Json::error_handler_t::replace);
-    fail(ErrorKind::input,
-         what + " lists a file of the name " + shown + ", which could lead out of its folder; nothing was downloaded");
-  }
-  bool sized = item.contains("size") && item["size"].is_number_unsigned();
-  if (item.contains("lfs") && item["lfs"].is_object()) {
-    entry.sha256 = text_of(item["lfs"], "oid");
-    if (!is_sha256(entry.sha256)) fail(ErrorKind::io, what + ": the hub gives no SHA-256 for " + entry.path);
-  }
-  if (!sized || item["size"].get<uint64_t>() > uint64_t{1} << 60)
-    fail(ErrorKind::io, what + ": the hub gives no size for " + entry.path);
-  entry.size = item["size"].get<uint64_t>();
-  return entry;
-}
-
-// The address of the next page in a Link header: <address>; rel="next".
-std::string next_page(const Response& response) {
-  std::string link = response.header("link");
-  size_t rel = link.find("rel=\"next\""), open = link.rfind('<', rel), close = link.find('>', open);
-  if (rel == std::string::npos || open == std::string::npos || close == std::string::npos || close > rel) return "";
-  return link.substr(open + 1, close - open - 1);
-}
 
 std::vector<TreeEntry> list_files(Http& http, const Settings& settings, const ModelName& name,
                                   const std::string& commit) {
@@ -77,17 +32,13 @@ std::vector<TreeEntry> list_files(Http& http, const Settings& settings, const Mo
   for (size_t page = 0; !url.empty(); ++page) {
     Response response = http.get(url, kLargestAnswer);
     if (response.status != 200) throw refusal(response, name.text());
-    Json items = parse_answer(response, name.text());
-    if (!items.is_array()) fail(ErrorKind::io, name.text() + ": the hub's list of files is no list");
-    for (const Json& item : items) {
-      if (text_of(item, "type") != "file") continue;
-      entries.push_back(read_entry(item, name.text()));
-      if (!seen.insert(entries.back().path).second)
-        fail(ErrorKind::io, name.text() + " lists " + entries.back().path + " twice");
+    for (TreeEntry& entry : parse_tree(response.body, name.text())) {
+      if (!seen.insert(entry.path).second) fail(ErrorKind::io, name.text() + " lists " + entry.path + " twice");
+      entries.push_back(std::move(entry));
     }
     if (entries.size() > kMostFiles || page > kMostPages)
       fail(ErrorKind::io, name.text() + " lists more than 100,000 files");
-    std::string next = next_page(response);
+    std::string next = next_page(response.header("link"));
     // The token goes along, so only to the same place.
     if (!next.empty() && !same_authority(url, next))
       fail(ErrorKind::io, name.text() + ": the hub's list of files goes on at another host");
@@ -102,11 +53,7 @@ std::string resolve_commit(Http& http, const Settings& settings, const ModelName
       settings.endpoint + "/api/models/" + encode_path(name.repository) + "/revision/" + encode_part(name.revision),
       kLargestAnswer);
   if (response.status != 200) throw refusal(response, name.text());
-  std::string commit = text_of(parse_answer(response, name.text()), "sha");
-  if (!is_commit(commit))
-    fail(ErrorKind::io,
-         name.text() + ": the answer of " + response.url + " names no commit; does HF_ENDPOINT name a hub?");
-  return commit;
+  return parse_commit(response.body, name.text());
 }
 
 std::string list(const std::vector<std::string>& items) {

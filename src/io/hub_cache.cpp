@@ -130,8 +130,12 @@ bool valid_file_path(const std::string& path) {
     if (part.empty() || part == "." || part == ".." || part.size() > 255) return false;
     if (part.size() > 1 && part[1] == ':') return false;  // a drive, where there are drives
   }
-  return std::all_of(path.begin(), path.end(),
-                     [](char c) { return static_cast<unsigned char>(c) >= ' ' && c != 127 && c != '\\'; });
+  for (size_t i = 0; i < path.size(); ++i) {
+    auto c = static_cast<unsigned char>(path[i]),
+         next = static_cast<unsigned char>(i + 1 < path.size() ? path[i + 1] : 'a');
+    if (c < ' ' || c == 127 || c == '\\' || (c == 0xc2 && next < 0xa0)) return false;  // 0xc2: U+0080 to U+009F
+  }
+  return true;
 }
 
 bool valid_etag(const std::string& etag) {

@@ -18,6 +18,7 @@
 #include "io/digest.h"
 #include "io/file.h"
 #include "io/hub.h"
+#include "io/hub_answers.h"
 
 namespace kinora::hub {
 namespace {
@@ -88,12 +89,6 @@ class Partial {
 struct Announcement {
   std::string etag, hash;  // hash: SHA-256 or git's, to be checked; empty when there is none
 };
-
-std::string normalized_etag(std::string etag) {
-  if (etag.starts_with("W/")) etag = etag.substr(2);
-  std::erase(etag, '"');
-  return etag;
-}
 
 Announcement ask(Http& http, const Settings& settings, RepositoryCache& cache, const std::string& commit,
                  const TreeEntry& entry) {
@@ -231,10 +226,23 @@ void fetch_file(Http& http, const Settings& settings, RepositoryCache& cache, co
 std::string Hub::pull(const Plan& plan, const PullOptions& options) const {
   RepositoryCache cache(settings_.cache, plan.name.repository, settings_.symlinks);
   check_space(settings_.cache, options.force ? plan.bytes : plan.to_fetch);
-  cache.create(plan.commit);
-  if (!cache.read_tree(plan.commit)) cache.write_tree(plan.commit, plan.tree);
-  cache.write_ref(plan.name.revision, plan.commit);
-  for (const std::string& path : plan.absent) cache.write_absent(plan.commit, path);
+  auto prepare = [&] {
+    cache.create(plan.commit);
+    if (!cache.read_tree(plan.commit)) cache.write_tree(plan.commit, plan.tree);
+    cache.write_ref(plan.name.revision, plan.commit);
+    for (const std::string& path : plan.absent) cache.write_absent(plan.commit, path);
+  };
+  bool all_here = !options.force && std::all_of(plan.files.begin(), plan.files.end(), [&](const PlannedFile& file) {
+    return file.cached && cache.has(plan.commit, file.entry.path);
+  });
+  if (all_here) {
+    try {
+      prepare();
+    } catch (const Error&) {  // a cache that is there to be read alone
+    }
+    return plan.folder;
+  }
+  prepare();
 
   std::vector<size_t> order(plan.files.size());  // the largest first, so that none is left alone at the end
   std::iota(order.begin(), order.end(), size_t{0});

@@ -178,6 +178,7 @@ struct Http::Call {
       response.status = space == std::string::npos ? 0 : std::atol(line.c_str() + space);
     } else if (size_t colon = line.find(':'); colon != std::string::npos) {
       size_t value = line.find_first_not_of(" \t", colon + 1);
+      for (char& c : line) c = static_cast<unsigned char>(c) < ' ' || static_cast<unsigned char>(c) > '~' ? '?' : c;
       response.headers[lower(line.substr(0, colon))] = value == std::string::npos ? "" : line.substr(value);
     }
   }
@@ -363,7 +364,6 @@ void Http::pause(const TransferError& error, int attempt) {
 
 TransferError refusal(const Response& response, const std::string& what) {
   std::string code = response.header("x-error-code"), said = response.header("x-error-message").substr(0, 200);
-  std::erase_if(said, [](char c) { return static_cast<unsigned char>(c) < ' '; });
   std::string status = "HTTP " + std::to_string(response.status);
   auto wrong = [&](const std::string& message) { return TransferError(ErrorKind::input, message, false); };
   if (code == "GatedRepo")

@@ -112,6 +112,19 @@ TEST_F(HubCli, WrongUse) {
   expect_error("pull org/model", 2, "HF_ENDPOINT");
 }
 
+TEST_F(HubCli, WithoutTheHubWhatIsHereMustDo) {
+  put_model();
+  Outcome first = run("pull org/model");
+  ASSERT_EQ(first.status, 0) << first.err;
+  fault({{"path", "."}, {"status", 503}, {"headers", {{"Retry-After", "0"}}}});
+  Outcome second = run("pull org/model");
+  EXPECT_EQ(second.status, 0);
+  EXPECT_EQ(second.out, first.out);
+  EXPECT_NE(second.err.find("whether it is the latest is not known"), std::string::npos) << second.err;
+  expect_error("pull org/model --force", 5, "HTTP 503");
+  expect_error("pull org/other", 5, "HTTP 503");
+}
+
 TEST_F(HubCli, AFullDiskInTheMiddle) {
   put_model();
   expect_error("pull org/model", 5, "cannot write",

@@ -52,6 +52,15 @@ TEST_F(Pull, FollowsPagesOfALongList) {
   expect_whole(pull());
 }
 
+TEST_F(Pull, FollowsAModelThatWasRenamed) {
+  put_model();
+  settings_.token = "hf_secret";
+  configure({{"moved", {{"old/name", "org/model"}}}, {"tokens", {{"org/model", "hf_secret"}}}});
+  std::string folder = pull("old/name");
+  expect_whole(folder);
+  EXPECT_NE(folder.find("models--old--name"), std::string::npos);
+}
+
 TEST_F(Pull, RevisionsShareBlobs) {
   put_model();
   put_model("org/model", 100'000, "refs%2Fpr%2F1");
@@ -296,8 +305,8 @@ TEST_F(Pull, HostileListsAreRefusedBeforeAnythingIsWritten) {
     return Json{{"type", "file"}, {"path", path}, {"size", size}, {"oid", std::string(40, 'a')}};
   };
   Json many = Json::array();
-  for (const char* path :
-       {"../evil", "/etc/evil", "a/../../evil", "a//b", "a/./b", "", ".", "a\\..\\b", "C:/evil", "a/b\n"})
+  for (const char* path : {"../evil", "/etc/evil", "a/../../evil", "a//b", "a/./b", "", ".", "a\\..\\b", "C:/evil",
+                           "a/b\n", "a\u009b31mb"})
     many.push_back(Json::array({entry(path)}));
   many.push_back(Json::array({entry(std::string(300, 'a'))}));
   many.push_back(Json::array({entry(7)}));

@@ -5,6 +5,7 @@ line to FOLDER/requests.log for each, and ends when its standard input does.
     python3 server.py FOLDER        prints "HUB_PORT SECOND_PORT"
 
 server.json: {"page": entries in a page of a list, "tokens": {"ORG/NAME": token}, "xet": true to give Xet hashes,
+"moved": {"ORG/OLD": "ORG/NEW"},
 "faults": [{"path": regular expression, "method": "GET", "host": "hub" or "cdn", "times": how often,
 "skip": requests to let pass first, ...}]}; a fault may say
   status, headers, body    answer this                       redirect      to this address ({hub}, {cdn} are filled in)
@@ -125,6 +126,9 @@ class Handler(BaseHTTPRequestHandler):
             if authorization:  # as storage services do
                 return self.answer(400, b"only one way of authorization is allowed", {}, fault)
             return self.send_blob(fault)
+        for old, new in settings().get("moved", {}).items():
+            if f"/{old}/" in self.path:
+                return self.answer(307, b"", {"Location": self.path.replace(old, new)}, fault)
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
             return self.api(found[1], found[2], unquote(found[3] or "main"), query, fault)
