@@ -44,24 +44,20 @@ class Progress {
     for (size_t i = 0; i < here_.size(); ++i)
       begun_with_ += here_[i] = plan.files[i].cached ? plan.files[i].entry.size : plan.files[i].partial;
     arrived_ = begun_with_;
-    active_.assign(here_.size(), "");
+    active_.assign(here_.size(), false);
   }
   ~Progress() { erase(); }
 
   void on(const hub::Event& event) {
     if (quiet_) return;
     const hub::PlannedFile& file = plan_.files[event.file];
-    std::string& note = active_[event.file];
     if (event.kind == hub::Event::moved || event.kind == hub::Event::done) {
-      arrived_ += event.bytes - here_[event.file];
+      arrived_ += event.bytes - here_[event.file];  // less, after a start from the beginning
       here_[event.file] = event.bytes;
     }
-    if (event.kind == hub::Event::waiting) note = "another process is fetching it";
-    if (event.kind == hub::Event::moved) note = " ";
-    if (event.kind == hub::Event::begun) note = " ";
-    if (event.kind == hub::Event::retrying) note = event.note;
-    if (event.kind == hub::Event::done) note = "";
-    if (event.kind == hub::Event::retrying || event.kind == hub::Event::waiting) say(file.entry.path + ": " + note);
+    active_[event.file] = event.kind != hub::Event::done && !file.cached;
+    if (event.kind == hub::Event::waiting) say(file.entry.path + ": another process is fetching it");
+    if (event.kind == hub::Event::retrying) say(event.note);
     if (event.kind == hub::Event::done && !file.cached) say(file.entry.path + "  " + human(file.entry.size));
     auto now = std::chrono::steady_clock::now();
     if (bars_ && now - drawn_ > std::chrono::milliseconds(100)) {
@@ -78,40 +74,37 @@ class Progress {
   void erase() {
     for (; lines_ > 0; --lines_) std::fputs("\x1b[1A\x1b[2K", stderr);
   }
-  void line(const std::string& name, uint64_t done, uint64_t size, const std::string& tail, int width) {
-    int name_width = std::max(16, std::min(44, width - 56));
-    std::string shown = name.size() > static_cast<size_t>(name_width)
-                            ? "..." + name.substr(name.size() - static_cast<size_t>(name_width) + 3)
-                            : name;
-    int filled = size ? static_cast<int>(20 * (static_cast<double>(done) / static_cast<double>(size))) : 20;
-    std::string bar =
-        std::string(static_cast<size_t>(filled), '=') + std::string(static_cast<size_t>(20 - filled), ' ');
-    std::string text = human(done) + " / " + human(size) + tail;
-    std::fprintf(stderr, "%-*s [%s] %.*s\n", name_width, shown.c_str(), bar.c_str(),
-                 std::max(width - name_width - 25, 8), text.c_str());
+  void line(const std::string& name, uint64_t done, uint64_t size, int width) {
+    auto room = static_cast<size_t>(std::max(16, std::min(50, width - 38)));
+    std::string shown = name.size() > room ? "..." + name.substr(name.size() - room + 3) : name;
+    size_t filled = size ? static_cast<size_t>(14 * (static_cast<double>(done) / static_cast<double>(size))) : 14;
+    std::string bar = std::string(filled, '=') + std::string(14 - filled, ' ');
+    std::fprintf(stderr, "%-*s [%s] %s / %s\n", static_cast<int>(room), shown.c_str(), bar.c_str(), human(done).c_str(),
+                 human(size).c_str());
     ++lines_;
   }
   void draw(std::chrono::steady_clock::time_point now) {
-    winsize size{};
-    int width = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 40 ? size.ws_col : 80;
+    winsize window{};
+    int width = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 40 ? window.ws_col : 80;
     erase();
     for (size_t i = 0; i < active_.size(); ++i) {
-      if (!active_[i].empty() && !plan_.files[i].cached)
-        line(plan_.files[i].entry.path, here_[i], plan_.files[i].entry.size, "", width);
+      if (active_[i]) line(plan_.files[i].entry.path, here_[i], plan_.files[i].entry.size, width);
     }
     double spent = std::chrono::duration<double>(now - start_).count();
-    double rate = static_cast<double>(arrived_ - std::min(arrived_, begun_with_)) / std::max(spent, 0.1);
-    char tail[64] = "";
-    if (rate > 1 && arrived_ <= plan_.bytes)
-      std::snprintf(tail, sizeof tail, "  %s/s  %.0f s left", human(static_cast<uint64_t>(rate)).c_str(),
-                    static_cast<double>(plan_.bytes - arrived_) / rate);
-    line("all files", std::min(arrived_, plan_.bytes), plan_.bytes, tail, width);
+    uint64_t arrived = std::min(arrived_, plan_.bytes), fresh = arrived - std::min(arrived, begun_with_);
+    std::string total = "all files";
+    if (fresh > 0 && spent > 0.5) {
+      double rate = static_cast<double>(fresh) / spent;
+      auto left = static_cast<uint64_t>(static_cast<double>(plan_.bytes - arrived) / rate);
+      total += ", " + human(static_cast<uint64_t>(rate)) + "/s, " + std::to_string(left) + " s left";
+    }
+    line(total, arrived, plan_.bytes, width);
     std::fflush(stderr);
   }
 
   const hub::Plan& plan_;
   std::vector<uint64_t> here_;
-  std::vector<std::string> active_;  // by file: empty, or what is to be said of it
+  std::vector<bool> active_;
   uint64_t arrived_ = 0, begun_with_ = 0;
   bool quiet_, bars_;
   int lines_ = 0;
@@ -167,6 +160,10 @@ int pull(const PullArguments& a) {
     std::fprintf(stderr, "%s\n%s is complete in the cache; whether it is the latest is not known\n", error.what(),
                  name.text().c_str());
     return std::printf("%s\n", folder->c_str()), 0;
+  }
+  if (options.force) {
+    for (hub::PlannedFile& file : plan.files) file.cached = false;
+    plan.to_fetch = plan.bytes;
   }
   if (a.dry_run) {
     std::printf("%s at commit %s: %s to download\n", name.text().c_str(), plan.commit.c_str(), summary(plan).c_str());
