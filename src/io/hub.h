@@ -1,6 +1,6 @@
 // Models from the Hugging Face hub, by name: what a model consists of, fetching it into Hugging Face's own cache, and
 // finding it there. hub_settings.h says where, hub_cache.h how it is kept, hub_select.h which files, hub_http.h how
-// they are asked for.
+// they are asked for. A program should ignore SIGPIPE meanwhile: servers hang up.
 #pragma once
 
 #include <atomic>

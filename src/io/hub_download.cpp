@@ -114,25 +114,31 @@ Announcement ask(Http& http, const Settings& settings, RepositoryCache& cache, c
   return said;
 }
 
+[[noreturn]] void refuse_size(const std::string& what, const std::string& got, uint64_t size) {
+  fail(ErrorKind::io, what + ": the server has a file of another size (" + got.substr(0, 60) + ", expected " +
+                          std::to_string(size) + " bytes)");
+}
+
+// Whether what comes is the rest of the file, or all of it, for which `partial` then starts over.
+void check_answer(const Response& response, const std::string& what, Partial& partial, uint64_t size) {
+  std::string range = response.header("content-range"), length = response.header("content-length"),
+              coding = response.header("content-encoding");
+  if (!coding.empty() && coding != "identity")
+    fail(ErrorKind::io, what + ": the server compresses it though asked not to");
+  if (response.status == 206) {
+    if (!range.starts_with("bytes " + std::to_string(partial.at()) + "-"))
+      throw TransferError(ErrorKind::io, what + ": the server sends another part than asked for", true);
+    if (!range.ends_with("/" + std::to_string(size)) && !range.ends_with("/*")) refuse_size(what, range, size);
+    return;
+  }
+  if (!length.empty() && length != std::to_string(size)) refuse_size(what, length + " bytes", size);
+  if (partial.at() > 0) partial.restart();
+}
+
 // Gets the bytes from `partial.at()` on, as often as it takes.
 void receive(Http& http, const std::string& url, const std::string& what, Partial& partial, uint64_t size,
              const FetchHooks& hooks) {
-  Http::Begin begin = [&](const Response& response) {
-    std::string range = response.header("content-range"), length = response.header("content-length"),
-                coding = response.header("content-encoding");
-    if (!coding.empty() && coding != "identity")
-      fail(ErrorKind::io, what + ": the server compresses it though asked not to");
-    std::string expected = "bytes " + std::to_string(partial.at()) + "-";
-    if (response.status == 206 && !range.starts_with(expected))
-      throw TransferError(ErrorKind::io, what + ": the server sends another part than asked for", true);
-    if (response.status == 206 && !range.ends_with("/" + std::to_string(size)) && !range.ends_with("/*"))
-      fail(ErrorKind::io, what + ": the server has a file of another size (" + range.substr(0, 60) + ", expected " +
-                              std::to_string(size) + " bytes)");
-    if (response.status != 206 && partial.at() > 0) partial.restart();  // it does not resume
-    if (response.status == 200 && !length.empty() && length != std::to_string(size))
-      fail(ErrorKind::io, what + ": the server has a file of another size (" + length.substr(0, 20) +
-                              " bytes, expected " + std::to_string(size) + ")");
-  };
+  Http::Begin begin = [&](const Response& response) { check_answer(response, what, partial, size); };
   Http::Sink sink = [&](const char* data, size_t n) {
     if (n > size - partial.at())
       fail(ErrorKind::io, what + ": the server sends more than the " + std::to_string(size) + " bytes it announced");
@@ -144,7 +150,10 @@ void receive(Http& http, const std::string& url, const std::string& what, Partia
     uint64_t before = partial.at();
     try {
       Response response = http.stream(url, before, begin, sink);
-      if (response.status == 416 && before > 0 && !started_over) {
+      std::string range = response.header("content-range");
+      if (response.status == 416 && range.starts_with("bytes */") && range != "bytes */" + std::to_string(size)) {
+        refuse_size(what, range, size);
+      } else if (response.status == 416 && before > 0 && !started_over) {
         started_over = true;
         partial.restart();
       } else if (response.status / 100 != 2) {

@@ -225,7 +225,6 @@ Http::~Http() { curl_easy_cleanup(easy_); }
 
 Response Http::once(Call& call) {
   CURL* easy = easy_;
-  curl_easy_reset(easy);
   auto set = [&](CURLoption option, auto value) {
     check(curl_easy_setopt(easy, option, value) == CURLE_OK, "libcurl refused an option");
   };
@@ -267,6 +266,7 @@ Response Http::once(Call& call) {
   set(CURLOPT_HTTPHEADER, headers.get());
 
   CURLcode code = curl_easy_perform(easy);
+  curl_easy_reset(easy);  // it must not keep what ends here
   if (stop_ && *stop_) fail(ErrorKind::cancelled, "stopped");
   if (call.thrown) std::rethrow_exception(call.thrown);
   if (code != CURLE_OK) {

@@ -133,6 +133,24 @@ TEST_F(Pull, GoesOnWhereAnEarlierPullWasCut) {
     EXPECT_NE(entry.path().extension(), ".incomplete");
 }
 
+// A login page of a hotel's network, say, answered in place of the file.
+TEST_F(Pull, WhatHasArrivedOutlivesAWrongAnswer) {
+  put_model();
+  settings_.retries = 0;
+  fault(with(kCdn, {{"cut", 40'000}, {"times", 1}}));
+  expect_pull_fails(ErrorKind::io, "40000 of 100000 bytes are here");
+  for (bool ignore : {true, false}) {  // with status 200, or 416 for the part asked for
+    fault(with(kCdn, {{"status", 200}, {"body", "<html>"}, {"ignore_range", ignore}}));
+    expect_pull_fails(ErrorKind::io, "another size");
+  }
+  forget_requests();
+  configure(Json::object());
+  expect_whole(pull());
+  bool resumed = false;
+  for (const Json& request : requests()) resumed = resumed || request["range"] == "bytes=40000-";
+  EXPECT_TRUE(resumed);
+}
+
 TEST_F(Pull, ManyCutsAreNoFailureAsLongAsBytesArrive) {
   put_model();
   settings_.retries = 1;
