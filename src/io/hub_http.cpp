@@ -226,7 +226,8 @@ Http::~Http() { curl_easy_cleanup(easy_); }
 Response Http::once(Call& call) {
   CURL* easy = easy_;
   auto set = [&](CURLoption option, auto value) {
-    check(curl_easy_setopt(easy, option, value) == CURLE_OK, "libcurl refused an option");
+    CURLcode code = curl_easy_setopt(easy, option, value);
+    check(code == CURLE_OK, "libcurl refused option " + std::to_string(option) + ": " + curl_easy_strerror(code));
   };
   call.response = Response{};
   call.response.url = call.url;
@@ -243,7 +244,7 @@ Response Http::once(Call& call) {
   set(CURLOPT_PROTOCOLS_STR, "http,https");
   set(CURLOPT_FOLLOWLOCATION, 0L);
   set(CURLOPT_NOSIGNAL, 1L);
-  set(CURLOPT_BUFFERSIZE, 256L << 10);
+  (void)curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 256L << 10);  // refused while a failed connection keeps its buffer
   set(CURLOPT_NOBODY, call.head ? 1L : 0L);
   set(CURLOPT_USERAGENT, "kinora");
   if (const char* file = certificates()) set(CURLOPT_CAINFO, file);
@@ -265,17 +266,17 @@ Response Http::once(Call& call) {
     curl_slist_append(headers.get(), ("Authorization: Bearer " + settings_.token).c_str());
   set(CURLOPT_HTTPHEADER, headers.get());
 
-  CURLcode code = curl_easy_perform(easy);
+  CURLcode result = curl_easy_perform(easy);
   curl_easy_reset(easy);  // it must not keep what ends here
   if (stop_ && *stop_) fail(ErrorKind::cancelled, "stopped");
   if (call.thrown) std::rethrow_exception(call.thrown);
-  if (code != CURLE_OK) {
-    std::string why = message[0] ? message : curl_easy_strerror(code);
+  if (result != CURLE_OK) {
+    std::string why = message[0] ? message : curl_easy_strerror(result);
     if (call.stalled) {
       why = "nothing arrived for " + std::to_string(static_cast<long>(call.timeout)) + " s";
-      code = CURLE_OPERATION_TIMEDOUT;
+      result = CURLE_OPERATION_TIMEDOUT;
     }
-    throw TransferError(ErrorKind::io, "cannot reach " + host_of(call.url) + ": " + why, worth_retrying(code));
+    throw TransferError(ErrorKind::io, "cannot reach " + host_of(call.url) + ": " + why, worth_retrying(result));
   }
   if (call.sink && !call.begun && call.response.status / 100 == 2) call.start();
   return std::move(call.response);

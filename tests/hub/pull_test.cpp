@@ -296,6 +296,8 @@ TEST_F(Pull, ErrorsSayWhatToDo) {
   }
   settings_.endpoint = "http://127.0.0.1:1";
   expect_pull_fails(ErrorKind::io, "cannot reach 127.0.0.1");
+  settings_.endpoint = "http://" + std::string(70, 'a');  // longer than a name may be, so no server is asked for it
+  expect_pull_fails(ErrorKind::io, "cannot reach aaaa");
 }
 
 TEST_F(Pull, RetriesWhatPasses) {
