@@ -7,10 +7,12 @@ find_package(nlohmann_json 3.9 REQUIRED)
 find_package(PNG REQUIRED)
 find_package(JPEG REQUIRED)
 pkg_check_modules(WEBP REQUIRED IMPORTED_TARGET libwebp libwebpmux libwebpdemux)
+find_package(CURL 7.85 REQUIRED)
+find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 find_package(CLI11 REQUIRED)
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
 
 set(KINORA_LIBRARIES DNNL::dnnl OpenMP::OpenMP_CXX nlohmann_json::nlohmann_json PNG::PNG JPEG::JPEG PkgConfig::WEBP
-                     spdlog::spdlog)
+                     spdlog::spdlog CURL::libcurl OpenSSL::Crypto)
 set(KINORA_CLI_LIBRARIES CLI11::CLI11 nlohmann_json::nlohmann_json fmt::fmt)

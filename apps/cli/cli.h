@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "diffusion/pipeline.h"
 #include "io/safetensors.h"
@@ -24,6 +25,8 @@ Command add_eval(CLI::App& app);
 Command add_inspect(CLI::App& app);
 Command add_bench(CLI::App& app);
 Command add_tokenize(CLI::App& app);
+Command add_pull(CLI::App& app);
+Command add_models(CLI::App& app);
 
 // --device and --dtype, as of make_runtime.
 void add_device(CLI::App& command, std::string& device, std::string& dtype);
@@ -32,8 +35,19 @@ std::optional<std::pair<std::string, Tensor>> evaluate_mmdit(const std::string& 
                                                              const std::string& device, const std::string& dtype,
                                                              const std::string& input);
 
-// The folder given with --model, else $KINORA_MODEL, else the model that came with the program.
-std::string model_folder(const std::string& given);
+// What a command wants of a model that may have to be downloaded first.
+struct ModelRequest {
+  std::string variant;                  // "fp16", "bf16"
+  bool yes = false;                     // download without asking
+  std::vector<std::string> components;  // these alone; empty: all
+};
+void add_yes(CLI::App* command, bool& yes);
+
+// The folder given with --model, else $KINORA_MODEL, else the model that came with the program. A name, ORG/NAME or
+// ORG/NAME@REVISION, stands for its folder in the hub's cache; what is missing there is downloaded after asking.
+std::string model_folder(const std::string& given, const ModelRequest& request = {});
+std::string folder_from_hub(const std::string& given, const ModelRequest& request);  // of a name or a folder
+std::string models_beside_program();  // the folder of the models that came with the program; empty when there is none
 
 // "input_ids" [batch, tokens], I32 or I64 in the file, as i32.
 Tensor input_ids(const SafetensorsFile& in);

@@ -10,6 +10,7 @@
 #include "cli.h"
 #include "core/log.h"
 #include "io/file.h"
+#include "io/hub.h"
 #include "io/safetensors.h"
 #include "progress.h"
 #include "text/unicode.h"
@@ -27,7 +28,7 @@ struct Options {
   double guidance = -1, strength = 0.6;
   uint64_t seed = 0;
   int threads = 0;
-  bool quiet = false, verbose = false;
+  bool yes = false, quiet = false, verbose = false;
 };
 
 Json to_record(const Options& o, const Result& r, uint64_t seed, const std::string& prompt, const std::string& model) {
@@ -138,9 +139,9 @@ int generate(Options o) {
   if (!o.from.empty()) apply_record(o);
   std::vector<std::string> prompts = read_prompts(o);
   check_options(o, prompts.size() * static_cast<size_t>(o.count));
-  std::string model = model_folder(o.model);
+  std::string folder = model_folder(o.model, {.variant = o.variant, .yes = o.yes}), model = hub::name_of_folder(folder);
   Pipeline pipeline = Pipeline::load(
-      model,
+      folder,
       {.variant = o.variant, .device = o.device, .dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
   Progress progress(o.quiet);
   Request request;
@@ -196,7 +197,10 @@ Command add_generate(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("generate", "Draw a picture of a prompt");
   c->add_option("prompt", o->prompt, "What to draw");
-  c->add_option("-m,--model", o->model, "Folder of a diffusers checkpoint (default: the model that came along)");
+  c->add_option("-m,--model", o->model,
+                "Folder of a diffusers checkpoint, or its name on the hub, ORG/NAME[@REVISION] (default: the model "
+                "that came along)");
+  add_yes(c, o->yes);
   c->add_option("-n,--negative-prompt", o->negative, "What not to draw");
   c->add_option("--prompt-file", o->prompt_file, "A file with one prompt a line");
   c->add_option("--steps", o->steps, "Denoising steps (default: the model's)")->check(CLI::Range(1, 1000));

@@ -27,16 +27,23 @@ static void on_lost_page(int) {
   _exit(5);
 }
 
-std::string model_folder(const std::string& given) {
-  if (!given.empty()) return given;
-  if (const char* folder = std::getenv("KINORA_MODEL"); folder && *folder) return folder;
+std::string models_beside_program() {
   namespace fs = std::filesystem;
   std::error_code error;
   fs::path here = fs::read_symlink("/proc/self/exe", error).parent_path();
-  for (const char* place : {"../models/kinora-mini", "models/kinora-mini", "../share/kinora/models/kinora-mini"}) {
-    if (fs::exists(here / place / "model_index.json", error)) return fs::weakly_canonical(here / place, error).string();
+  for (const char* place : {"../models", "models", "../share/kinora/models"}) {
+    if (fs::exists(here / place / "kinora-mini/model_index.json", error))
+      return fs::weakly_canonical(here / place, error).string();
   }
-  fail(ErrorKind::usage, "no model: give --model FOLDER or set KINORA_MODEL");
+  return "";
+}
+
+std::string model_folder(const std::string& given, const ModelRequest& request) {
+  if (!given.empty()) return folder_from_hub(given, request);
+  if (const char* name = std::getenv("KINORA_MODEL"); name && *name) return folder_from_hub(name, request);
+  std::string models = models_beside_program();
+  if (models.empty()) fail(ErrorKind::usage, "no model: give --model FOLDER or ORG/NAME, or set KINORA_MODEL");
+  return models + "/kinora-mini";
 }
 
 void add_device(CLI::App& command, std::string& device, std::string& dtype) {
@@ -80,11 +87,10 @@ static int run(int argc, char** argv) {
   app.footer(
       "Exit status: 0 done, 2 wrong use, 3 bad input, 4 bad model, 5 file error, 6 out of memory, 70 bug, 130 "
       "stopped.");
-  std::map<std::string, Command> commands{{"generate", add_generate(app)},
-                                          {"eval", add_eval(app)},
-                                          {"inspect", add_inspect(app)},
-                                          {"bench", add_bench(app)},
-                                          {"tokenize", add_tokenize(app)}};
+  std::map<std::string, Command> commands{{"generate", add_generate(app)}, {"eval", add_eval(app)},
+                                          {"inspect", add_inspect(app)},   {"bench", add_bench(app)},
+                                          {"tokenize", add_tokenize(app)}, {"pull", add_pull(app)},
+                                          {"models", add_models(app)}};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

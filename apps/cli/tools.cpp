@@ -120,7 +120,7 @@ void print_weights(const char* name, const Weights& weights) {
 }
 
 int inspect(const std::string& folder, const std::string& graph, const std::string& device, const std::string& dtype) {
-  Pipeline p = Pipeline::load(model_folder(folder), {.device = device, .dtype = dtype});
+  Pipeline p = Pipeline::load(folder, {.device = device, .dtype = dtype});
   const ModelDefaults& d = p.defaults();
   int64_t ratio = p.autoencoder().config().compression(), channels = p.denoiser().config().in_channels,
           tokens = d.max_sequence_length;
@@ -174,7 +174,7 @@ struct BenchOptions {
   std::string model, device = "auto", dtype = "auto", component;
   int repeats = 5, threads = 0;
   int64_t size = 0, batch = 0, steps = 0;
-  bool json = false, profile = false;
+  bool json = false, profile = false, yes = false;
 };
 
 class Bench {
@@ -246,7 +246,7 @@ class Bench {
 };
 
 int bench(const BenchOptions& o) {
-  Pipeline p = Pipeline::load(model_folder(o.model),
+  Pipeline p = Pipeline::load(model_folder(o.model, {.yes = o.yes}),
                               {.device = o.device, .dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
   const ModelDefaults& d = p.defaults();
   int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio;
@@ -304,10 +304,11 @@ Command add_eval(CLI::App& app) {
   struct Options {
     std::string model, component, input, output, device = "auto", dtype = "auto";
     int threads = 0;
+    bool yes = false;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
-  c->add_option("model", o->model, "Model folder, or the folder of a T5 or CLIP text encoder")->required();
+  c->add_option("model", o->model, "Model folder or name, or the folder of a T5 or CLIP text encoder")->required();
   c->add_option("component", o->component, "text_encoder, transformer, vae.encode, vae.decode, mmdit or flux")
       ->required();
   c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers or Open-Sora")
@@ -315,20 +316,22 @@ Command add_eval(CLI::App& app) {
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
   add_device(*c, o->device, o->dtype);
   c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
+  add_yes(c, o->yes);
   return [o] {
-    if (auto result = evaluate_mmdit(o->model, o->component, o->device, o->dtype, o->input)) {
+    std::string model = model_folder(o->model, {.yes = o->yes});
+    if (auto result = evaluate_mmdit(model, o->component, o->device, o->dtype, o->input)) {
       write_safetensors(o->output, {*result});
       return 0;
     }
-    if (is_text_encoder(o->model)) {
+    if (is_text_encoder(model)) {
       if (o->component != "text_encoder")
         fail(ErrorKind::usage, "unknown component '" + o->component + "' (the folder holds a text_encoder)");
       Runtime runtime = make_runtime(o->device, o->dtype, o->threads, &stop_requested);
-      write_safetensors(o->output, evaluate_text_encoder(o->model, SafetensorsFile::open(o->input), runtime));
+      write_safetensors(o->output, evaluate_text_encoder(model, SafetensorsFile::open(o->input), runtime));
       return 0;
     }
-    Pipeline p = Pipeline::load(
-        o->model, {.device = o->device, .dtype = o->dtype, .threads = o->threads, .stop = &stop_requested});
+    Pipeline p =
+        Pipeline::load(model, {.device = o->device, .dtype = o->dtype, .threads = o->threads, .stop = &stop_requested});
     write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
     return 0;
   };
@@ -337,20 +340,22 @@ Command add_eval(CLI::App& app) {
 Command add_inspect(CLI::App& app) {
   struct Options {
     std::string model, graph, device = "auto", dtype = "auto";
+    bool yes = false;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("inspect", "Show what a model folder holds and what it needs");
-  c->add_option("model", o->model, "Model folder (default: the model that came along)");
+  c->add_option("model", o->model, "Model folder or name (default: the model that came along)");
   c->add_option("--graph", o->graph, "Print the compiled graph of a component")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.encode", "vae.decode"}));
   add_device(*c, o->device, o->dtype);
-  return [o] { return inspect(o->model, o->graph, o->device, o->dtype); };
+  add_yes(c, o->yes);
+  return [o] { return inspect(model_folder(o->model, {.yes = o->yes}), o->graph, o->device, o->dtype); };
 }
 
 Command add_bench(CLI::App& app) {
   auto o = std::make_shared<BenchOptions>();
   CLI::App* c = app.add_subcommand("bench", "Time each component and the whole");
-  c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
+  c->add_option("-m,--model", o->model, "Model folder or name (default: the model that came along)");
   add_device(*c, o->device, o->dtype);
   c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
   c->add_option("--size", o->size, "Pixels a side (default: the model's)");
@@ -363,6 +368,7 @@ Command add_bench(CLI::App& app) {
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.decode", "picture"}));
   c->add_flag("--json", o->json, "Print JSON");
   c->add_flag("--profile", o->profile, "Show where each component's time goes");
+  add_yes(c, o->yes);
   return [o] { return bench(*o); };
 }
 
@@ -370,15 +376,19 @@ Command add_tokenize(CLI::App& app) {
   struct Options {
     std::string model, text;
     int64_t length = 0;
+    bool yes = false;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("tokenize", "Show the tokens of a text");
   c->add_option("text", o->text, "The text")->required();
-  c->add_option("-m,--model", o->model, "Model folder, or a tokenizer's own (default: the model that came along)");
+  c->add_option("-m,--model", o->model,
+                "Model folder or name, or a tokenizer's own (default: the model that came along)");
   c->add_option("--length", o->length, "Cut or pad to so many tokens, as a text encoder gets them")
       ->check(CLI::Range(1, 1 << 20));
+  add_yes(c, o->yes);
   return [o] {
-    std::string folder = model_folder(o->model), inner = folder + "/tokenizer";
+    std::string folder = model_folder(o->model, {.yes = o->yes, .components = {"tokenizer"}}),
+                inner = folder + "/tokenizer";
     std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(std::filesystem::is_directory(inner) ? inner : folder);
     auto length = static_cast<size_t>(o->length);
     for (int32_t id : length ? tokenizer->encode_padded(o->text, length) : tokenizer->encode(o->text))

@@ -117,6 +117,15 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
       vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", options.variant), others);
   p.text_encoder_ = std::make_unique<TextEncoder>(
       gemma, open_weights((root / "text_encoder").string(), "model", options.variant), others);
+  // A component may be published without the variant, but not all of them.
+  auto is_variant = [&](const Weights& w) {
+    return fs::path(w.source()).filename().string().find("." + options.variant + ".") != std::string::npos;
+  };
+  if (!options.variant.empty() && !is_variant(p.denoiser_->weights()) && !is_variant(p.autoencoder_->weights()) &&
+      !is_variant(p.text_encoder_->weights())) {
+    fail(ErrorKind::io, "no weights of the variant '" + options.variant + "' in " + folder +
+                            "; leave --variant out to take the plain ones");
+  }
   p.tokenizer_ = load_tokenizer((root / "tokenizer").string());
   p.scheduler_config_ = Config::load((root / "scheduler" / "scheduler_config.json").string());
   make_scheduler(*p.scheduler_config_);  // refuses what it does not know now rather than after the prompt

@@ -266,7 +266,7 @@ Weights open_sharded(const std::string& folder, const std::string& index_path) {
 
 Weights open_weights(const std::string& folder, const std::string& base, const std::string& variant) {
   std::vector<std::string> variants =
-      variant.empty() ? std::vector<std::string>{"", "bf16", "fp16"} : std::vector{variant};
+      variant.empty() ? std::vector<std::string>{"", "bf16", "fp16"} : std::vector<std::string>{variant, ""};
   fs::path root(folder);
   for (const std::string& v : variants) {
     std::string dotted = v.empty() ? "" : "." + v;

@@ -55,8 +55,9 @@ void write_safetensors(const std::string& path, const std::vector<std::pair<std:
                        const std::map<std::string, std::string>& metadata = {});
 
 // The weights of one component of a published model: <folder>/<base>.safetensors, or the shards that
-// <base>.safetensors.index.json names, or either of these of a variant ("fp16", "bf16"). With no variant given: the
-// plain files, else the only or the bf16 variant. Throws Error(io) or Error(model), naming the file.
+// <base>.safetensors.index.json names, or either of these of a variant ("fp16", "bf16"). A variant that is
+// not there gives way to the plain files, as in diffusers; with none given: the plain files, else bf16, else fp16.
+// Throws Error(io) or Error(model), naming the file.
 Weights open_weights(const std::string& folder, const std::string& base, const std::string& variant = "");
 
 }  // namespace kinora
