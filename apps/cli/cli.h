@@ -21,9 +21,7 @@ Command add_eval(CLI::App& app);
 Command add_inspect(CLI::App& app);
 Command add_bench(CLI::App& app);
 Command add_tokenize(CLI::App& app);
-
-// --device and --dtype, as of make_runtime.
-void add_device(CLI::App& command, std::string& device, std::string& dtype);
+Command add_config(CLI::App& app);
 
 // The folder given with --model, else $KINORA_MODEL, else the model that came with the program.
 std::string model_folder(const std::string& given);

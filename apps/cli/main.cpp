@@ -31,12 +31,6 @@ std::string model_folder(const std::string& given) {
   fail(ErrorKind::usage, "no model: give --model FOLDER or set KINORA_MODEL");
 }
 
-void add_device(CLI::App& command, std::string& device, std::string& dtype) {
-  command.add_option("--device", device, "auto (a GPU when there is one), cpu, cuda or cuda:N");
-  command.add_option("--dtype", dtype, "auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
-}
-
 size_t peak_memory() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -63,11 +57,9 @@ static int run(int argc, char** argv) {
   app.footer(
       "Exit status: 0 done, 2 wrong use, 3 bad input, 4 bad model, 5 file error, 6 out of memory, 70 bug, 130 "
       "stopped.");
-  std::map<std::string, Command> commands{{"generate", add_generate(app)},
-                                          {"eval", add_eval(app)},
-                                          {"inspect", add_inspect(app)},
-                                          {"bench", add_bench(app)},
-                                          {"tokenize", add_tokenize(app)}};
+  std::map<std::string, Command> commands{{"generate", add_generate(app)}, {"eval", add_eval(app)},
+                                          {"inspect", add_inspect(app)},   {"bench", add_bench(app)},
+                                          {"tokenize", add_tokenize(app)}, {"config", add_config(app)}};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -249,9 +249,9 @@ void add_profile(Merge& merge, const std::vector<FileLayers>& files, const Setti
   }
   if (found) return;
   std::string near = nearest_word(request.profile, names), list;
-  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+  for (const std::string& name : names) list += (list.empty() ? "" : ", ") + shown(name);
   fail(ErrorKind::usage, "no profile " + shown(request.profile) + " in " + request.files.back() +
-                             (!near.empty()  ? "; did you mean '" + near + "'?"
+                             (!near.empty()  ? "; did you mean " + shown(near) + "?"
                               : list.empty() ? "; it has none"
                                              : " (it has " + list + ")"));
 }

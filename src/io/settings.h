@@ -28,7 +28,7 @@ struct SettingDef {
   const char* fallback = nullptr;  // the default as a configuration writes it, or
   std::string_view otherwise;      // what happens without one: "the model's"
   int64_t low = 0, high = 0;       // of numbers, both included
-  std::string_view choices;        // of a choice, separated by '|'
+  std::string_view choices;        // of a choice, separated by '|'; one that ends in :N stands for any number
   std::string_view instead_of;     // the key that this one makes meaningless, and which makes this one meaningless
 };
 std::span<const SettingDef> setting_table();

@@ -9,6 +9,8 @@ namespace {
 
 using Kind = YamlNode::Kind;
 
+constexpr size_t kMostProblems = 50;
+
 class Reader {
  public:
   Reader(const std::string& name, std::vector<std::string>* problems) : name_(name), problems_(problems) {}
@@ -33,6 +35,8 @@ class Reader {
     std::string message = name_ + ":" + std::to_string(at.line) + ":" + std::to_string(at.column) + ": " + what;
     if (!problems_) fail(ErrorKind::input, message);
     problems_->push_back(message);
+    if (problems_->size() == kMostProblems)
+      fail(ErrorKind::input, name_ + " has " + std::to_string(kMostProblems) + " problems or more; these come first");
   }
 
   static const char* describe(const YamlNode& node) {

@@ -26,7 +26,8 @@ struct SettingsFile {
   std::map<std::string, std::vector<SettingEntry>> profiles;
 };
 
-// Throws Error(input), "NAME:LINE:COLUMN: what"; with `problems`, adds each message to it instead and reads on.
+// Throws Error(input), "NAME:LINE:COLUMN: what"; with `problems`, adds each message to it instead and reads on,
+// up to 50 of them.
 SettingsFile read_settings_file(const YamlNode& root, const std::string& name,
                                 std::vector<std::string>* problems = nullptr);
 

@@ -27,17 +27,24 @@ constexpr SettingDef kTable[] = {
      .commands = "generate inspect eval bench",
      .doc = "Weight files to take: fp16 or bf16",
      .otherwise = "the plain ones"},
+    {.key = "compute.device",
+     .type = choice,
+     .flags = "--device",
+     .commands = "generate inspect eval bench",
+     .doc = "Where to compute; auto: on a GPU when there is one",
+     .fallback = "auto",
+     .choices = "auto|cpu|cuda|cuda:N"},
     {.key = "compute.dtype",
      .type = choice,
      .flags = "--dtype",
      .commands = "generate inspect eval bench",
-     .doc = "Type of activations; auto is float32",
+     .doc = "Type of activations; auto: float32 on the CPU, bfloat16 on a GPU",
      .fallback = "auto",
-     .choices = "auto|float32|bfloat16"},
+     .choices = "auto|float32|bfloat16|float16"},
     {.key = "compute.threads",
      .type = integer,
      .flags = "-t,--threads",
-     .commands = "generate eval bench",
+     .commands = "generate inspect eval bench",
      .doc = "Threads; 0 for one per core",
      .fallback = "0",
      .high = 4096},
@@ -182,11 +189,27 @@ constexpr SettingDef kTable[] = {
      .otherwise = "the model's",
      .low = 1,
      .high = kSide},
+    {.key = "bench.batch",
+     .type = integer,
+     .flags = "--batch",
+     .commands = "bench",
+     .doc = "Rows of the transformer's and the text encoder's batch",
+     .otherwise = "as one picture needs",
+     .low = 1,
+     .high = 64},
+    {.key = "bench.steps",
+     .type = integer,
+     .flags = "--steps",
+     .commands = "bench",
+     .doc = "Steps of the whole picture",
+     .otherwise = "the model's",
+     .low = 1,
+     .high = 1000},
     {.key = "bench.repeats",
      .type = integer,
      .flags = "--repeats",
      .commands = "bench",
-     .doc = "Timed runs after one warm-up",
+     .doc = "Timed runs after the warm-up",
      .fallback = "5",
      .low = 1,
      .high = 1000},
@@ -202,6 +225,12 @@ constexpr SettingDef kTable[] = {
      .flags = "--json",
      .commands = "bench",
      .doc = "Print JSON",
+     .fallback = "false"},
+    {.key = "bench.by_op",
+     .type = boolean,
+     .flags = "--by-op",
+     .commands = "bench",
+     .doc = "Show where each component's time goes",
      .fallback = "false"},
 };
 
@@ -231,6 +260,14 @@ size_t distance(std::string_view a, std::string_view b) {
     }
   }
   return d[a.size()][b.size()];
+}
+
+// "cuda:1" of the choice "cuda:N".
+bool is_numbered(const std::string& choice, const std::string& given) {
+  std::string_view digits = given;
+  if (!digits.starts_with(choice.substr(0, choice.size() - 1))) return false;
+  digits.remove_prefix(choice.size() - 1);
+  return !digits.empty() && digits.size() <= 3 && digits.find_first_not_of("0123456789") == std::string_view::npos;
 }
 
 template <class T>
@@ -277,9 +314,11 @@ SettingValue parse_setting(const SettingDef& def, const std::string& given, bool
   switch (def.type) {
     case text: return given;
     case choice: {
-      std::vector<std::string> names = split(def.choices, '|');
-      if (std::find(names.begin(), names.end(), given) == names.end()) wrong();
-      return given;
+      for (const std::string& name : split(def.choices, '|')) {
+        if (name.ends_with(":N") ? is_numbered(name, given) : given == name) return given;
+      }
+      wrong();
+      break;
     }
     case integer: {
       int64_t value = 0;

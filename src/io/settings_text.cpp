@@ -55,12 +55,19 @@ Json value_schema(const SettingDef& def) {
   Json schema;
   switch (def.type) {
     case SettingType::text: schema = {{"type", Json::array({"string", "number", "boolean"})}}; break;
-    case SettingType::choice: schema = {{"enum", choices_of(def)}}; break;
+    case SettingType::choice: schema = {{"enum", Json::array()}}; break;
     case SettingType::integer: schema = {{"type", "integer"}, {"minimum", def.low}, {"maximum", def.high}}; break;
     case SettingType::real: schema = {{"type", "number"}, {"minimum", def.low}, {"maximum", def.high}}; break;
     case SettingType::boolean: schema = {{"type", "boolean"}}; break;
   }
   Json any = Json::array({schema});
+  for (const std::string& choice : choices_of(def)) {
+    if (choice.ends_with(":N")) {
+      any.push_back({{"type", "string"}, {"pattern", "^" + choice.substr(0, choice.size() - 1) + "[0-9]{1,3}$"}});
+    } else if (def.type == SettingType::choice) {
+      any[0]["enum"].push_back(choice);
+    }
+  }
   if (def.type != SettingType::text) any.push_back({{"type", "string"}, {"pattern", R"(\$\{.*\})"}});
   any.push_back({{"type", "null"}});
   Json result{{"description", std::string(def.doc)}, {"anyOf", any}};
@@ -117,16 +124,16 @@ profiles:
 From the strongest: a flag, `--set KEY=VALUE`, the profile, the file, its bases, the defaults. Of several `--config`, of
 several bases and of several `--set` the later wins. A profile may be spread over a file and its bases; all of it is
 stronger than what stands outside profiles. `null` (or nothing after the colon) takes a value back: the default holds
-again. `prompt.text` and `prompt.file` replace one another. `generate --from PICTURE` draws with the values recorded in
-the picture, whatever else is said.
+again. `prompt.text` and `prompt.file` replace one another. `generate --from PICTURE` takes from the picture whatever
+it records, except the model, the device and the type of activations when they are named.
 
 A key that a command has no use for is passed over when it stands in a file, so that one file serves all commands, and
-refused on the command line. A key that no command knows is refused anywhere.
+refused after `--set`. A key that no command knows is refused anywhere.
 
 ## Bases
 
 `base` is a path or a list of paths, relative to the file that names them. A base lies in the folder of the file given to
-`--config`, or below it; when that file is in a folder named `configs`, however deep, in that folder or below. Absolute
+`--config` or below it; when that file is in a folder named `configs`, however deep, in that folder or below. Absolute
 paths, and `..` or links that lead out of there, are refused: a folder of configurations from elsewhere reads nothing but
 itself. To build on a file that lies elsewhere, give both: `--config theirs.yaml --config my.yaml`. A file cannot be its
 own base, and at most 64 files are read.
@@ -163,7 +170,8 @@ std::string settings_yaml(const Settings& settings) {
                             : "  # " + name_of(def) + ": " + std::string(def.otherwise);
     if (item) {
       if (line.size() < 40) line.resize(40, ' ');
-      line += "  # " + item->source.str();
+      line += "  # ";
+      for (unsigned char c : item->source.str()) line += c < ' ' ? ' ' : static_cast<char>(c);  // names hold anything
     }
     out += line + "\n";
   }

@@ -96,6 +96,18 @@ TEST_F(SettingsFiles, WrongValuesAreNamedWithTheirPlace) {
                "my.yaml:1:30: size.width must be a whole number from 1 to 1048576, not '0'");
 }
 
+TEST_F(SettingsFiles, ChoicesMayBeNumbered) {
+  for (std::string good : {"auto", "cpu", "cuda", "cuda:0", "cuda:15"}) {
+    EXPECT_EQ(resolve("compute: {device: '" + good + "'}\n").get<std::string>("compute.device"), good);
+  }
+  for (std::string bad : {"cuda:", "cuda:N", "cuda:-1", "cuda:1234", "cuda:1x", "gpu", "CPU", ""}) {
+    EXPECT_THROW(resolve("compute: {device: '" + bad + "'}\n"), Error) << bad;
+  }
+  auto device = nlohmann::json::parse(settings_schema())["$defs"]["compute"]["properties"]["device"]["anyOf"];
+  EXPECT_EQ(device[0]["enum"], (nlohmann::json{"auto", "cpu", "cuda"}));
+  EXPECT_EQ(device[1]["pattern"], "^cuda:[0-9]{1,3}$");
+}
+
 TEST_F(SettingsFiles, UnknownKeysSuggestKnownOnes) {
   auto suggests = [](const std::string& key) { return nearest_setting(key); };
   EXPECT_EQ(suggests("sampling.stpes"), "sampling.steps");
@@ -185,7 +197,7 @@ TEST_F(SettingsFiles, Profiles) {
   EXPECT_EQ(resolve(mine, {.profile = "4090"}).get<int64_t>("compute.threads"), 8);
   EXPECT_EQ(resolve(mine, {.profile = "empty"}).get<int64_t>("compute.threads"), 0);
   expect_error(mine, "no profile 'lptop' in my.yaml; did you mean 'laptop'?", ErrorKind::usage, {.profile = "lptop"});
-  expect_error("base: base.yaml\n", "no profile 'server' in my.yaml (it has desktop)", ErrorKind::usage,
+  expect_error("base: base.yaml\n", "no profile 'server' in my.yaml (it has 'desktop')", ErrorKind::usage,
                {.profile = "server"});
   expect_error("", "no profile 'server' in my.yaml; it has none", ErrorKind::usage, {.profile = "server"});
   EXPECT_THROW(resolve_settings({.profile = "laptop"}), Error);
@@ -369,6 +381,9 @@ TEST_F(SettingsFiles, CheckFindsEverything) {
   file = write("my.yaml",
                "profiles:\n  a: {model: {name: '${model.name}'}}\n  b: {model: {name: '${size.width}'}}\n  c:\n");
   EXPECT_EQ(check_settings(file).size(), 2u);  // each profile is tried
+  std::string many;
+  for (int i = 0; i < 4000; ++i) many += "key" + std::to_string(i) + ": 1\n";
+  EXPECT_EQ(check_settings(write("my.yaml", many)).size(), 51u);  // 50 and a word about the rest
   EXPECT_EQ(check_settings(write("my.yaml", "base: none.yaml\n")).size(), 1u);
   EXPECT_EQ(check_settings(write("my.yaml", "a: [\n")).size(), 1u);
   EXPECT_EQ(check_settings(temp_.path("nowhere.yaml")).size(), 1u);
@@ -385,6 +400,9 @@ TEST_F(SettingsFiles, WhatIsShownCanBeReadAgain) {
   std::string shown = settings_yaml(s);
   EXPECT_NE(shown.find("my.yaml:4:33\n"), std::string::npos) << shown;
   Settings again = resolve(shown);
+  // A name that tries to be a line of its own.
+  EXPECT_NO_THROW(
+      resolve(settings_yaml(resolve("profiles: {\"a\\nb: c\": {size: {width: 3}}}\n", {.profile = "a\nb: c"}))));
   for (const SettingDef& def : setting_table()) {
     ASSERT_EQ(again.has(def.key), s.has(def.key)) << def.key;
     if (s.has(def.key)) {
