@@ -157,6 +157,7 @@ class Expander {
   }
 
   std::string variable(const Pending& pending, const std::string& name) {
+    if (name.find("${") != std::string::npos) refuse(pending, "has a ${ inside another; variables do not nest");
     if (name.starts_with("env:")) return environment(pending, name.substr(4));
     if (values_.count(name)) return expand(name).text;
     const SettingDef* def = find_setting(name);
@@ -256,28 +257,7 @@ void add_profile(Merge& merge, const std::vector<FileLayers>& files, const Setti
                                              : " (it has " + list + ")"));
 }
 
-}  // namespace
-
-std::string SettingSource::str() const {
-  switch (kind) {
-    case Kind::fallback: return "default";
-    case Kind::set: return "--set";
-    case Kind::flag: return name;
-    default: break;
-  }
-  std::string at = name + ":" + std::to_string(place.line) + ":" + std::to_string(place.column);
-  return kind == Kind::profile ? at + " (profile " + profile + ")" : at;
-}
-
-const Settings::Item* Settings::find(std::string_view key) const {
-  check(find_setting(key) != nullptr, "a setting that is not in the table");
-  auto found = items_.find(key);
-  return found == items_.end() ? nullptr : &found->second;
-}
-
-Settings resolve_settings(const SettingsRequest& request) {
-  std::vector<FileLayers> files;
-  for (const std::string& path : request.files) files.emplace_back().load(path);
+Settings resolve_layers(const std::vector<FileLayers>& files, const SettingsRequest& request) {
   Merge merge;
   for (const FileLayers& file : files) {
     for (const Pending& pending : file.plain) merge.add(pending);
@@ -311,9 +291,35 @@ Settings resolve_settings(const SettingsRequest& request) {
   return settings;
 }
 
+}  // namespace
+
+std::string SettingSource::str() const {
+  switch (kind) {
+    case Kind::fallback: return "default";
+    case Kind::set: return "--set";
+    case Kind::flag: return name;
+    default: break;
+  }
+  std::string at = name + ":" + std::to_string(place.line) + ":" + std::to_string(place.column);
+  return kind == Kind::profile ? at + " (profile " + profile + ")" : at;
+}
+
+const Settings::Item* Settings::find(std::string_view key) const {
+  check(find_setting(key) != nullptr, "a setting that is not in the table");
+  auto found = items_.find(key);
+  return found == items_.end() ? nullptr : &found->second;
+}
+
+Settings resolve_settings(const SettingsRequest& request) {
+  std::vector<FileLayers> files;
+  for (const std::string& path : request.files) files.emplace_back().load(path);
+  return resolve_layers(files, request);
+}
+
 std::vector<std::string> check_settings(const std::string& file) {
   std::vector<std::string> problems;
   auto attempt = [&](const std::function<void()>& body) {
+    if (problems.size() >= kMostProblems) return;
     try {
       body();
     } catch (const Error& error) {
@@ -324,12 +330,14 @@ std::vector<std::string> check_settings(const std::string& file) {
   };
   attempt([&] { read_settings_file(load_yaml(file, file), file, &problems); });
   if (!problems.empty()) return problems;
-  FileLayers layers;
-  attempt([&] { layers.load(file); });
+  std::vector<FileLayers> layers(1);
+  attempt([&] { layers[0].load(file); });
   if (!problems.empty()) return problems;
-  attempt([&] { resolve_settings({.files = {file}}); });
-  for (const auto& profile : layers.profiles) {
-    attempt([&] { resolve_settings({.files = {file}, .profile = profile.first}); });
+  SettingsRequest request{.files = {file}};
+  attempt([&] { resolve_layers(layers, request); });
+  for (const auto& profile : layers[0].profiles) {
+    request.profile = profile.first;
+    attempt([&] { resolve_layers(layers, request); });
   }
   return problems;
 }

@@ -9,8 +9,6 @@ namespace {
 
 using Kind = YamlNode::Kind;
 
-constexpr size_t kMostProblems = 50;
-
 class Reader {
  public:
   Reader(const std::string& name, std::vector<std::string>* problems) : name_(name), problems_(problems) {}

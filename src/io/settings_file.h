@@ -9,6 +9,8 @@
 
 namespace kinora {
 
+constexpr size_t kMostProblems = 50;
+
 struct SettingEntry {
   std::string key, text;
   bool plain = true;   // not in quotes
@@ -27,7 +29,7 @@ struct SettingsFile {
 };
 
 // Throws Error(input), "NAME:LINE:COLUMN: what"; with `problems`, adds each message to it instead and reads on,
-// up to 50 of them.
+// up to kMostProblems of them.
 SettingsFile read_settings_file(const YamlNode& root, const std::string& name,
                                 std::vector<std::string>* problems = nullptr);
 

@@ -142,9 +142,9 @@ own base, and at most 64 files are read.
 
 `${sampling.steps}` is the value of another key, after everything has been resolved; `${env:NAME}` is a variable of the
 environment, which must be set; `${env:NAME:-text}` is `text` when it is unset or empty. `$${` stands for the characters
-`${`. Variables work in values of files and of `--set`, not in keys, bases or flags. Inside `{…}` and `[…]` YAML wants
-quotes around them; a number from a variable is a number even so. Apart from bases, paths are relative to the folder that
-the program runs in, as on the command line.
+`${`. Variables work in values of files and of `--set`, not in keys, bases or flags, and do not nest. Inside `{…}` and
+`[…]` YAML wants quotes around them; a number from a variable is a number even so. Apart from bases, paths are relative
+to the folder that the program runs in, as on the command line.
 
 ## What is YAML here
 

@@ -241,6 +241,8 @@ TEST_F(SettingsFiles, BadVariables) {
   expect_error(in_name("${env:KINORA_TEST_ABSENT}"),
                "my.yaml:2:9: model.name needs the environment variable KINORA_TEST_ABSENT, which is not set "
                "(${env:KINORA_TEST_ABSENT:-...} has a default)");
+  expect_error(in_name("${env:KINORA_TEST_ABSENT:-${model.variant}}"),
+               "my.yaml:2:9: model.name has a ${ inside another; variables do not nest");
   expect_error(in_name("${env:a b}"), "my.yaml:2:9: model.name refers to '${env:a b}', which is no name of a variable");
   expect_error(in_name("${env:}"), "my.yaml:2:9: model.name refers to '${env:}', which is no name of a variable");
   expect_error(in_name("${HOME}"),
@@ -384,6 +386,9 @@ TEST_F(SettingsFiles, CheckFindsEverything) {
   std::string many;
   for (int i = 0; i < 4000; ++i) many += "key" + std::to_string(i) + ": 1\n";
   EXPECT_EQ(check_settings(write("my.yaml", many)).size(), 51u);  // 50 and a word about the rest
+  many = "profiles:\n";
+  for (int i = 0; i < 1500; ++i) many += "  p" + std::to_string(i) + ": {model: {name: '${size.width}'}}\n";
+  EXPECT_EQ(check_settings(write("my.yaml", many)).size(), 50u);
   EXPECT_EQ(check_settings(write("my.yaml", "base: none.yaml\n")).size(), 1u);
   EXPECT_EQ(check_settings(write("my.yaml", "a: [\n")).size(), 1u);
   EXPECT_EQ(check_settings(temp_.path("nowhere.yaml")).size(), 1u);
