@@ -7,6 +7,7 @@ if(TARGET kinora_cli)
 endif()
 install(DIRECTORY src/ DESTINATION include/kinora FILES_MATCHING PATTERN "*.h")
 install(DIRECTORY models/ DESTINATION ${CMAKE_INSTALL_DATADIR}/kinora/models OPTIONAL)
+install(DIRECTORY configs/ DESTINATION ${CMAKE_INSTALL_DATADIR}/kinora/configs)
 install(EXPORT kinora-targets NAMESPACE kinora:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kinora)
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/kinora-config.cmake.in ${CMAKE_BINARY_DIR}/kinora-config.cmake
                               INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/kinora)

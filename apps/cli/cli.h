@@ -4,7 +4,6 @@
 #include <atomic>
 #include <functional>
 #include <map>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,15 +24,15 @@ Command add_eval(CLI::App& app);
 Command add_inspect(CLI::App& app);
 Command add_bench(CLI::App& app);
 Command add_tokenize(CLI::App& app);
+Command add_config(CLI::App& app);
 Command add_pull(CLI::App& app);
 Command add_models(CLI::App& app);
 
-// --device and --dtype, as of make_runtime.
-void add_device(CLI::App& command, std::string& device, std::string& dtype);
-// What `kinora eval` makes of the components "mmdit" and "flux": the output's name and the output; nothing for others.
-std::optional<std::pair<std::string, Tensor>> evaluate_mmdit(const std::string& model, const std::string& component,
-                                                             const std::string& device, const std::string& dtype,
-                                                             const std::string& input);
+// Whether `kinora eval` knows the component as a transformer of films or of Flux, and what it makes of one: the
+// output's name and the output.
+bool is_mmdit(const std::string& component);
+std::pair<std::string, Tensor> evaluate_mmdit(const std::string& model, const std::string& component,
+                                              const SafetensorsFile& in, const Runtime& runtime);
 
 // What a command wants of a model that may have to be downloaded first.
 struct ModelRequest {

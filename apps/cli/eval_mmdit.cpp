@@ -1,6 +1,5 @@
 // kinora eval of the video transformer and of Flux: one run on tensors named and shaped as in Open-Sora's code.
 #include "cli.h"
-#include "diffusion/backends.h"
 #include "diffusion/video_denoiser.h"
 #include "io/safetensors.h"
 
@@ -52,14 +51,13 @@ MmditPositions grid_of(const Tensor& ids) {
 
 }  // namespace
 
-std::optional<std::pair<std::string, Tensor>> evaluate_mmdit(const std::string& model, const std::string& component,
-                                                             const std::string& device, const std::string& dtype,
-                                                             const std::string& path) {
-  if (component != "mmdit" && component != "flux") return {};
+bool is_mmdit(const std::string& component) { return component == "mmdit" || component == "flux"; }
+
+std::pair<std::string, Tensor> evaluate_mmdit(const std::string& model, const std::string& component,
+                                              const SafetensorsFile& in, const Runtime& runtime) {
   MmditFiles files = open_mmdit(model, component == "flux" ? MmditRole::picture : MmditRole::film);
-  VideoDenoiser denoiser(files.config, files.weights, make_runtime(device, dtype, 0, &stop_requested));
+  VideoDenoiser denoiser(files.config, files.weights, runtime);
   const MmditConfig& c = denoiser.config();
-  SafetensorsFile in = SafetensorsFile::open(path);
   int64_t batch = extent(in, "img", 3, 0), tokens = extent(in, "img", 3, 1), text = extent(in, "txt", 3, 1);
   VideoModelInputs run;
   run.latents = input(in, "img", {batch, tokens, c.in_channels});
@@ -69,7 +67,7 @@ std::optional<std::pair<std::string, Tensor>> evaluate_mmdit(const std::string& 
   run.timestep = input(in, "timesteps", {batch});
   if (c.guidance_embed) run.guidance = input(in, "guidance", {batch});
   run.positions = grid_of(input(in, "img_ids", {batch, tokens, 3}));
-  return std::pair{std::string("velocity"), denoiser.predict(run)};
+  return {"velocity", denoiser.predict(run)};
 }
 
 }  // namespace kinora::cli

@@ -13,6 +13,7 @@
 #include "io/hub.h"
 #include "io/safetensors.h"
 #include "progress.h"
+#include "setting_flags.h"
 #include "text/unicode.h"
 
 namespace kinora::cli {
@@ -21,20 +22,19 @@ namespace {
 using Json = nlohmann::json;
 
 struct Options {
-  std::string prompt, negative, prompt_file, model, variant, device = "auto", dtype = "auto", scheduler,
-                                                             output = "kinora-{seed}.png", init, from, preview;
-  std::string noise, save_noise, noise_kind = "cpu";
+  std::string prompt, negative, prompt_file, model, scheduler, output, init, from, preview;
+  std::string noise, save_noise, noise_kind;
+  LoadOptions load;
   int64_t width = 0, height = 0, steps = 0, count = 1, batch = 1, tile = 0;
-  double guidance = -1, strength = 0.6;
+  double guidance = -1, strength = 0;
   uint64_t seed = 0;
-  int threads = 0;
   bool yes = false, quiet = false, verbose = false;
 };
 
 Json to_record(const Options& o, const Result& r, uint64_t seed, const std::string& prompt, const std::string& model) {
   Json record{{"program", "kinora " KINORA_VERSION},
               {"model", model},
-              {"variant", o.variant},
+              {"variant", o.load.variant},
               {"prompt", prompt},
               {"negative_prompt", o.negative},
               {"width", r.width},
@@ -80,14 +80,14 @@ void apply_record(Options& o) {
   o.guidance = record.real("guidance", 0, 1000, -1);
   o.seed = static_cast<uint64_t>(record.integer("seed", 0, INT64_MAX));
   o.scheduler = record.text("scheduler", "");
-  if (o.device == "auto") o.device = record.text("device", "cpu");
-  if (o.dtype == "auto") o.dtype = record.text("dtype", "auto");
+  if (o.load.device == "auto") o.load.device = record.text("device", "cpu");
+  if (o.load.dtype == "auto") o.load.dtype = record.text("dtype", "auto");
   o.noise_kind = record.text("noise", "cpu");
   o.noise = record.text("noise_file", "");
   o.init = record.text("init_image", "");
   o.strength = record.real("strength", 0, 1, o.strength);
   o.tile = record.integer("tile", 0, 1 << 16, 0);
-  o.variant = record.text("variant", "");
+  o.load.variant = record.text("variant", "");
   if (o.model.empty()) o.model = record.text("model", "");
   o.count = o.batch = 1;
 }
@@ -139,10 +139,9 @@ int generate(Options o) {
   if (!o.from.empty()) apply_record(o);
   std::vector<std::string> prompts = read_prompts(o);
   check_options(o, prompts.size() * static_cast<size_t>(o.count));
-  std::string folder = model_folder(o.model, {.variant = o.variant, .yes = o.yes}), model = hub::name_of_folder(folder);
-  Pipeline pipeline = Pipeline::load(
-      folder,
-      {.variant = o.variant, .device = o.device, .dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
+  std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
+  std::string model = hub::name_of_folder(folder);
+  Pipeline pipeline = Pipeline::load(folder, o.load);
   Progress progress(o.quiet);
   Request request;
   request.negative_prompt = o.negative;
@@ -196,46 +195,36 @@ int generate(Options o) {
 Command add_generate(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("generate", "Draw a picture of a prompt");
-  c->add_option("prompt", o->prompt, "What to draw");
-  c->add_option("-m,--model", o->model,
-                "Folder of a diffusers checkpoint, or its name on the hub, ORG/NAME[@REVISION] (default: the model "
-                "that came along)");
+  auto flags = std::make_shared<SettingFlags>(*c);
+  flags->bind("prompt.text", o->prompt);
+  flags->bind("model.name", o->model);
   add_yes(c, o->yes);
-  c->add_option("-n,--negative-prompt", o->negative, "What not to draw");
-  c->add_option("--prompt-file", o->prompt_file, "A file with one prompt a line");
-  c->add_option("--steps", o->steps, "Denoising steps (default: the model's)")->check(CLI::Range(1, 1000));
-  c->add_option("-g,--guidance,--cfg-scale", o->guidance, "How closely to follow the prompt (default: the model's)")
-      ->check(CLI::Range(0.0, 1000.0));
-  c->add_option("-W,--width", o->width, "Pixels (default: the model's)")->check(CLI::Range(1, 1 << 20));
-  c->add_option("-H,--height", o->height, "Pixels (default: the model's)")->check(CLI::Range(1, 1 << 20));
-  c->add_option("-s,--seed", o->seed, "Seed of the noise; the same seed gives the same bytes")
-      ->check(CLI::Range(int64_t{0}, INT64_MAX))
-      ->capture_default_str();
-  c->add_option("--count", o->count, "Pictures for each prompt, with seeds that count up")
-      ->check(CLI::Range(1, 100000));
-  c->add_option("-b,--batch", o->batch, "Pictures computed at once")->check(CLI::Range(1, 64));
-  c->add_option("-i,--init-image", o->init, "Start from this picture");
-  c->add_option("--strength", o->strength, "How far to go from the start picture, 0 to 1")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  c->add_option("--scheduler", o->scheduler, "dpm++, euler or scm (default: the model's)")
-      ->check(CLI::IsMember({"dpm++", "euler", "scm"}));
-  add_device(*c, o->device, o->dtype);
-  c->add_option("--variant", o->variant, "Weight files to take: fp16 or bf16 (default: the plain ones)");
-  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
-  c->add_option("--tile", o->tile, "Decode in tiles of so many pixels, to save memory")->check(CLI::Range(32, 8192));
-  c->add_option("-o,--output", o->output, "Picture file: .png, .jpg or .webp; {seed} and {index} are filled in")
-      ->capture_default_str();
+  flags->bind("prompt.negative", o->negative);
+  flags->bind("prompt.file", o->prompt_file);
+  flags->bind("sampling.steps", o->steps);
+  flags->bind("sampling.guidance", o->guidance);
+  flags->bind("size.width", o->width);
+  flags->bind("size.height", o->height);
+  flags->bind("sampling.seed", o->seed);
+  flags->bind("sampling.count", o->count);
+  flags->bind("sampling.batch", o->batch);
+  flags->bind("sampling.init_image", o->init);
+  flags->bind("sampling.strength", o->strength);
+  flags->bind("sampling.scheduler", o->scheduler);
+  bind_load_options(*flags, o->load);
+  flags->bind("memory.tile", o->tile);
+  flags->bind("output.file", o->output);
   c->add_option("--from", o->from, "Make this kinora picture again, from the record inside it");
-  c->add_option("--preview", o->preview, "Write the picture so far to this file after every step");
-  c->add_option("--rng", o->noise_kind, "Whose noise: cpu or cuda, as in PyTorch")
-      ->check(CLI::IsMember({"cpu", "cuda"}));
-  c->add_option("--noise", o->noise,
-                "Safetensors file with the initial noise, tensor 'latents' [batch, channels, h, w]");
+  flags->bind("output.preview", o->preview);
+  flags->bind("noise.rng", o->noise_kind);
+  flags->bind("noise.file", o->noise);
+  flags->bind("noise.save", o->save_noise);
   c->add_flag("-q,--quiet", o->quiet, "No progress");
   c->add_flag("-v,--verbose", o->verbose, "Also say what takes how long and how much memory");
-  c->add_option("--save-noise", o->save_noise, "Write the initial noise to this file");
-  return [o] { return generate(*o); };
+  return [o, flags] {
+    flags->resolve();
+    return generate(*o);
+  };
 }
 
 }  // namespace kinora::cli

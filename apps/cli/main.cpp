@@ -46,12 +46,6 @@ std::string model_folder(const std::string& given, const ModelRequest& request) 
   return models + "/kinora-mini";
 }
 
-void add_device(CLI::App& command, std::string& device, std::string& dtype) {
-  command.add_option("--device", device, "auto (a GPU when there is one), cpu, cuda or cuda:N");
-  command.add_option("--dtype", dtype, "auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
-}
-
 // Not getrusage's figure, which begins with what the parent process held when it started this one.
 size_t peak_memory() {
   std::ifstream status("/proc/self/status");
@@ -89,8 +83,8 @@ static int run(int argc, char** argv) {
       "stopped.");
   std::map<std::string, Command> commands{{"generate", add_generate(app)}, {"eval", add_eval(app)},
                                           {"inspect", add_inspect(app)},   {"bench", add_bench(app)},
-                                          {"tokenize", add_tokenize(app)}, {"pull", add_pull(app)},
-                                          {"models", add_models(app)}};
+                                          {"tokenize", add_tokenize(app)}, {"config", add_config(app)},
+                                          {"pull", add_pull(app)},         {"models", add_models(app)}};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -11,6 +11,7 @@
 #include "cli.h"
 #include "core/rng.h"
 #include "io/safetensors.h"
+#include "setting_flags.h"
 
 namespace kinora::cli {
 namespace {
@@ -119,8 +120,8 @@ void print_weights(const char* name, const Weights& weights) {
   std::printf("  %-13s %6zu tensors  %9.1f MiB  %s\n", name, weights.size(), mib(weights.bytes()), types.c_str());
 }
 
-int inspect(const std::string& folder, const std::string& graph, const std::string& device, const std::string& dtype) {
-  Pipeline p = Pipeline::load(folder, {.device = device, .dtype = dtype});
+int inspect(const std::string& folder, const std::string& graph, const LoadOptions& options) {
+  Pipeline p = Pipeline::load(folder, options);
   const ModelDefaults& d = p.defaults();
   int64_t ratio = p.autoencoder().config().compression(), channels = p.denoiser().config().in_channels,
           tokens = d.max_sequence_length;
@@ -171,10 +172,11 @@ Times time_runs(int repeats, int warm_up, F&& body) {
 }
 
 struct BenchOptions {
-  std::string model, device = "auto", dtype = "auto", component;
-  int repeats = 5, threads = 0;
+  std::string model, component;
+  LoadOptions load;
+  int repeats = 5;
   int64_t size = 0, batch = 0, steps = 0;
-  bool json = false, profile = false, yes = false;
+  bool json = false, by_op = false, yes = false;
 };
 
 class Bench {
@@ -205,7 +207,7 @@ class Bench {
   // Where the time of one run goes, by op and shape.
   void profile(const std::string& name, const std::function<const Executable&()>& exe,
                const std::map<std::string, Tensor>& inputs) const {
-    if (!o_.profile || (!o_.component.empty() && name != o_.component)) return;
+    if (!o_.by_op || (!o_.component.empty() && name != o_.component)) return;
     struct Sum {
       double seconds = 0;
       int count = 0;
@@ -246,15 +248,14 @@ class Bench {
 };
 
 int bench(const BenchOptions& o) {
-  Pipeline p = Pipeline::load(model_folder(o.model, {.yes = o.yes}),
-                              {.device = o.device, .dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
+  Pipeline p = Pipeline::load(model_folder(o.model, {.variant = o.load.variant, .yes = o.yes}), o.load);
   const ModelDefaults& d = p.defaults();
   int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio;
   int64_t batch = o.batch ? o.batch : p.sprint() ? 1 : 2;
   if (n < 1) fail(ErrorKind::usage, "--size must be at least " + std::to_string(ratio));
   int64_t tokens = d.max_sequence_length, channels = p.denoiser().config().in_channels;
   if (!o.json)
-    std::printf("%s, dtype %s, %lldx%lld\n", describe(p.runtime()).c_str(), o.dtype.c_str(),
+    std::printf("%s, dtype %s, %lldx%lld\n", describe(p.runtime()).c_str(), o.load.dtype.c_str(),
                 static_cast<long long>(side), static_cast<long long>(side));
   Bench bench(o, p);
   CpuGenerator noise(1);  // zeros would be multiplied faster than real data
@@ -292,7 +293,7 @@ int bench(const BenchOptions& o) {
   });
   if (o.json)
     std::printf("%s\n",
-                Json{{"device", describe(p.runtime())}, {"dtype", o.dtype}, {"size", side}, {"rows", bench.rows()}}
+                Json{{"device", describe(p.runtime())}, {"dtype", o.load.dtype}, {"size", side}, {"rows", bench.rows()}}
                     .dump(1)
                     .c_str());
   return 0;
@@ -302,8 +303,8 @@ int bench(const BenchOptions& o) {
 
 Command add_eval(CLI::App& app) {
   struct Options {
-    std::string model, component, input, output, device = "auto", dtype = "auto";
-    int threads = 0;
+    std::string model, component, input, output;
+    LoadOptions load;
     bool yes = false;
   };
   auto o = std::make_shared<Options>();
@@ -314,24 +315,26 @@ Command add_eval(CLI::App& app) {
   c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers or Open-Sora")
       ->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
-  add_device(*c, o->device, o->dtype);
-  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
+  auto flags = std::make_shared<SettingFlags>(*c);
+  bind_load_options(*flags, o->load);
   add_yes(c, o->yes);
-  return [o] {
-    std::string model = model_folder(o->model, {.yes = o->yes});
-    if (auto result = evaluate_mmdit(model, o->component, o->device, o->dtype, o->input)) {
-      write_safetensors(o->output, {*result});
+  return [o, flags] {
+    flags->resolve();
+    const LoadOptions& load = o->load;
+    std::string model = model_folder(o->model, {.variant = load.variant, .yes = o->yes});
+    if (is_mmdit(o->component)) {
+      Runtime runtime = make_runtime(load.device, load.dtype, load.threads, load.stop);
+      write_safetensors(o->output, {evaluate_mmdit(model, o->component, SafetensorsFile::open(o->input), runtime)});
       return 0;
     }
     if (is_text_encoder(model)) {
       if (o->component != "text_encoder")
         fail(ErrorKind::usage, "unknown component '" + o->component + "' (the folder holds a text_encoder)");
-      Runtime runtime = make_runtime(o->device, o->dtype, o->threads, &stop_requested);
+      Runtime runtime = make_runtime(load.device, load.dtype, load.threads, load.stop);
       write_safetensors(o->output, evaluate_text_encoder(model, SafetensorsFile::open(o->input), runtime));
       return 0;
     }
-    Pipeline p =
-        Pipeline::load(model, {.device = o->device, .dtype = o->dtype, .threads = o->threads, .stop = &stop_requested});
+    Pipeline p = Pipeline::load(model, load);
     write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
     return 0;
   };
@@ -339,37 +342,42 @@ Command add_eval(CLI::App& app) {
 
 Command add_inspect(CLI::App& app) {
   struct Options {
-    std::string model, graph, device = "auto", dtype = "auto";
+    std::string model, graph;
+    LoadOptions load;
     bool yes = false;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("inspect", "Show what a model folder holds and what it needs");
-  c->add_option("model", o->model, "Model folder or name (default: the model that came along)");
+  auto flags = std::make_shared<SettingFlags>(*c);
+  flags->bind("model.name", o->model, "model");
   c->add_option("--graph", o->graph, "Print the compiled graph of a component")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.encode", "vae.decode"}));
-  add_device(*c, o->device, o->dtype);
+  bind_load_options(*flags, o->load);
   add_yes(c, o->yes);
-  return [o] { return inspect(model_folder(o->model, {.yes = o->yes}), o->graph, o->device, o->dtype); };
+  return [o, flags] {
+    flags->resolve();
+    return inspect(model_folder(o->model, {.variant = o->load.variant, .yes = o->yes}), o->graph, o->load);
+  };
 }
 
 Command add_bench(CLI::App& app) {
   auto o = std::make_shared<BenchOptions>();
   CLI::App* c = app.add_subcommand("bench", "Time each component and the whole");
-  c->add_option("-m,--model", o->model, "Model folder or name (default: the model that came along)");
-  add_device(*c, o->device, o->dtype);
-  c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
-  c->add_option("--size", o->size, "Pixels a side (default: the model's)");
-  c->add_option("--batch", o->batch,
-                "Rows of the transformer's and the text encoder's batch (default: as one picture needs)")
-      ->check(CLI::Range(0, 64));
-  c->add_option("--steps", o->steps, "Steps of the whole picture (default: the model's)")->check(CLI::Range(0, 1000));
-  c->add_option("--repeats", o->repeats, "Timed runs after the warm-up")->check(CLI::Range(1, 1000));
-  c->add_option("--component", o->component, "This one alone")
-      ->check(CLI::IsMember({"text_encoder", "transformer", "vae.decode", "picture"}));
-  c->add_flag("--json", o->json, "Print JSON");
-  c->add_flag("--profile", o->profile, "Show where each component's time goes");
+  auto flags = std::make_shared<SettingFlags>(*c);
+  flags->bind("model.name", o->model);
+  bind_load_options(*flags, o->load);
+  flags->bind("bench.size", o->size);
+  flags->bind("bench.batch", o->batch);
+  flags->bind("bench.steps", o->steps);
+  flags->bind("bench.repeats", o->repeats);
+  flags->bind("bench.component", o->component);
+  flags->bind("bench.json", o->json);
+  flags->bind("bench.by_op", o->by_op);
   add_yes(c, o->yes);
-  return [o] { return bench(*o); };
+  return [o, flags] {
+    flags->resolve();
+    return bench(*o);
+  };
 }
 
 Command add_tokenize(CLI::App& app) {
@@ -381,14 +389,15 @@ Command add_tokenize(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("tokenize", "Show the tokens of a text");
   c->add_option("text", o->text, "The text")->required();
-  c->add_option("-m,--model", o->model,
-                "Model folder or name, or a tokenizer's own (default: the model that came along)");
+  auto flags = std::make_shared<SettingFlags>(*c);
+  flags->bind("model.name", o->model);
   c->add_option("--length", o->length, "Cut or pad to so many tokens, as a text encoder gets them")
       ->check(CLI::Range(1, 1 << 20));
   add_yes(c, o->yes);
-  return [o] {
-    std::string folder = model_folder(o->model, {.yes = o->yes, .components = {"tokenizer"}}),
-                inner = folder + "/tokenizer";
+  return [o, flags] {
+    flags->resolve();
+    std::string folder = model_folder(o->model, {.yes = o->yes, .components = {"tokenizer"}});
+    std::string inner = folder + "/tokenizer";
     std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(std::filesystem::is_directory(inner) ? inner : folder);
     auto length = static_cast<size_t>(o->length);
     for (int32_t id : length ? tokenizer->encode_padded(o->text, length) : tokenizer->encode(o->text))

@@ -14,6 +14,9 @@
 namespace kinora {
 namespace {
 
+// Not to block on a pipe: what is no regular file is refused once it is open.
+constexpr int kReading = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
+
 std::string reason() { return std::strerror(errno); }
 
 // Closes on every way out.
@@ -37,7 +40,7 @@ size_t regular_size(int fd, const std::string& path) {
 }  // namespace
 
 std::shared_ptr<MappedFile> MappedFile::open(const std::string& path) {
-  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  Descriptor file(::open(path.c_str(), kReading));
   if (file.fd < 0) fail(ErrorKind::io, "cannot open " + path + ": " + reason());
   size_t size = regular_size(file.fd, path);
   if (size == 0) return std::shared_ptr<MappedFile>(new MappedFile(nullptr, 0));
@@ -51,7 +54,7 @@ MappedFile::~MappedFile() {
 }
 
 std::string read_file(const std::string& path, size_t limit) {
-  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  Descriptor file(::open(path.c_str(), kReading));
   if (file.fd < 0) fail(ErrorKind::io, "cannot open " + path + ": " + reason());
   size_t size = regular_size(file.fd, path);
   if (size > limit) {
