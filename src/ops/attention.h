@@ -13,6 +13,8 @@ struct AttentionOptions {
   double softcap = 0;   // > 0: scores become softcap·tanh(scores / softcap)   (Gemma-2)
   bool causal = false;  // query i sees keys <= i
   int64_t window = 0;   // > 0: with causal, query i sees only keys > i - window
+  int64_t block = 1;    // > 1: with causal, query i sees all keys of its own block of so many too: keys
+                        // < (i / block + 1)·block (the frames of a film); not together with window
 };
 // `bias` [batch, keys] f32 is added to the scores, or undefined. heads is a multiple of kv_heads.
 // Returns [batch, queries, heads, dim].

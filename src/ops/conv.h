@@ -1,5 +1,7 @@
-// Convolution on channels-last pictures.
+// Convolution on channels-last pictures and films.
 #pragma once
+
+#include <array>
 
 #include "graph/graph.h"
 
@@ -16,6 +18,18 @@ struct Conv2dOptions {
 // -> act(conv) [batch, (height + 2p - kh)/s + 1, (width + 2p - kw)/s + 1, out] in x's dtype.
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& options);
 
-extern const OpDef kConv2d;
+struct Conv3dOptions {
+  std::array<int64_t, 3> stride{1, 1, 1};   // frames, height, width
+  std::array<int64_t, 3> padding{0, 0, 0};  // zeros before and after each axis, fewer than the kernel is long
+  int64_t groups = 1;
+  std::string act = "none";
+};
+
+// x [batch, frames, height, width, in], weight [out, in/groups, kt, kh, kw] (the checkpoint's order), bias [out] or
+// undefined -> act(conv) [batch, frames', height', width', out] in x's dtype, each extent (n + 2p - k)/s + 1.
+// A causal convolution has no padding here: `pad_edge` comes before it.
+Value conv3d(Value x, Value weight, Value bias, const Conv3dOptions& options);
+
+extern const OpDef kConv2d, kConv3d;
 
 }  // namespace kinora
