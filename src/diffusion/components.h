@@ -21,19 +21,21 @@ struct Runtime {
   DType dtype = DType::f32;  // of activations: f32 or bf16
 };
 
-// A few compiled graphs by shape; the oldest goes when there are more than `limit`.
+// A few compiled graphs by shape; all go when there would be more than `limit`.
 class ExecutableCache {
  public:
+  explicit ExecutableCache(size_t limit = 4) : limit_(limit) {}
+
   template <class Build>
   const Executable& get(const std::vector<int64_t>& key, const Build& build) {
     auto found = entries_.find(key);
     if (found != entries_.end()) return found->second;
-    if (entries_.size() >= kLimit) entries_.clear();
+    if (entries_.size() >= limit_) entries_.clear();
     return entries_.emplace(key, build()).first->second;
   }
 
  private:
-  static constexpr size_t kLimit = 4;
+  size_t limit_;
   std::map<std::vector<int64_t>, Executable> entries_;
 };
 
