@@ -7,7 +7,9 @@ find_package(nlohmann_json 3.9 REQUIRED)
 find_package(PNG REQUIRED)
 find_package(JPEG REQUIRED)
 pkg_check_modules(WEBP REQUIRED IMPORTED_TARGET libwebp libwebpmux libwebpdemux)
+pkg_check_modules(FFMPEG REQUIRED IMPORTED_TARGET libavformat libavcodec libswscale libavutil)
 find_package(CLI11 REQUIRED)
 
-set(KINORA_LIBRARIES DNNL::dnnl OpenMP::OpenMP_CXX nlohmann_json::nlohmann_json PNG::PNG JPEG::JPEG PkgConfig::WEBP)
+set(KINORA_LIBRARIES DNNL::dnnl OpenMP::OpenMP_CXX nlohmann_json::nlohmann_json PNG::PNG JPEG::JPEG PkgConfig::WEBP
+    PkgConfig::FFMPEG)
 set(KINORA_CLI_LIBRARIES CLI11::CLI11 nlohmann_json::nlohmann_json)

@@ -34,7 +34,35 @@ size_t regular_size(int fd, const std::string& path) {
   return static_cast<size_t>(info.st_size);
 }
 
+std::string temporary_name(const std::string& path) {
+  std::filesystem::path target(path);
+  return (target.parent_path() / ("." + target.filename().string() + "." + std::to_string(::getpid()) + ".tmp"))
+      .string();
+}
+
+void move_into_place(int fd, const std::string& temporary, const std::string& path) {
+  if (::fsync(fd) != 0 && errno != EINVAL && errno != EROFS)
+    fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+  if (::rename(temporary.c_str(), path.c_str()) != 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+}
+
 }  // namespace
+
+TemporaryFile::TemporaryFile(const std::string& path) : path_(path), name_(temporary_name(path)) {
+  Descriptor file(::open(name_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (file.fd < 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+}
+
+TemporaryFile::~TemporaryFile() {
+  if (!name_.empty()) ::unlink(name_.c_str());
+}
+
+void TemporaryFile::commit() {
+  Descriptor file(::open(name_.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.fd < 0) fail(ErrorKind::io, "cannot write " + path_ + ": " + reason());
+  move_into_place(file.fd, name_, path_);
+  name_.clear();
+}
 
 std::shared_ptr<MappedFile> MappedFile::open(const std::string& path) {
   Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
@@ -83,16 +111,12 @@ void write_all(int fd, const void* data, size_t size, const std::string& path) {
 }
 
 void write_atomically(const std::string& path, const std::function<void(int fd)>& write) {
-  std::filesystem::path target(path);
-  std::string temporary =
-      (target.parent_path() / ("." + target.filename().string() + "." + std::to_string(::getpid()) + ".tmp")).string();
+  std::string temporary = temporary_name(path);
   Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
   if (file.fd < 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
   try {
     write(file.fd);
-    if (::fsync(file.fd) != 0 && errno != EINVAL && errno != EROFS)
-      fail(ErrorKind::io, "cannot write " + path + ": " + reason());
-    if (::rename(temporary.c_str(), path.c_str()) != 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
+    move_into_place(file.fd, temporary, path);
   } catch (...) {
     ::unlink(temporary.c_str());
     throw;
