@@ -4,7 +4,9 @@
 #include <atomic>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "diffusion/pipeline.h"
 
@@ -21,6 +23,16 @@ Command add_eval(CLI::App& app);
 Command add_inspect(CLI::App& app);
 Command add_bench(CLI::App& app);
 Command add_tokenize(CLI::App& app);
+
+// Tiles of film autoencoders: -1 as the model has it, 0 none, else their pixels and frames.
+struct VideoTileOptions {
+  int64_t size = -1, frames = -1;
+};
+// What `kinora eval` makes of the components vae3d.encode, vae3d.decode, flux_ae.encode and flux_ae.decode: the
+// output's name and the output; nothing for others.
+std::optional<std::pair<std::string, Tensor>> evaluate_video_ae(const std::string& model, const std::string& component,
+                                                                const std::string& dtype, const std::string& input,
+                                                                const VideoTileOptions& tiles);
 
 // The folder given with --model, else $KINORA_MODEL, else the model that came with the program.
 std::string model_folder(const std::string& given);

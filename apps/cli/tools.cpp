@@ -63,7 +63,9 @@ std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& componen
     expect_rank(in.tensor("latent"), 4, "latent");
     return {"sample", channels_first(p.autoencoder().decode(channels_last(in.tensor("latent"))))};
   }
-  fail(ErrorKind::usage, "unknown component '" + component + "' (text_encoder, transformer, vae.encode, vae.decode)");
+  fail(ErrorKind::usage, "unknown component '" + component +
+                             "' (text_encoder, transformer, vae.encode, vae.decode, vae3d.encode, vae3d.decode, "
+                             "flux_ae.encode, flux_ae.decode)");
 }
 
 double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
@@ -178,17 +180,28 @@ int bench(const BenchOptions& o) {
 Command add_eval(CLI::App& app) {
   struct Options {
     std::string model, component, input, output, dtype = "auto";
+    VideoTileOptions tiles;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
   c->add_option("model", o->model, "Model folder")->required();
-  c->add_option("component", o->component, "text_encoder, transformer, vae.encode or vae.decode")->required();
-  c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers")->required();
+  c->add_option("component", o->component,
+                "text_encoder, transformer, vae.encode, vae.decode, vae3d.encode, vae3d.decode, flux_ae.encode or "
+                "flux_ae.decode")
+      ->required();
+  c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers or Open-Sora")
+      ->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
   c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  c->add_option("--tile-size", o->tiles.size, "vae3d: pixels of a tile, 0: none")->check(CLI::Range(0, 16384));
+  c->add_option("--tile-frames", o->tiles.frames, "vae3d: frames of a tile, 0: none")->check(CLI::Range(0, 16384));
   return [o] {
-    Pipeline p = Pipeline::load(o->model, {.dtype = o->dtype, .stop = &stop_requested});
-    write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
+    auto result = evaluate_video_ae(o->model, o->component, o->dtype, o->input, o->tiles);
+    if (!result) {
+      Pipeline p = Pipeline::load(o->model, {.dtype = o->dtype, .stop = &stop_requested});
+      result = evaluate(p, o->component, SafetensorsFile::open(o->input));
+    }
+    write_safetensors(o->output, {*result});
     return 0;
   };
 }

@@ -1,6 +1,4 @@
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "cpu/kernels.h"
 #include "cpu/onednn.h"
@@ -8,10 +6,9 @@
 namespace kinora::cpu {
 namespace {
 
-constexpr int64_t kQueries = 128;  // queries of one task
-constexpr int64_t kKeys = 1024;    // keys whose scores are held at a time
-constexpr int64_t kTokens = 256;   // tokens summed before they are added to the linear-attention state
-constexpr int64_t kChunk = 1024;   // tokens of one task of the second pass
+constexpr int64_t kQueries = 64;  // queries of one block of scores
+constexpr int64_t kTokens = 256;  // tokens summed before they are added to the linear-attention state
+constexpr int64_t kChunk = 1024;  // tokens of one task of the second pass
 
 // Loads `rows` vectors of length d that lie `stride` elements apart.
 void load_rows(DType dtype, const void* base, int64_t first, int64_t stride, int64_t rows, int64_t d, float* out) {
@@ -22,94 +19,73 @@ void load_rows(DType dtype, const void* base, int64_t first, int64_t stride, int
 
 }  // namespace
 
-// One task is a block of queries of one head. It walks over tiles of keys and keeps, for each query, the largest score,
-// the sum of exponentials and the weighted sum of values so far ("Online normalizer calculation for softmax",
-// arXiv:1805.02867), so memory does not grow with queries times keys.
 Step make_attention(const StepSpec& spec) {
   const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
   const Attrs& attrs = spec.node.attrs;
   DType dtype = spec.output().dtype;
-  int64_t batch = q[0], n = q[1], heads = q[2], d = q[3], m = k[1], kv_heads = k[2];
-  int64_t window = attrs.integer("window"), group = attrs.integer("block");
+  int64_t batch = q[0], n = q[1], heads = q[2], d = q[3], m = k[1], kv_heads = k[2], window = attrs.integer("window");
   bool causal = attrs.integer("causal"), biased = spec.inputs.size() == 4;
+  int64_t group = attrs.integer("block");
   auto scale = static_cast<float>(attrs.real("scale")), softcap = static_cast<float>(attrs.real("softcap"));
-  int64_t block = std::min(kQueries, n), blocks = (n + block - 1) / block;
-  int64_t tile = std::min(kKeys, m), tiles = (m + tile - 1) / tile;
-  // By whether the block of queries and the tile of keys are the last ones, which may be shorter.
+  int64_t block = std::min(kQueries, n), blocks = (n + block - 1) / block, tail = n - (blocks - 1) * block;
+  // Scores and results of a full block of queries and of the last one.
   std::vector<MatmulPrimitive> scores, results;
   size_t packed_k = 0, packed_v = 0, work = 0;
-  for (int64_t rows : {block, n - (blocks - 1) * block}) {
-    for (int64_t keys : {tile, m - (tiles - 1) * tile}) {
-      scores.emplace_back(MatmulPrimitive::Shape{rows, keys, d, d, keys, DType::f32});
-      results.emplace_back(MatmulPrimitive::Shape{rows, d, keys, keys, d, DType::f32});
-      packed_k = std::max(packed_k, scores.back().packed_bytes());
-      packed_v = std::max(packed_v, results.back().packed_bytes());
-      work = std::max({work, scores.back().workspace_bytes(), results.back().workspace_bytes()});
-    }
+  for (int64_t rows : {block, tail}) {
+    scores.emplace_back(MatmulPrimitive::Shape{rows, m, d, d, m, DType::f32});
+    results.emplace_back(MatmulPrimitive::Shape{rows, d, m, m, d, DType::f32});
+    packed_k = std::max(packed_k, scores.back().packed_bytes());
+    packed_v = std::max(packed_v, results.back().packed_bytes());
+    work = std::max({work, scores.back().workspace_bytes(), results.back().workspace_bytes()});
   }
   Workspace ws;
-  size_t kv_at = ws.add(static_cast<size_t>(tile * d) * 4), k_at = ws.add(packed_k), v_at = ws.add(packed_v);
-  size_t q_at = ws.add(static_cast<size_t>(block * d) * 4), s_at = ws.add(static_cast<size_t>(block * tile) * 4);
-  size_t y_at = ws.add(static_cast<size_t>(block * d) * 4), sum_at = ws.add(static_cast<size_t>(block * d) * 4);
-  size_t state_at = ws.add(static_cast<size_t>(2 * block) * 4), work_at = ws.add(work);
+  size_t kv_at = ws.add(static_cast<size_t>(m * d) * 4), k_at = ws.add(packed_k), v_at = ws.add(packed_v);
+  size_t q_at = ws.add(static_cast<size_t>(block * d) * 4), s_at = ws.add(static_cast<size_t>(block * m) * 4);
+  size_t y_at = ws.add(static_cast<size_t>(block * d) * 4), work_at = ws.add(work);
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
   step.run = [=](const StepArgs& args) {
     const float* bias = biased ? static_cast<const float*>(args.in[3]) : nullptr;
-    // The keys [first, end) that query i sees.
-    auto first_key = [&](int64_t i) { return causal && window > 0 ? std::max<int64_t>(0, i - window + 1) : 0; };
-    auto end_key = [&](int64_t i) { return causal ? std::min(m, (i / group + 1) * group) : m; };
-    auto soften = [&](float* row, int64_t b, int64_t i, int64_t from, int64_t keys) {
-      auto count = static_cast<size_t>(keys);
+    auto soften = [&](float* row, int64_t b, int64_t i) {
+      auto count = static_cast<size_t>(m);
       simd().affine(row, softcap > 0 ? scale / softcap : scale, 0, row, count);
       if (softcap > 0) {
         simd().unary(Unary::tanh, row, row, count);
         simd().affine(row, softcap, 0, row, count);
       }
-      int64_t hidden = std::clamp<int64_t>(first_key(i) - from, 0, keys);
-      int64_t seen = std::clamp<int64_t>(end_key(i) - from, 0, keys);
-      std::fill(row, row + hidden, -1e30f);
-      std::fill(row + seen, row + keys, -1e30f);
-      if (bias) simd().binary(Binary::add, row, 1, bias + b * m + from, 1, row, count);
+      if (causal) {
+        int64_t first = window > 0 ? std::max<int64_t>(0, i - window + 1) : 0;
+        std::fill(row, row + std::min(first, m), -1e30f);
+        int64_t end = (i / group + 1) * group;
+        if (end < m) std::fill(row + end, row + m, -1e30f);
+      }
+      if (bias) simd().binary(Binary::add, row, 1, bias + b * m, 1, row, count);
+      float total = simd().exp_sum(row, simd().max(row, count), count);
+      simd().affine(row, 1 / total, 0, row, count);
     };
-    args.pool.run(batch * heads * blocks, [&](int64_t task, int worker) {
-      int64_t i = task % blocks, b = task / blocks / heads, h = task / blocks % heads, kv = h / (heads / kv_heads);
+    args.pool.run(batch * heads, [&](int64_t task, int worker) {
+      int64_t b = task / heads, h = task % heads, kv = h / (heads / kv_heads);
       float *line = ws.at(args, worker, kv_at), *qs = ws.at(args, worker, q_at), *s = ws.at(args, worker, s_at);
-      float *y = ws.at(args, worker, y_at), *total = ws.at(args, worker, sum_at);
-      float *best = ws.at(args, worker, state_at), *weight = best + block;
+      float* y = ws.at(args, worker, y_at);
       auto *pk = ws.at<std::byte>(args, worker, k_at), *pv = ws.at<std::byte>(args, worker, v_at);
       auto* workspace = ws.at<std::byte>(args, worker, work_at);
-      int64_t from = i * block, rows = std::min(block, n - from), at = (b * n + from) * heads + h;
-      load_rows(dtype, args.in[0], at * d, heads * d, rows, d, qs);
-      std::fill(total, total + rows * d, 0.0f);
-      std::fill(best, best + rows, -std::numeric_limits<float>::infinity());
-      std::fill(weight, weight + rows, 0.0f);
-      // Every query sees a key of the first tile taken, or its scores there are all -1e30 and vanish with the next.
-      int64_t begin = first_key(from) / tile, end = (std::max<int64_t>(1, end_key(from + rows - 1)) + tile - 1) / tile;
-      for (int64_t t = begin; t < end; ++t) {
-        int64_t first = t * tile, keys = std::min(tile, m - first);
-        size_t which = (i == blocks - 1 ? 2u : 0u) + (t == tiles - 1 ? 1u : 0u);
-        int64_t kv_row = ((b * m + first) * kv_heads + kv) * d;
-        load_rows(dtype, args.in[1], kv_row, kv_heads * d, keys, d, line);
-        scores[which].pack(line, d, true, pk);
-        scores[which].run(qs, pk, s, workspace);
-        for (int64_t r = 0; r < rows; ++r) {
-          float* row = s + r * keys;
-          soften(row, b, from + r, first, keys);
-          float highest = std::max(best[r], simd().max(row, static_cast<size_t>(keys)));
-          float keep = std::exp(best[r] - highest);
-          if (t > begin && keep != 1) simd().affine(total + r * d, keep, 0, total + r * d, static_cast<size_t>(d));
-          weight[r] = weight[r] * keep + simd().exp_sum(row, highest, static_cast<size_t>(keys));
-          best[r] = highest;
+      for (int64_t i = 0; i < blocks; ++i) {
+        size_t which = i == blocks - 1 ? 1 : 0;
+        int64_t rows = which ? tail : block;
+        if (i == 0 || which) {  // the packed layout may depend on the number of queries
+          load_rows(dtype, args.in[1], (b * m * kv_heads + kv) * d, kv_heads * d, m, d, line);
+          scores[which].pack(line, d, true, pk);
+          load_rows(dtype, args.in[2], (b * m * kv_heads + kv) * d, kv_heads * d, m, d, line);
+          results[which].pack(line, d, false, pv);
         }
-        load_rows(dtype, args.in[2], kv_row, kv_heads * d, keys, d, line);
-        results[which].pack(line, d, false, pv);
+        int64_t first = (b * n + i * block) * heads + h;
+        load_rows(dtype, args.in[0], first * d, heads * d, rows, d, qs);
+        scores[which].run(qs, pk, s, workspace);
+        for (int64_t r = 0; r < rows; ++r) soften(s + r * m, b, i * block + r);
         results[which].run(s, pv, y, workspace);
-        simd().binary(Binary::add, total, 1, y, 1, total, static_cast<size_t>(rows * d));
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        simd().affine(total + r * d, 1 / weight[r], 0, total + r * d, static_cast<size_t>(d));
-        simd().store(dtype, total + r * d, advance(args.out, dtype, (at + r * heads) * d), static_cast<size_t>(d));
+        for (int64_t r = 0; r < rows; ++r) {
+          simd().store(dtype, y + r * d, advance(args.out, dtype, (first + r * heads) * d), static_cast<size_t>(d));
+        }
       }
     });
   };

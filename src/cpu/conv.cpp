@@ -1,6 +1,5 @@
-// Convolution of pictures and films, channels last; a picture is a film of one frame. Dense ones go through oneDNN in
-// tasks of (output frame, panel of output channels, group of rows), those with one filter per channel (depthwise)
-// through our own loop, grouped 1x1 ones as small products.
+// Convolution, channels last: dense through oneDNN in tasks of (picture, panel of output channels, group of rows), one
+// kernel position per channel (depthwise) by our own loop, grouped 1x1 as small products.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -15,52 +14,18 @@ constexpr int64_t kPanel = 128;    // output channels of a task
 constexpr int64_t kPixels = 1024;  // output pixels of one primitive call, about
 constexpr int64_t kManyTasks = 64;
 
-// One axis of a convolution.
-struct Axis {
-  int64_t in, out, kernel, stride, padding;
-
-  // What output elements [first, first + count) read: elements [begin, begin + size), with zeros before and after.
-  struct Window {
-    int64_t begin, size, before, after;
-  };
-  Window window(int64_t first, int64_t count) const {
-    int64_t from = first * stride - padding, to = (first + count - 1) * stride - padding + kernel;
-    int64_t begin = std::max<int64_t>(0, from), end = std::min(in, to);
-    return {begin, end - begin, begin - from, to - end};
-  }
-};
-
 struct Geometry {
-  Axis t, h, w;
-  int64_t batch, in, out, groups, in_per_group;
-
-  explicit Geometry(const StepSpec& spec) {
-    const Shape &x = spec.inputs[0].shape, &k = spec.inputs[1].shape, &y = spec.output().shape;
-    const Attrs& attrs = spec.node.attrs;
-    batch = x[0];
-    in = x[-1];
-    out = y[-1];
-    groups = attrs.integer("groups");
-    in_per_group = k[1];
-    if (x.rank() == 4) {
-      int64_t stride = attrs.integer("stride"), padding = attrs.integer("padding");
-      t = {1, 1, 1, 1, 0};
-      h = {x[1], y[1], k[2], stride, padding};
-      w = {x[2], y[2], k[3], stride, padding};
-    } else {
-      const Ints &stride = attrs.ints("stride"), &padding = attrs.ints("padding");
-      t = {x[1], y[1], k[2], stride[0], padding[0]};
-      h = {x[2], y[2], k[3], stride[1], padding[1]};
-      w = {x[3], y[3], k[4], stride[2], padding[2]};
-    }
-  }
-  int64_t taps() const { return t.kernel * h.kernel * w.kernel; }
-  int64_t frames() const { return batch * t.out; }  // output frames, all batch items
-  bool depthwise() const { return groups == in && groups == out; }
-  bool grouped_1x1() const {
-    auto plain = [](const Axis& a) { return a.kernel == 1 && a.stride == 1 && a.padding == 0; };
-    return groups > 1 && plain(t) && plain(h) && plain(w);
-  }
+  Shape x, w, y;
+  int64_t stride, padding, groups;
+  explicit Geometry(const StepSpec& spec)
+      : x(spec.inputs[0].shape),
+        w(spec.inputs[1].shape),
+        y(spec.output().shape),
+        stride(spec.node.attrs.integer("stride")),
+        padding(spec.node.attrs.integer("padding")),
+        groups(spec.node.attrs.integer("groups")) {}
+  bool depthwise() const { return groups == x[3] && groups == w[0]; }
+  bool grouped_1x1() const { return groups > 1 && w[2] == 1 && w[3] == 1 && stride == 1 && padding == 0; }
 };
 
 struct Finish {
@@ -85,98 +50,70 @@ struct Finish {
   }
 };
 
-// The oneDNN primitives of a dense convolution: few distinct ones occur, since all inner blocks are alike.
-class DensePlan {
- public:
-  int64_t rows, blocks, panels, most_in = 0;  // rows of a block; most input elements that a block reads
-  size_t packed = 0, workspace = 0;
-
-  DensePlan(const Geometry& geometry, DType compute) : g_(geometry) {
-    rows = std::clamp<int64_t>(kPixels / g_.w.out, 1, g_.h.out);
-    blocks = (g_.h.out + rows - 1) / rows;
-    panels = (g_.out + kPanel - 1) / kPanel;
-    for (int64_t frame = 0; frame < g_.t.out; ++frame) {
-      for (int64_t block = 0; block < blocks; ++block) {
-        for (int64_t panel : {int64_t{0}, panels - 1}) add(key(frame, block, panel), compute);
-      }
-    }
+// The rows of the picture that output rows [first, first + rows) read, and the zeros beyond its borders.
+struct RowWindow {
+  int64_t begin, rows_in, top, bottom;
+  RowWindow(const Geometry& g, int64_t first, int64_t rows) {
+    int64_t want_begin = first * g.stride - g.padding, want_end = (first + rows - 1) * g.stride - g.padding + g.w[2];
+    begin = std::max<int64_t>(0, want_begin);
+    int64_t end = std::min(g.x[1], want_end);
+    rows_in = end - begin;
+    top = begin - want_begin;
+    bottom = want_end - end;
   }
-
-  // Rows out, rows in, zeros above, below, channels, frames in, zeros in front.
-  using Key = std::array<int64_t, 7>;
-  Key key(int64_t frame, int64_t block, int64_t panel) const {
-    int64_t n = std::min(rows, g_.h.out - block * rows);
-    Axis::Window h = g_.h.window(block * rows, n), t = g_.t.window(frame, 1);
-    return {n, h.size, h.before, h.after, std::min(kPanel, g_.out - panel * kPanel), t.size, t.before};
-  }
-  const ConvPrimitive& at(const Key& key) const { return primitives_.at(key); }
-
- private:
-  void add(const Key& k, DType compute) {
-    if (primitives_.count(k)) return;
-    Axis::Window w = g_.w.window(0, g_.w.out);
-    ConvPrimitive primitive({.in_channels = g_.in,
-                             .out_channels = k[4],
-                             .x_pixel = g_.in,
-                             .y_pixel = k[4],
-                             .rows_in = k[1],
-                             .width_in = g_.w.in,
-                             .rows_out = k[0],
-                             .width_out = g_.w.out,
-                             .kernel_h = g_.h.kernel,
-                             .kernel_w = g_.w.kernel,
-                             .stride_h = g_.h.stride,
-                             .stride_w = g_.w.stride,
-                             .pad_top = k[2],
-                             .pad_bottom = k[3],
-                             .pad_left = w.before,
-                             .pad_right = (g_.w.out - 1) * g_.w.stride + g_.w.kernel - g_.w.padding - g_.w.in,
-                             .dtype = compute,
-                             .frames_in = k[5],
-                             .kernel_t = g_.t.kernel,
-                             .pad_front = k[6]});
-    packed = std::max(packed, primitive.packed_bytes());
-    workspace = std::max(workspace, primitive.workspace_bytes());
-    most_in = std::max(most_in, k[5] * k[1] * g_.w.in * g_.in);
-    primitives_.emplace(k, std::move(primitive));
-  }
-
-  Geometry g_;
-  std::map<Key, ConvPrimitive> primitives_;
 };
 
 Step make_dense(const StepSpec& spec) {
   Geometry g(spec);
   DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype;
   DType compute = xt == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32;
-  auto plan = std::make_shared<const DensePlan>(g, compute);
-  // Rows of several frames do not lie together, so they are copied like those of another type.
-  bool copy_x = xt != compute || g.t.kernel > 1, convert_w = wt != compute;
-  int64_t per_task = plan->blocks;
-  while (per_task > 1 && g.frames() * plan->panels * ((plan->blocks + per_task - 1) / per_task) < kManyTasks)
+  bool convert_x = xt != compute, convert_w = wt != compute;
+  int64_t rows = std::clamp<int64_t>(kPixels / g.y[2], 1, g.y[1]), blocks = (g.y[1] + rows - 1) / rows;
+  int64_t panels = (g.y[3] + kPanel - 1) / kPanel, per_task = blocks;
+  while (per_task > 1 && g.x[0] * panels * ((blocks + per_task - 1) / per_task) < kManyTasks)
     per_task = (per_task + 1) / 2;
-  int64_t tasks_per_panel = (plan->blocks + per_task - 1) / per_task;
+  int64_t tasks_per_panel = (blocks + per_task - 1) / per_task;
+  int64_t width_pad = (g.y[2] - 1) * g.stride + g.w[3] - g.padding - g.x[2];
+
+  // Few distinct calls occur: the first, a middle and the last block of rows, for full and last panels.
+  using Key = std::array<int64_t, 5>;
+  auto key_of = [=](int64_t block, int64_t panel) {
+    int64_t n = std::min(rows, g.y[1] - block * rows);
+    RowWindow window(g, block * rows, n);
+    return Key{n, window.rows_in, window.top, window.bottom, std::min(kPanel, g.y[3] - panel * kPanel)};
+  };
+  auto primitives = std::make_shared<std::map<Key, ConvPrimitive>>();
+  size_t packed = 0, workspace = 0;
+  int64_t most_rows_in = 0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t panel : {int64_t{0}, panels - 1}) {
+      Key key = key_of(block, panel);
+      most_rows_in = std::max(most_rows_in, key[1]);
+      if (primitives->count(key)) continue;
+      ConvPrimitive primitive({g.x[3], key[4], g.x[3], key[4], key[1], g.x[2], key[0], g.y[2], g.w[2], g.w[3], g.stride,
+                               key[2], key[3], g.padding, width_pad, compute});
+      packed = std::max(packed, primitive.packed_bytes());
+      workspace = std::max(workspace, primitive.workspace_bytes());
+      primitives->emplace(key, std::move(primitive));
+    }
+  }
   Finish finish(spec);
-  int64_t per_output = g.in * g.taps(), row_in = g.w.in * g.in;
+  int64_t per_output = g.w[1] * g.w[2] * g.w[3], row_in = g.x[2] * g.x[3];
   Workspace ws;
   size_t w_at = ws.add(convert_w ? static_cast<size_t>(kPanel * per_output) * dtype_size(compute) : 0);
-  size_t packed_at = ws.add(plan->packed), work_at = ws.add(plan->workspace);
+  size_t packed_at = ws.add(packed), work_at = ws.add(workspace);
   size_t line_at = ws.add(static_cast<size_t>(std::max({per_output, row_in, kPanel})) * 4);
-  size_t x_at = ws.add(copy_x ? static_cast<size_t>(plan->most_in) * dtype_size(compute) : 0);
-  size_t y_at = ws.add(static_cast<size_t>(plan->rows * g.w.out * kPanel) * 4);
+  size_t x_at = ws.add(convert_x ? static_cast<size_t>(most_rows_in * row_in) * dtype_size(compute) : 0);
+  size_t y_at = ws.add(static_cast<size_t>(rows * g.y[2] * kPanel) * 4);
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
   step.run = [=](const StepArgs& args) {
-    args.pool.run(g.frames() * plan->panels * tasks_per_panel, [&](int64_t task, int worker) {
-      int64_t group = task % tasks_per_panel, panel = task / tasks_per_panel % plan->panels;
-      int64_t item = task / tasks_per_panel / plan->panels, frame = item % g.t.out, channel = panel * kPanel,
-              width = std::min(kPanel, g.out - channel);
+    args.pool.run(g.x[0] * panels * tasks_per_panel, [&](int64_t task, int worker) {
+      int64_t group = task % tasks_per_panel, panel = task / tasks_per_panel % panels;
+      int64_t picture = task / tasks_per_panel / panels, channel = panel * kPanel,
+              width = std::min(kPanel, g.y[3] - channel);
       float* line = ws.at(args, worker, line_at);
       auto convert = [&](const void* source, DType type, int64_t lines, int64_t n, std::byte* target) {
-        if (type == compute) {
-          std::memcpy(target, source, static_cast<size_t>(lines * n) * dtype_size(type));
-          return;
-        }
         for (int64_t r = 0; r < lines; ++r) {
           simd().load(type, advance(source, type, r * n), line, static_cast<size_t>(n));
           simd().store(compute, line, advance(target, compute, r * n), static_cast<size_t>(n));
@@ -188,33 +125,25 @@ Step make_dense(const StepSpec& spec) {
         w = ws.at<std::byte>(args, worker, w_at);
       }
       auto* packed_w = ws.at<std::byte>(args, worker, packed_at);
-      Axis::Window frames = g.t.window(frame, 1);
-      int64_t first_frame = item / g.t.out * g.t.in + frames.begin;
       bool fresh = true;
-      for (int64_t block = group * per_task; block < std::min(plan->blocks, (group + 1) * per_task); ++block) {
-        DensePlan::Key key = plan->key(frame, block, panel);
-        const ConvPrimitive& primitive = plan->at(key);
+      for (int64_t block = group * per_task; block < std::min(blocks, (group + 1) * per_task); ++block) {
+        const ConvPrimitive& primitive = primitives->at(key_of(block, panel));
         // Layouts may differ between calls of different shape, so pack for each shape anew only when it changes.
-        if (fresh || key != plan->key(frame, block - 1, panel)) primitive.pack(w, packed_w);
+        if (fresh || key_of(block, panel) != key_of(block - 1, panel)) primitive.pack(w, packed_w);
         fresh = false;
-        int64_t n = key[0];
-        Axis::Window rows = g.h.window(block * plan->rows, n);
-        auto source = [&](int64_t f) {
-          return advance(args.in[0], xt, ((first_frame + f) * g.h.in + rows.begin) * row_in);
-        };
-        const void* x = source(0);
-        if (copy_x) {
-          auto* target = ws.at<std::byte>(args, worker, x_at);
-          for (int64_t f = 0; f < frames.size; ++f)
-            convert(source(f), xt, rows.size, row_in, advance(target, compute, f * rows.size * row_in));
-          x = target;
+        int64_t n = std::min(rows, g.y[1] - block * rows);
+        RowWindow window(g, block * rows, n);
+        const void* x = advance(args.in[0], xt, (picture * g.x[1] + window.begin) * row_in);
+        if (convert_x) {
+          convert(x, xt, window.rows_in, row_in, ws.at<std::byte>(args, worker, x_at));
+          x = ws.at<std::byte>(args, worker, x_at);
         }
         float* y = ws.at(args, worker, y_at);
         primitive.run(x, packed_w, y, ws.at(args, worker, work_at));
-        int64_t first = ((item * g.h.out + block * plan->rows) * g.w.out) * g.out + channel;
-        for (int64_t p = 0; p < n * g.w.out; ++p) {
+        int64_t first = ((picture * g.y[1] + block * rows) * g.y[2]) * g.y[3] + channel;
+        for (int64_t p = 0; p < n * g.y[2]; ++p) {
           finish.apply(args, y + p * width, channel, static_cast<size_t>(width), line);
-          simd().store(finish.out_type, y + p * width, advance(args.out, finish.out_type, first + p * g.out),
+          simd().store(finish.out_type, y + p * width, advance(args.out, finish.out_type, first + p * g.y[3]),
                        static_cast<size_t>(width));
         }
       }
@@ -223,54 +152,51 @@ Step make_dense(const StepSpec& spec) {
   return step;
 }
 
-// One task makes a few rows; their input rows are converted and padded once, in a ring of kernel height per frame.
+// One task makes a few rows; their input rows are converted and padded once, in a ring of kernel height.
 Step make_depthwise(const StepSpec& spec) {
   Geometry g(spec);
   DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype, yt = spec.output().dtype;
-  int64_t channels = g.in, kt = g.t.kernel, kh = g.h.kernel, taps = g.taps(), padded = g.w.in + 2 * g.w.padding;
-  int64_t rows = std::clamp<int64_t>(kPixels / g.w.out, 4, 16), blocks = (g.h.out + rows - 1) / rows;
+  int64_t channels = g.x[3], kh = g.w[2], kw = g.w[3], padded = g.x[2] + 2 * g.padding;
+  int64_t rows = std::clamp<int64_t>(kPixels / g.y[2], 4, 16), blocks = (g.y[1] + rows - 1) / rows;
   Finish finish(spec);
   Workspace ws;
-  size_t w_at = ws.add(static_cast<size_t>(channels * taps) * 4), bias_at = ws.add(static_cast<size_t>(channels) * 4);
-  size_t ring_at = ws.add(static_cast<size_t>(kt * kh * padded * channels) * 4);
-  size_t y_at = ws.add(static_cast<size_t>(g.w.out * channels) * 4);
+  size_t w_at = ws.add(static_cast<size_t>(channels * kh * kw) * 4),
+         bias_at = ws.add(static_cast<size_t>(channels) * 4);
+  size_t ring_at = ws.add(static_cast<size_t>(kh * padded * channels) * 4);
+  size_t y_at = ws.add(static_cast<size_t>(g.y[2] * channels) * 4);
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
   step.run = [=](const StepArgs& args) {
-    args.pool.run(g.frames() * blocks, [&](int64_t task, int worker) {
-      int64_t item = task / blocks, first = task % blocks * rows, last = std::min(g.h.out, first + rows);
-      int64_t first_frame = item % g.t.out * g.t.stride - g.t.padding;  // of its film; may lie before it
+    args.pool.run(g.x[0] * blocks, [&](int64_t task, int worker) {
+      int64_t picture = task / blocks, first = task % blocks * rows, last = std::min(g.y[1], first + rows);
       float *w = ws.at(args, worker, w_at), *bias = ws.at(args, worker, bias_at), *y = ws.at(args, worker, y_at);
       float* ring = ws.at(args, worker, ring_at);
-      std::vector<float> stored(static_cast<size_t>(taps));
-      for (int64_t c = 0; c < channels; ++c) {  // [channels, 1, kt, kh, kw] -> [kt·kh·kw, channels]
-        simd().load(wt, advance(args.in[1], wt, c * taps), stored.data(), stored.size());
-        for (int64_t t = 0; t < taps; ++t) w[t * channels + c] = stored[static_cast<size_t>(t)];
+      std::vector<float> stored(static_cast<size_t>(kh * kw));
+      for (int64_t c = 0; c < channels; ++c) {  // [channels, 1, kh, kw] -> [kh·kw, channels]
+        simd().load(wt, advance(args.in[1], wt, c * kh * kw), stored.data(), stored.size());
+        for (int64_t t = 0; t < kh * kw; ++t) w[t * channels + c] = stored[static_cast<size_t>(t)];
       }
       if (finish.bias) simd().load(finish.bias_type, args.in[2], bias, static_cast<size_t>(channels));
-      int64_t row_floats = padded * channels, ready = first * g.h.stride - g.h.padding;  // next row to bring in
-      auto ring_row = [&](int64_t f, int64_t row) { return ring + (f * kh + (row + g.h.padding) % kh) * row_floats; };
-      std::vector<const float*> view(static_cast<size_t>(kt * kh));
+      int64_t row_floats = padded * channels, ready = first * g.stride - g.padding;  // next picture row to bring in
+      std::vector<const float*> view(static_cast<size_t>(kh));
       for (int64_t oy = first; oy < last; ++oy) {
-        int64_t top = oy * g.h.stride - g.h.padding;
+        int64_t top = oy * g.stride - g.padding;
         for (ready = std::max(ready, top); ready < top + kh; ++ready) {
-          for (int64_t f = 0; f < kt; ++f) {
-            int64_t frame = first_frame + f;
-            float* row = ring_row(f, ready);
-            std::memset(row, 0, static_cast<size_t>(row_floats) * 4);
-            if (ready < 0 || ready >= g.h.in || frame < 0 || frame >= g.t.in) continue;
-            int64_t at = ((item / g.t.out * g.t.in + frame) * g.h.in + ready) * g.w.in * channels;
-            simd().load(xt, advance(args.in[0], xt, at), row + g.w.padding * channels,
-                        static_cast<size_t>(g.w.in * channels));
-          }
+          float* row = ring + (ready + g.padding) % kh * row_floats;
+          std::memset(row, 0, static_cast<size_t>(row_floats) * 4);
+          if (ready < 0 || ready >= g.x[1]) continue;
+          simd().load(xt, advance(args.in[0], xt, (picture * g.x[1] + ready) * g.x[2] * channels),
+                      row + g.padding * channels, static_cast<size_t>(g.x[2] * channels));
         }
-        for (int64_t i = 0; i < kt * kh; ++i) view[static_cast<size_t>(i)] = ring_row(i / kh, top + i % kh);
-        auto n = static_cast<size_t>(g.w.out * channels);
-        simd().depthwise_row(view.data(), w, finish.bias ? bias : nullptr, y, static_cast<size_t>(g.w.out),
-                             static_cast<size_t>(channels), static_cast<size_t>(kt * kh),
-                             static_cast<size_t>(g.w.kernel), static_cast<size_t>(g.w.stride));
+        for (int64_t ky = 0; ky < kh; ++ky) {
+          view[static_cast<size_t>(ky)] = ring + (top + ky + g.padding) % kh * row_floats;
+        }
+        auto n = static_cast<size_t>(g.y[2] * channels);
+        simd().depthwise_row(view.data(), w, finish.bias ? bias : nullptr, y, static_cast<size_t>(g.y[2]),
+                             static_cast<size_t>(channels), static_cast<size_t>(kh), static_cast<size_t>(kw),
+                             static_cast<size_t>(g.stride));
         if (finish.act) simd().unary(finish.unary, y, y, n);
-        simd().store(yt, y, advance(args.out, yt, (item * g.h.out + oy) * static_cast<int64_t>(n)), n);
+        simd().store(yt, y, advance(args.out, yt, (picture * g.y[1] + oy) * static_cast<int64_t>(n)), n);
       }
     });
   };
@@ -281,7 +207,7 @@ Step make_depthwise(const StepSpec& spec) {
 Step make_grouped_1x1(const StepSpec& spec) {
   Geometry g(spec);
   DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype, yt = spec.output().dtype;
-  int64_t in = g.in_per_group, out = g.out / g.groups, pixels = g.h.in * g.w.in, block = std::min<int64_t>(256, pixels);
+  int64_t in = g.w[1], out = g.w[0] / g.groups, pixels = g.x[1] * g.x[2], block = std::min<int64_t>(256, pixels);
   int64_t blocks = (pixels + block - 1) / block, tail = pixels - (blocks - 1) * block;
   MatmulPrimitive full({block, out, in, in, out, DType::f32}), last({tail, out, in, in, out, DType::f32});
   Finish finish(spec);
@@ -294,7 +220,7 @@ Step make_grouped_1x1(const StepSpec& spec) {
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
   step.run = [=](const StepArgs& args) {
-    args.pool.run(g.frames() * g.groups, [&](int64_t task, int worker) {
+    args.pool.run(g.x[0] * g.groups, [&](int64_t task, int worker) {
       int64_t picture = task / g.groups, group = task % g.groups;
       float *w = ws.at(args, worker, w_at), *x = ws.at(args, worker, x_at), *y = ws.at(args, worker, y_at);
       auto* packed = ws.at<std::byte>(args, worker, packed_at);
@@ -304,13 +230,13 @@ Step make_grouped_1x1(const StepSpec& spec) {
         if (b == 0 || b == blocks - 1) primitive.pack(w, in, true, packed);
         int64_t n = b == blocks - 1 ? tail : block, first = picture * pixels + b * block;
         for (int64_t p = 0; p < n; ++p) {
-          simd().load(xt, advance(args.in[0], xt, (first + p) * g.in + group * in), x + p * in,
+          simd().load(xt, advance(args.in[0], xt, (first + p) * g.x[3] + group * in), x + p * in,
                       static_cast<size_t>(in));
         }
         primitive.run(x, packed, y, ws.at(args, worker, work_at));
         for (int64_t p = 0; p < n; ++p) {
           finish.apply(args, y + p * out, group * out, static_cast<size_t>(out), ws.at(args, worker, line_at));
-          simd().store(yt, y + p * out, advance(args.out, yt, (first + p) * g.out + group * out),
+          simd().store(yt, y + p * out, advance(args.out, yt, (first + p) * g.y[3] + group * out),
                        static_cast<size_t>(out));
         }
       }
@@ -321,15 +247,14 @@ Step make_grouped_1x1(const StepSpec& spec) {
 
 }  // namespace
 
-bool supports_conv(const StepSpec& spec) {
+bool supports_conv2d(const StepSpec& spec) {
   Geometry g(spec);
   bool shape = g.groups == 1 || g.depthwise() || g.grouped_1x1();
   const std::string& act = spec.node.attrs.text("act");
-  return shape && spec.output().shape.numel() > 0 &&
-         (act == "none" || act == "silu" || act == "relu" || act == "gelu_tanh");
+  return shape && g.y.numel() > 0 && (act == "none" || act == "silu" || act == "relu" || act == "gelu_tanh");
 }
 
-Step make_conv(const StepSpec& spec) {
+Step make_conv2d(const StepSpec& spec) {
   Geometry g(spec);
   if (g.depthwise()) return make_depthwise(spec);
   return g.grouped_1x1() ? make_grouped_1x1(spec) : make_dense(spec);

@@ -34,10 +34,14 @@ Step make_linear(const StepSpec& spec);
 Step make_matmul(const StepSpec& spec);
 Step make_gather(const StepSpec& spec);
 Step make_scatter_rows(const StepSpec& spec);
-Step make_conv(const StepSpec& spec);  // conv2d and conv3d
-bool supports_conv(const StepSpec& spec);
+Step make_conv2d(const StepSpec& spec);
+bool supports_conv2d(const StepSpec& spec);
+Step make_conv3d(const StepSpec& spec);
+bool supports_conv3d(const StepSpec& spec);
 
 Step make_attention(const StepSpec& spec);
+Step make_block_attention(const StepSpec& spec);
+bool supports_block_attention(const StepSpec& spec);
 Step make_linear_attention(const StepSpec& spec);
 bool supports_linear_attention(const StepSpec& spec);
 Step make_rope(const StepSpec& spec);

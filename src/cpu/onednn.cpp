@@ -151,7 +151,7 @@ ConvPrimitive::ConvPrimitive(const Shape& s) : state_(std::make_shared<State>())
            with_frames({y_frame, 1, s.width_out * s.y_pixel, s.y_pixel}, 2, y_frame));
     Dims weight_dims = with_frames({s.out_channels, s.in_channels, s.kernel_h, s.kernel_w}, 2, s.kernel_t);
     Desc weight(weight_dims, type, dnnl::memory::format_tag::any);
-    Dims strides = with_frames({s.stride_h, s.stride_w}, 0, 1);
+    Dims strides = with_frames({s.stride, s.stride_w ? s.stride_w : s.stride}, 0, 1);
     Dims before = with_frames({s.pad_top, s.pad_left}, 0, s.pad_front);
     Dims after = with_frames({s.pad_bottom, s.pad_right}, 0, s.kernel_t - s.pad_front - s.frames_in);
     auto kind = dnnl::prop_kind::forward_inference;

@@ -41,9 +41,10 @@ class ConvPrimitive {
     int64_t in_channels, out_channels;  // of this call
     int64_t x_pixel, y_pixel;           // elements between pixels of x and y (full channel counts)
     int64_t rows_in, width_in, rows_out, width_out;
-    int64_t kernel_h, kernel_w, stride_h, stride_w;
+    int64_t kernel_h, kernel_w, stride;
     int64_t pad_top, pad_bottom, pad_left, pad_right;
     DType dtype = DType::f32;
+    int64_t stride_w = 0;                                // 0: as `stride`, which is then that of the rows alone
     int64_t frames_in = 1, kernel_t = 1, pad_front = 0;  // the rest of kernel_t lies behind the film
   };
   explicit ConvPrimitive(const Shape& shape);

@@ -256,6 +256,28 @@ TEST(Video, DamagedFilmsGiveFramesOrAnError) {
   EXPECT_NE(message([] { VideoReader::open("/no/such.mp4"); }, ErrorKind::io).find("/no/such.mp4"), std::string::npos);
 }
 
+// Written once by open_video and kept, so that films of before stay readable: a red square that moves to the right by
+// four pixels a frame.
+TEST(Video, ReadsFilmsOfBefore) {
+  for (std::string ending : {"mp4", "webm", "gif"}) {
+    VideoReader reader = VideoReader::open(KINORA_SOURCE_DIR "/tests/golden/tiny." + ending);
+    EXPECT_EQ(reader.info().record, ending == "gif" ? "" : R"({"prompt":"a square moves"})");
+    EXPECT_NEAR(reader.info().fps, 8, 0.4) << ending;  // GIF counts in hundredths of a second
+    Image frame;
+    int frames = 0;
+    for (; reader.next(frame); ++frames) {
+      ASSERT_EQ(frame.width, 32);
+      for (int x : {4 * frames + 5, 4 * frames + 14}) {
+        const uint8_t* pixel = frame.rgb.data() + (8 * 32 + x % 32) * 3;
+        const int expected[] = {x == 4 * frames + 5 ? 230 : 20, x == 4 * frames + 5 ? 40 : 60,
+                                x == 4 * frames + 5 ? 30 : 160};
+        for (int c = 0; c < 3; ++c) EXPECT_NEAR(pixel[c], expected[c], 20) << ending << " " << frames << " " << x;
+      }
+    }
+    EXPECT_EQ(frames, 4) << ending;
+  }
+}
+
 // Formats that name other files would let a film read what it should not.
 TEST(Video, NoFormatThatNamesOtherFilesIsOpened) {
   TempFolder temp;

@@ -344,6 +344,10 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .shapes = {{2, 7, 1, 4}, {2, 7, 1, 4}, {2, 7, 1, 4}},
                .build = [](In x) { return attention(x[0], x[1], x[2], {}, {.scale = 2, .causal = true, .block = 3}); },
                .terms = 7});
+  c.push_back({.name = "attention/causal_blocks_bias",
+               .shapes = {{1, 7, 1, 4}, {1, 7, 1, 4}, {1, 7, 1, 4}, {1, 7}},
+               .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.causal = true, .block = 3}); },
+               .terms = 7});
   c.push_back(
       {.name = "attention/causal_tiles",
        .shapes = {{1, 2700, 1, 8}, {1, 2700, 1, 8}, {1, 2700, 1, 8}},
