@@ -47,8 +47,9 @@ struct VideoInfo {
   std::string codec, record;
 };
 
-// Reads the pictures of a film of any common format. Files are hostile: only a known list of formats and codecs is
-// opened, nothing outside the file is read, frames have at most 36 million pixels.
+// Reads the pictures of a film of any common format, upright where the file says how it was held. Files are hostile:
+// only a known list of formats and codecs is opened, nothing outside the file is read, frames have at most 36 million
+// pixels.
 class VideoReader {
  public:
   // Throws Error(io), or Error(input) when it is no film that can be read.

@@ -1,5 +1,6 @@
 // Reading films with FFmpeg's libraries, from memory: no protocol, no other file, a short list of formats and codecs.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "io/ffmpeg.h"
@@ -71,6 +72,40 @@ AVPixelFormat plain_format(int format, bool& wide) {
   }
 }
 
+// Quarter turns to the right that bring the pictures of a stream upright; phones record so.
+int turns_of(const AVStream& s) {
+  const uint8_t* matrix = nullptr;
+  size_t size = 0;
+#if LIBAVFORMAT_VERSION_INT >= AV_VERSION_INT(60, 15, 100)
+  const AVCodecParameters& p = *s.codecpar;
+  if (const AVPacketSideData* side =
+          av_packet_side_data_get(p.coded_side_data, p.nb_coded_side_data, AV_PKT_DATA_DISPLAYMATRIX)) {
+    matrix = side->data;
+    size = side->size;
+  }
+#else
+  matrix = av_stream_get_side_data(&s, AV_PKT_DATA_DISPLAYMATRIX, &size);
+#endif
+  if (!matrix || size < 9 * sizeof(int32_t)) return 0;
+  int32_t values[9];
+  std::memcpy(values, matrix, sizeof values);
+  double angle = av_display_rotation_get(values);  // to the left; NaN for a matrix that is none
+  return std::isfinite(angle) ? ((static_cast<int>(std::lround(-angle / 90)) % 4) + 4) % 4 : 0;
+}
+
+void turn_right(Image& image) {
+  Image out{image.height, image.width, std::vector<uint8_t>(image.rgb.size())};
+  for (int y = 0; y < out.height; ++y) {
+    for (int x = 0; x < out.width; ++x) {
+      size_t from =
+          static_cast<size_t>(image.height - 1 - x) * static_cast<size_t>(image.width) + static_cast<size_t>(y);
+      size_t to = static_cast<size_t>(y) * static_cast<size_t>(out.width) + static_cast<size_t>(x);
+      std::memcpy(out.rgb.data() + 3 * to, image.rgb.data() + 3 * from, 3);
+    }
+  }
+  image = std::move(out);
+}
+
 }  // namespace
 
 struct VideoReader::State {
@@ -85,7 +120,7 @@ struct VideoReader::State {
   Packet packet = new_packet();
   Scaler scaler;
   ScalerOptions scaling{};
-  int stream = -1;
+  int stream = -1, width = 0, height = 0, turns = 0;  // of the pictures as they are stored
   int64_t idle = 0;
 
   State() = default;
@@ -155,8 +190,11 @@ void VideoReader::State::open_stream() {
   codec->max_pixels = kMostPixels;
   codec->codec_whitelist = av_strdup(kCodecs);
   expect(avcodec_open2(codec.get(), decoder, nullptr), "its codec cannot be used");
-  info.width = p->width;
-  info.height = p->height;
+  width = p->width;
+  height = p->height;
+  turns = turns_of(*s);
+  info.width = turns % 2 ? height : width;
+  info.height = turns % 2 ? width : height;
   AVRational rate = s->avg_frame_rate.num > 0 && s->avg_frame_rate.den > 0 ? s->avg_frame_rate : s->r_frame_rate;
   if (rate.num > 0 && rate.den > 0) info.fps = av_q2d(rate);
   if (format->duration > 0) info.seconds = static_cast<double>(format->duration) / AV_TIME_BASE;
@@ -164,12 +202,12 @@ void VideoReader::State::open_stream() {
 }
 
 void VideoReader::State::convert(Image& image) {
-  if (frame->width != info.width || frame->height != info.height)
-    refuse("its frames change their size from " + std::to_string(info.width) + "x" + std::to_string(info.height) +
-           " to " + std::to_string(frame->width) + "x" + std::to_string(frame->height));
+  if (frame->width != width || frame->height != height)
+    refuse("its frames change their size from " + std::to_string(width) + "x" + std::to_string(height) + " to " +
+           std::to_string(frame->width) + "x" + std::to_string(frame->height));
   bool wide = frame->color_range == AVCOL_RANGE_JPEG;
-  ScalerOptions o{.width = info.width,
-                  .height = info.height,
+  ScalerOptions o{.width = width,
+                  .height = height,
                   .from = plain_format(frame->format, wide),
                   .to = AV_PIX_FMT_RGB24,
                   .wide_from = wide,
@@ -184,15 +222,15 @@ void VideoReader::State::convert(Image& image) {
               o.matrix_from == scaling.matrix_from && o.left_from == scaling.left_from;
   if (!same) scaler = new_scaler(o);
   scaling = o;
-  image.width = info.width;
-  image.height = info.height;
-  auto line = static_cast<size_t>(info.width) * 3;
-  image.rgb.resize(line * static_cast<size_t>(info.height) + 64);  // swscale may write whole vectors
+  image.width = width;
+  image.height = height;
+  auto line = static_cast<size_t>(width) * 3;
+  image.rgb.resize(line * static_cast<size_t>(height) + 64);  // swscale may write whole vectors
   uint8_t* planes[] = {image.rgb.data()};
   int strides[] = {static_cast<int>(line)};
-  expect(sws_scale(scaler.get(), frame->data, frame->linesize, 0, info.height, planes, strides),
-         "its colours are damaged");
-  image.rgb.resize(line * static_cast<size_t>(info.height));
+  expect(sws_scale(scaler.get(), frame->data, frame->linesize, 0, height, planes, strides), "its colours are damaged");
+  image.rgb.resize(line * static_cast<size_t>(height));
+  for (int i = 0; i < turns; ++i) turn_right(image);
 }
 
 VideoReader::VideoReader(std::unique_ptr<State> state) : state_(std::move(state)) {}

@@ -256,6 +256,36 @@ TEST(Video, DamagedFilmsGiveFramesOrAnError) {
   EXPECT_NE(message([] { VideoReader::open("/no/such.mp4"); }, ErrorKind::io).find("/no/such.mp4"), std::string::npos);
 }
 
+// Phones store their pictures lying and say in the track's matrix how they were held.
+TEST(Video, FilmsThatWereTurnedAreReadUpright) {
+  TempFolder temp;
+  std::string bytes = read_file(KINORA_SOURCE_DIR "/tests/golden/tiny.mp4", 1 << 20);
+  size_t matrix = bytes.find("tkhd") + 4 + 40;  // a a b; c d d; of 16.16 numbers, the last column of 2.30
+  ASSERT_EQ(bytes.substr(matrix, 4), std::string("\0\1\0\0", 4));
+  auto set = [&](size_t i, int32_t value) {
+    for (size_t k = 0; k < 4; ++k) bytes[matrix + 4 * i + k] = static_cast<char>(value >> (24 - 8 * k));
+  };
+  VideoReader plain = VideoReader::open(KINORA_SOURCE_DIR "/tests/golden/tiny.mp4");
+  Image lying, upright;
+  ASSERT_TRUE(plain.next(lying));
+  set(0, 0);
+  set(1, 65536);
+  set(3, -65536);
+  set(4, 0);
+  VideoReader turned = VideoReader::open(temp.write("turned.mp4", bytes));  // a quarter to the right
+  EXPECT_EQ(turned.info().width, 16);
+  ASSERT_TRUE(turned.next(upright));
+  ASSERT_EQ(upright.width, 16);
+  ASSERT_EQ(upright.height, 32);
+  for (int y = 0; y < 32; ++y) {
+    for (int x = 0; x < 16; ++x) {
+      for (size_t c = 0; c < 3; ++c)
+        ASSERT_EQ(upright.rgb[static_cast<size_t>(y * 16 + x) * 3 + c],
+                  lying.rgb[static_cast<size_t>((15 - x) * 32 + y) * 3 + c]);
+    }
+  }
+}
+
 // Written once by open_video and kept, so that films of before stay readable: a red square that moves to the right by
 // four pixels a frame.
 TEST(Video, ReadsFilmsOfBefore) {

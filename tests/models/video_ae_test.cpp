@@ -99,6 +99,14 @@ TEST(CausalVae3d, SameBitsOnAnyNumberOfThreads) {
   EXPECT_EQ(std::memcmp(one.raw(), three.raw(), one.bytes()), 0);
 }
 
+// No bfloat16 result can be checked to the rounding of float32; it must be near.
+TEST(CausalVae3d, RunsInBfloat16) {
+  Golden golden("vae3d");
+  VideoAutoencoder model(read_causal_vae3d_config(golden.config), golden.weights,
+                         {&cpu::backend(), context(2), DType::bf16});
+  expect_close(model.decode(golden.film("in.latents")), golden.film("out.film"), DType::bf16, 16, "bfloat16");
+}
+
 // Group norms aside, what its parts make of the first frames does not depend on the later ones, not even in the last
 // bit.
 TEST(CausalVae3d, ConvolutionAndAttentionLookAtNoLaterFrame) {
