@@ -172,13 +172,17 @@ struct VideoAutoencoder::TimeTiles {
 
 void VideoAutoencoder::run_in_time(bool encoder, const Tensor& x, const FrameSink& sink, const TileProgress& progress) {
   int64_t ratio = encoder ? 1 : space_compression();
-  bool valid = tiling.size >= space_compression() && tiling.size % space_compression() == 0 &&
-               tiling.frames >= time_compression() && tiling.frames % time_compression() == 0 && tiling.overlap >= 0 &&
-               tiling.overlap <= 0.5;
-  if (!valid) {
+  auto fits = [&](int64_t extent, int64_t step) {
+    double shared = static_cast<double>(extent / step) * tiling.overlap;  // latents
+    return extent >= step && extent % step == 0 && tiling.overlap >= 0 && tiling.overlap <= 0.5 &&
+           shared == std::floor(shared);
+  };
+  if ((tiling.space && !fits(tiling.size, space_compression())) ||
+      (tiling.time && !fits(tiling.frames, time_compression()))) {
     fail(ErrorKind::usage, "tiles of " + str(tiling.size) + " pixels and " + str(tiling.frames) +
                                " frames do not fit this model: they must be multiples of " + str(space_compression()) +
-                               " and " + str(time_compression()) + ", their overlap at most a half");
+                               " and " + str(time_compression()) +
+                               ", and what they share at most a half, in whole latents");
   }
   TimeTiles tiles(*this, encoder, x.shape()[0]);
   const Shape& s = x.shape();

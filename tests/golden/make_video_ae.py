@@ -129,8 +129,28 @@ def dc_ae(folder):
              out_film=model.decode(z))
 
 
+def names(folder):
+    """The names and shapes of all tensors of the published sizes."""
+    from opensora.models.dc_ae.ae_model_zoo import create_dc_ae_model_cfg
+    from opensora.models.dc_ae.models.dc_ae import DCAE
+    from opensora.models.hunyuan_vae.autoencoder_kl_causal_3d import AutoEncoder3DConfig, AutoencoderKLCausal3D
+    from opensora.models.vae.autoencoder_2d import AutoEncoder, AutoEncoderConfig
+
+    with torch.device("meta"):
+        models = dict(hunyuan=AutoencoderKLCausal3D(AutoEncoder3DConfig(from_pretrained=None)),
+                      flux=AutoEncoder(AutoEncoderConfig(from_pretrained=None, cache_dir=None, resolution=256, in_channels=3,
+                                                         ch=128, out_ch=3, ch_mult=[1, 2, 4, 4], num_res_blocks=2, z_channels=16,
+                                                         scale_factor=0.3611, shift_factor=0.1159)),
+                      dc_ae=DCAE(create_dc_ae_model_cfg("dc-ae-f32t4c128")))
+    table = {k: {name: list(t.shape) for name, t in m.state_dict().items()} for k, m in models.items()}
+    with open(f"{folder}/video_ae_names.json", "w") as file:
+        json.dump(table, file, separators=(",", ":"))
+    print({k: sum(t.numel() for t in m.state_dict().values()) for k, m in models.items()})
+
+
 if __name__ == "__main__":
     open_opensora(sys.argv[1])
+    names(sys.argv[2])
     hunyuan(sys.argv[2])
     flux(sys.argv[2])
     dc_ae(sys.argv[2])

@@ -189,9 +189,11 @@ TEST(VideoAutoencoder, SaysWhichFilmsFit) {
   EXPECT_NE(refusal(dc_ae, 3, 16, 16).find("the nearest are 1 and 4"), std::string::npos) << refusal(dc_ae, 3, 16, 16);
   auto latents = [&] { causal.decode(Tensor::zeros({2, 2, 2, 5})); };
   EXPECT_NE(message(latents, ErrorKind::input).find("[2, 2, 2, 5]"), std::string::npos);
-  causal.tiling.size = 30;
   auto decode = [&] { causal.decode(Tensor::zeros({2, 2, 2, 4})); };
+  causal.tiling.size = 30;
   EXPECT_NE(message(decode, ErrorKind::usage).find("multiples of 8 and 4"), std::string::npos);
+  causal.tiling = {.space = false, .time = true, .size = 30, .frames = 20};  // a quarter of five latents
+  EXPECT_NE(message(decode, ErrorKind::usage).find("in whole latents"), std::string::npos);
 }
 
 TEST(VideoAutoencoder, KnowsAFileByItsTensors) {
@@ -217,6 +219,33 @@ TEST(VideoAutoencoder, KnowsAFileByItsTensors) {
   TempFolder empty;
   auto none = [&] { load_video_autoencoder(empty.path(), runtime()); };
   EXPECT_NE(message(none, ErrorKind::model).find("hunyuan_vae.safetensors"), std::string::npos);
+}
+
+// Every tensor of the published files is asked for by its name and shape, and no other. All borrow the same zeros.
+TEST(VideoAutoencoder, PublishedFilesFitTheirConfigs) {
+  Config names = Config::load(KINORA_SOURCE_DIR "/tests/golden/video_ae_names.json");
+  Tensor zeros = Tensor::zeros({1024 * 1024 * 27}, DType::bf16);
+  auto owner = std::make_shared<Tensor>(zeros);
+  auto weights_of = [&](const char* model, int64_t parameters) {
+    Config list = names.child(model);
+    Weights weights;
+    int64_t total = 0;
+    for (const std::string& name : list.keys()) {
+      Shape shape(std::span<const int64_t>(list.integers(name, 1, 65536, {})));
+      weights.add(name, Tensor(shape, DType::bf16, owner, owner->raw()));
+      total += shape.numel();
+    }
+    EXPECT_EQ(total, parameters) << model;
+    return weights;
+  };
+  VideoAutoencoder hunyuan(CausalVae3dConfig{}, weights_of("hunyuan", 246478803), runtime());
+  VideoAutoencoder dc_ae(VideoDcAeConfig{}, weights_of("dc_ae", 459462147), runtime());
+  FluxAutoencoder flux(FluxAeConfig{}, weights_of("flux", 83819683), runtime());
+  EXPECT_EQ(hunyuan.latent_frames(129), 33);
+  EXPECT_EQ(hunyuan.film_frames(33), 129);
+  EXPECT_EQ(dc_ae.latent_frames(128), 32);
+  EXPECT_EQ(dc_ae.space_compression(), 32);
+  EXPECT_EQ(dc_ae.time_compression(), 4);
 }
 
 TEST(VideoAutoencoder, ReadsConfigsOfBothSpellings) {
