@@ -163,6 +163,10 @@ void VideoReader::State::start() {
   format->format_whitelist = av_strdup(kFormats);
   format->codec_whitelist = av_strdup(kCodecs);
   expect(avformat_open_input(&format, nullptr, nullptr, nullptr), "its format is not known or it is damaged");
+  for (unsigned i = 0; i < format->nb_streams; ++i) {  // sound is not even looked at
+    AVStream* s = format->streams[i];
+    if (s->codecpar->codec_type != AVMEDIA_TYPE_VIDEO) s->discard = AVDISCARD_ALL;
+  }
   expect(avformat_find_stream_info(format, nullptr), "its streams are damaged");
   open_stream();
   if (const AVDictionaryEntry* text = av_dict_get(format->metadata, "comment", nullptr, 0)) info.record = text->value;

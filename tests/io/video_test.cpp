@@ -286,6 +286,27 @@ TEST(Video, FilmsThatWereTurnedAreReadUpright) {
   }
 }
 
+// tiny.mp4 with an AAC track before the pictures.
+TEST(Video, SoundIsLeftAside) {
+  VideoReader plain = VideoReader::open(KINORA_SOURCE_DIR "/tests/golden/tiny.mp4");
+  VideoReader sound = VideoReader::open(KINORA_SOURCE_DIR "/tests/golden/tiny_sound.mp4");
+  std::vector<Image> expected = first_frames(plain, 4), got = first_frames(sound, 4);
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(got[i].rgb, expected[i].rgb);
+  Image frame;
+  EXPECT_FALSE(sound.next(frame));
+}
+
+TEST(Video, LongRecordsAreKept) {
+  TempFolder temp;
+  std::string json = "{\"prompt\":\"" + std::string(100000, 'x') + "é\"}";
+  for (const char* name : {"r.mp4", "r.webm", "r.mkv"}) {
+    auto writer = open_video(temp.path(name), {.width = 16, .height = 16, .record = {"", json}});
+    writer->add(scene(16, 16, 0));
+    writer->finish();
+    EXPECT_EQ(read_video_record(temp.path(name)), json) << name;
+  }
+}
+
 // Written once by open_video and kept, so that films of before stay readable: a red square that moves to the right by
 // four pixels a frame.
 TEST(Video, ReadsFilmsOfBefore) {
