@@ -208,7 +208,11 @@ void VideoAutoencoder::run_in_time(bool encoder, const Tensor& x, const FrameSin
 
 Tensor VideoAutoencoder::encode(const Tensor& film, const Tensor& noise) {
   const Shape& s = film.shape();
-  check(s.rank() == 4, "encode: [frames, height, width, channels] is needed");
+  int64_t channels = std::visit([](const auto& c) { return c.in_channels; }, model_);
+  if (s.rank() != 4 || s[3] != channels) {
+    fail(ErrorKind::input, "a film of shape " + s.str() + " does not fit this model: [frames, height, width, " +
+                               str(channels) + "] is needed");
+  }
   check_size(s[0], s[1], s[2]);
   std::vector<Tensor> parts;
   run_in_time(true, film, [&](const Tensor& latents) { parts.push_back(latents); }, {});

@@ -57,6 +57,12 @@ TemporaryFile::~TemporaryFile() {
   if (!name_.empty()) ::unlink(name_.c_str());
 }
 
+void TemporaryFile::write(std::string_view bytes) {
+  Descriptor file(::open(name_.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC));
+  if (file.fd < 0) fail(ErrorKind::io, "cannot write " + path_ + ": " + reason());
+  write_all(file.fd, bytes.data(), bytes.size(), path_);
+}
+
 void TemporaryFile::commit() {
   Descriptor file(::open(name_.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.fd < 0) fail(ErrorKind::io, "cannot write " + path_ + ": " + reason());

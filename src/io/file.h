@@ -45,7 +45,8 @@ class TemporaryFile {
   TemporaryFile& operator=(const TemporaryFile&) = delete;
 
   const std::string& name() const { return name_; }
-  void commit();  // to the disk, then to `path`; throws Error(io)
+  void write(std::string_view bytes);  // as its whole content; throws Error(io)
+  void commit();                       // to the disk, then to `path`; throws Error(io)
 
  private:
   std::string path_, name_;

@@ -40,7 +40,7 @@ class PngFrames : public VideoWriter {
     std::string name = pattern.filename().string();
     name.replace(name.find(kIndex), std::string(kIndex).size(), digits);
     files_.push_back(std::make_unique<TemporaryFile>((pattern.parent_path() / name).string()));
-    write_atomically(files_.back()->name(), encode_image("png", frame, options_.record));
+    files_.back()->write(encode_image("png", frame, options_.record));
   }
   void finish() override {
     if (files_.empty()) fail_without_frames(path_);
@@ -69,6 +69,8 @@ Sample sample_at(int64_t i, int64_t from, int64_t to) {
 }  // namespace
 
 void expect_frame_size(const Image& frame, const VideoOptions& o) {
+  check(frame.rgb.size() == static_cast<size_t>(frame.width) * static_cast<size_t>(frame.height) * 3,
+        "a frame must hold three bytes a pixel");
   if (frame.width == o.width && frame.height == o.height) return;
   fail(ErrorKind::usage, "a frame of " + std::to_string(frame.width) + "x" + std::to_string(frame.height) +
                              " pixels does not fit a film of " + std::to_string(o.width) + "x" +

@@ -61,7 +61,7 @@ class WebpAnimation : public VideoWriter {
       }
     }
     const WebPData& out = xmp.empty() ? film.data : whole.data;
-    write_atomically(file_.name(), std::string_view(reinterpret_cast<const char*>(out.bytes), out.size));
+    file_.write(std::string_view(reinterpret_cast<const char*>(out.bytes), out.size));
     file_.commit();
   }
 

@@ -189,6 +189,10 @@ TEST(VideoAutoencoder, SaysWhichFilmsFit) {
   EXPECT_NE(refusal(dc_ae, 3, 16, 16).find("the nearest are 1 and 4"), std::string::npos) << refusal(dc_ae, 3, 16, 16);
   auto latents = [&] { causal.decode(Tensor::zeros({2, 2, 2, 5})); };
   EXPECT_NE(message(latents, ErrorKind::input).find("[2, 2, 2, 5]"), std::string::npos);
+  auto film = [&] { causal.encode(Tensor::zeros({1, 16, 16, 4})); };
+  EXPECT_NE(message(film, ErrorKind::input).find("[1, 16, 16, 4]"), std::string::npos);
+  auto noise = [&] { causal.encode(Tensor::zeros({1, 16, 16, 3}), Tensor::zeros({1, 2, 2, 3})); };
+  EXPECT_NE(message(noise, ErrorKind::usage).find("[1, 2, 2, 3]"), std::string::npos);
   auto decode = [&] { causal.decode(Tensor::zeros({2, 2, 2, 4})); };
   causal.tiling.size = 30;
   EXPECT_NE(message(decode, ErrorKind::usage).find("multiples of 8 and 4"), std::string::npos);
