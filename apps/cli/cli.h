@@ -24,6 +24,13 @@ Command add_inspect(CLI::App& app);
 Command add_bench(CLI::App& app);
 Command add_tokenize(CLI::App& app);
 
+// --device and --dtype, as of make_runtime.
+void add_device(CLI::App& command, std::string& device, std::string& dtype);
+
+// What --device and --dtype say.
+struct Where {
+  std::string device = "auto", dtype = "auto";
+};
 // Tiles of film autoencoders: -1 as the model has it, 0 none, else their pixels and frames.
 struct VideoTileOptions {
   int64_t size = -1, frames = -1;
@@ -31,7 +38,7 @@ struct VideoTileOptions {
 // What `kinora eval` makes of the components vae3d.encode, vae3d.decode, flux_ae.encode and flux_ae.decode: the
 // output's name and the output; nothing for others.
 std::optional<std::pair<std::string, Tensor>> evaluate_video_ae(const std::string& model, const std::string& component,
-                                                                const std::string& dtype, const std::string& input,
+                                                                const Where& where, const std::string& input,
                                                                 const VideoTileOptions& tiles);
 
 // The folder given with --model, else $KINORA_MODEL, else the model that came with the program.

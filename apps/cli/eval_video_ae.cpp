@@ -1,21 +1,10 @@
 // kinora eval of the film autoencoders and of FLUX.1's: one run on tensors named and shaped as in Open-Sora's code.
 #include "cli.h"
-#include "cpu/backend.h"
 #include "diffusion/video_autoencoder.h"
 #include "io/safetensors.h"
 
 namespace kinora::cli {
 namespace {
-
-Runtime runtime_of(const std::string& dtype) {
-  if (dtype != "auto" && dtype != "float32" && dtype != "bfloat16")
-    fail(ErrorKind::usage, "unknown dtype '" + dtype + "' (known: auto, float32, bfloat16)");
-  Runtime runtime{&cpu::backend(), {}, dtype == "bfloat16" ? DType::bf16 : DType::f32};
-  runtime.context.pool = std::make_shared<ThreadPool>(0);
-  runtime.context.arena = std::make_shared<Arena>();
-  runtime.context.stop = &stop_requested;
-  return runtime;
-}
 
 // A tensor of `rank` axes [batch, channels, ..] as channels last; undefined when it may be absent and is.
 Tensor channels_last(const SafetensorsFile& in, const std::string& name, int rank, bool optional = false) {
@@ -48,21 +37,22 @@ Tensor run_films(VideoAutoencoder& ae, bool encode, const SafetensorsFile& in) {
 }  // namespace
 
 std::optional<std::pair<std::string, Tensor>> evaluate_video_ae(const std::string& model, const std::string& component,
-                                                                const std::string& dtype, const std::string& path,
+                                                                const Where& where, const std::string& path,
                                                                 const VideoTileOptions& tiles) {
   bool films = component == "vae3d.encode" || component == "vae3d.decode";
   if (!films && component != "flux_ae.encode" && component != "flux_ae.decode") return {};
   bool encode = component.ends_with(".encode");
   SafetensorsFile in = SafetensorsFile::open(path);
+  Runtime runtime = make_runtime(where.device, where.dtype, 0, &stop_requested);
   if (films) {
-    VideoAutoencoder ae = load_video_autoencoder(model, runtime_of(dtype));
+    VideoAutoencoder ae = load_video_autoencoder(model, runtime);
     if (tiles.size >= 0) ae.tiling.space = tiles.size > 0;
     if (tiles.size > 0) ae.tiling.size = tiles.size;
     if (tiles.frames >= 0) ae.tiling.time = tiles.frames > 0;
     if (tiles.frames > 0) ae.tiling.frames = tiles.frames;
     return std::pair{std::string(encode ? "latent" : "sample"), run_films(ae, encode, in)};
   }
-  FluxAutoencoder ae = load_flux_autoencoder(model, runtime_of(dtype));
+  FluxAutoencoder ae = load_flux_autoencoder(model, runtime);
   Tensor x = channels_last(in, encode ? "sample" : "latent", 4);
   Tensor y = encode ? ae.encode(x, channels_last(in, "noise", 4, true)) : ae.decode(x);
   return std::pair{std::string(encode ? "latent" : "sample"), y.permuted({0, 3, 1, 2})};

@@ -19,8 +19,8 @@ namespace {
 using Json = nlohmann::json;
 
 struct Options {
-  std::string prompt, negative, prompt_file, model, variant, dtype = "auto", scheduler, output = "kinora-{seed}.png",
-                                                             init, from, preview;
+  std::string prompt, negative, prompt_file, model, variant, device = "auto", dtype = "auto", scheduler,
+                                                             output = "kinora-{seed}.png", init, from, preview;
   std::string noise, save_noise, noise_kind = "cpu";
   int64_t width = 0, height = 0, steps = 0, count = 1, batch = 1, tile = 0;
   double guidance = -1, strength = 0.6;
@@ -61,7 +61,8 @@ Json to_record(const Options& o, const Result& r, uint64_t seed, const std::stri
               {"guidance", r.guidance},
               {"seed", seed},
               {"scheduler", r.scheduler},
-              {"dtype", o.dtype},
+              {"device", r.device},
+              {"dtype", r.dtype},
               {"noise", o.noise_kind}};
   if (!o.init.empty()) {
     record["init_image"] = std::filesystem::absolute(o.init).string();
@@ -97,7 +98,8 @@ void apply_record(Options& o) {
   o.guidance = record.real("guidance", 0, 1000, -1);
   o.seed = static_cast<uint64_t>(record.integer("seed", 0, INT64_MAX));
   o.scheduler = record.text("scheduler", "");
-  o.dtype = record.text("dtype", "auto");
+  if (o.device == "auto") o.device = record.text("device", "cpu");
+  if (o.dtype == "auto") o.dtype = record.text("dtype", "auto");
   o.noise_kind = record.text("noise", "cpu");
   o.noise = record.text("noise_file", "");
   o.init = record.text("init_image", "");
@@ -155,8 +157,9 @@ int generate(Options o) {
   std::vector<std::string> prompts = read_prompts(o);
   check_options(o, prompts.size() * static_cast<size_t>(o.count));
   std::string model = model_folder(o.model);
-  Pipeline pipeline =
-      Pipeline::load(model, {.variant = o.variant, .dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
+  Pipeline pipeline = Pipeline::load(
+      model,
+      {.variant = o.variant, .device = o.device, .dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
   Progress progress;
   Request request;
   request.negative_prompt = o.negative;
@@ -226,8 +229,7 @@ Command add_generate(CLI::App& app) {
       ->capture_default_str();
   c->add_option("--scheduler", o->scheduler, "dpm++, euler or scm (default: the model's)")
       ->check(CLI::IsMember({"dpm++", "euler", "scm"}));
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16")
-      ->check(CLI::IsMember({"auto", "float32", "bfloat16"}));
+  add_device(*c, o->device, o->dtype);
   c->add_option("--variant", o->variant, "Weight files to take: fp16 or bf16 (default: the plain ones)");
   c->add_option("-t,--threads", o->threads, "Threads (default: one per core)")->check(CLI::Range(0, 4096));
   c->add_option("--tile", o->tile, "Decode in tiles of so many pixels, to save memory")->check(CLI::Range(32, 8192));

@@ -31,6 +31,12 @@ std::string model_folder(const std::string& given) {
   fail(ErrorKind::usage, "no model: give --model FOLDER or set KINORA_MODEL");
 }
 
+void add_device(CLI::App& command, std::string& device, std::string& dtype) {
+  command.add_option("--device", device, "auto (a GPU when there is one), cpu, cuda or cuda:N");
+  command.add_option("--dtype", dtype, "auto (float32 on the CPU, bfloat16 on a GPU), float32, bfloat16 or float16")
+      ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
+}
+
 size_t peak_memory() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);

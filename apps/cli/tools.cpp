@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli.h"
-#include "cpu/backend.h"
+#include "core/rng.h"
 #include "io/safetensors.h"
 
 namespace kinora::cli {
@@ -80,8 +80,8 @@ void print_weights(const char* name, const Weights& weights) {
   std::printf("  %-13s %6zu tensors  %9.1f MiB  %s\n", name, weights.size(), mib(weights.bytes()), types.c_str());
 }
 
-int inspect(const std::string& folder, const std::string& graph, const std::string& dtype) {
-  Pipeline p = Pipeline::load(model_folder(folder), {.dtype = dtype});
+int inspect(const std::string& folder, const std::string& graph, const std::string& device, const std::string& dtype) {
+  Pipeline p = Pipeline::load(model_folder(folder), {.device = device, .dtype = dtype});
   const ModelDefaults& d = p.defaults();
   int64_t ratio = p.autoencoder().config().compression(), channels = p.denoiser().config().in_channels,
           tokens = d.max_sequence_length;
@@ -111,10 +111,10 @@ int inspect(const std::string& folder, const std::string& graph, const std::stri
   return 0;
 }
 
-// Seconds of each of `repeats` runs after one warm-up, sorted.
+// Seconds of each of `repeats` runs after a few to warm up, sorted.
 template <class F>
-std::vector<double> time_runs(int repeats, F&& body) {
-  body();
+std::vector<double> time_runs(int repeats, int warm_up, F&& body) {
+  for (int i = 0; i < warm_up; ++i) body();
   std::vector<double> seconds;
   for (int i = 0; i < repeats; ++i) {
     auto start = std::chrono::steady_clock::now();
@@ -126,52 +126,91 @@ std::vector<double> time_runs(int repeats, F&& body) {
 }
 
 struct BenchOptions {
-  std::string model, dtype = "auto", component;
+  std::string model, device = "auto", dtype = "auto", component;
   int repeats = 5, threads = 0;
-  int64_t size = 0;
+  int64_t size = 0, batch = 0, steps = 0;
   bool json = false;
 };
 
+class Bench {
+ public:
+  Bench(const BenchOptions& o, Pipeline& p) : o_(o), p_(p), device_(p.runtime().context.device.get()) {}
+
+  // Work that stays on the device is timed there: inputs uploaded before, nothing copied back, the end waited for.
+  void row(const std::string& name, const std::function<void(Keep)>& body) {
+    if (!o_.component.empty() && name != o_.component) return;
+    std::vector<double> seconds = time_runs(o_.repeats, device_ ? 3 : 1, [&] {
+      body(device_ ? Keep::on_device : Keep::on_host);
+      if (device_) device_->wait();
+    });
+    double device_peak = mib(peak_device_memory(p_.runtime()));
+    rows_.push_back({{"component", name},
+                     {"median_s", seconds[seconds.size() / 2]},
+                     {"best_s", seconds[0]},
+                     {"peak_mib", mib(peak_memory())},
+                     {"device_peak_mib", device_peak}});
+    if (o_.json) return;
+    std::printf("%-22s median %9.4f s   best %9.4f s   peak so far %9.1f MiB", name.c_str(),
+                seconds[seconds.size() / 2], seconds[0], mib(peak_memory()));
+    if (device_) std::printf(", %9.1f MiB on the GPU", device_peak);
+    std::printf("\n");
+  }
+
+  Tensor placed(const Tensor& host) const { return device_ ? device_->to_device(host) : host; }
+  Tensor filled(const Shape& shape, float value) const {
+    return placed(Tensor::from(shape, std::vector<float>(static_cast<size_t>(shape.numel()), value)));
+  }
+  const Json& rows() const { return rows_; }
+
+ private:
+  const BenchOptions& o_;
+  Pipeline& p_;
+  Device* device_;
+  Json rows_ = Json::array();
+};
+
 int bench(const BenchOptions& o) {
-  Pipeline p = Pipeline::load(model_folder(o.model), {.dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
+  Pipeline p = Pipeline::load(model_folder(o.model),
+                              {.device = o.device, .dtype = o.dtype, .threads = o.threads, .stop = &stop_requested});
   const ModelDefaults& d = p.defaults();
-  int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio,
-          batch = p.sprint() ? 1 : 2;
+  int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio;
+  int64_t batch = o.batch ? o.batch : p.sprint() ? 1 : 2;
   if (n < 1) fail(ErrorKind::usage, "--size must be at least " + std::to_string(ratio));
   int64_t tokens = d.max_sequence_length, channels = p.denoiser().config().in_channels;
-  Json rows = Json::array();
-  auto row = [&](const std::string& name, const std::function<void()>& body) {
-    if (!o.component.empty() && name != o.component) return;
-    std::vector<double> seconds = time_runs(o.repeats, body);
-    rows.push_back({{"component", name},
-                    {"median_s", seconds[seconds.size() / 2]},
-                    {"best_s", seconds[0]},
-                    {"peak_mib", mib(peak_memory())}});
-    if (!o.json)
-      std::printf("%-22s median %9.4f s   best %9.4f s   peak so far %9.1f MiB\n", name.c_str(),
-                  seconds[seconds.size() / 2], seconds[0], mib(peak_memory()));
-  };
   if (!o.json)
-    std::printf("%s, %d threads, dtype %s, %lldx%lld\n", cpu::description().c_str(), p.runtime().context.pool->size(),
-                o.dtype.c_str(), static_cast<long long>(side), static_cast<long long>(side));
-  Tensor ids = Tensor::from({1, tokens}, std::vector<int32_t>(static_cast<size_t>(tokens), 5));
-  Tensor ones = Tensor::from({1, tokens}, std::vector<float>(static_cast<size_t>(tokens), 1));
-  row("text_encoder", [&] { p.text_encoder().encode(ids, ones); });
+    std::printf("%s, dtype %s, %lldx%lld\n", describe(p.runtime()).c_str(), o.dtype.c_str(),
+                static_cast<long long>(side), static_cast<long long>(side));
+  Bench bench(o, p);
+  CpuGenerator noise(1);  // zeros would be multiplied faster than real data
+  int64_t texts = o.batch ? o.batch : 1;
+  Tensor ids = Tensor::from({texts, tokens}, std::vector<int32_t>(static_cast<size_t>(texts * tokens), 5));
+  ids = bench.placed(ids);
+  Tensor ones = bench.filled({texts, tokens}, 1);
+  bench.row("text_encoder", [&](Keep keep) { p.text_encoder().encode(ids, ones, keep); });
   DenoiseInputs in;
-  in.latents = Tensor::zeros({batch, n, n, channels});
-  in.timestep = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), 500));
-  in.guidance = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), 0.45f));
-  in.caption = Tensor::zeros({batch, tokens, p.denoiser().config().caption_channels});
-  in.mask = Tensor::from({batch, tokens}, std::vector<float>(static_cast<size_t>(batch * tokens), 1));
-  row("transformer", [&] { p.denoiser().predict(in); });  // one step, with guidance when the model needs it
-  row("vae.decode", [&] { p.autoencoder().decode(Tensor::zeros({1, n, n, channels})); });
+  in.latents = bench.placed(noise.randn({batch, n, n, channels}));
+  in.timestep = bench.filled({batch}, 500);
+  in.guidance = bench.filled({batch}, 0.45f);
+  in.caption = bench.placed(noise.randn({batch, tokens, p.denoiser().config().caption_channels}));
+  in.mask = bench.filled({batch, tokens}, 1);
+  // One step, with guidance when the model needs it.
+  bench.row("transformer", [&](Keep keep) { p.denoiser().predict(in, keep); });
+  Tensor latents = bench.placed(noise.randn({1, n, n, channels}));
+  bench.row("vae.decode", [&](Keep keep) { p.autoencoder().decode(latents, {}, keep); });
   Request request;
   request.prompt = "a red apple left of a yellow star on a blue background";
   request.width = request.height = side;
-  row("picture", [&] { p.generate(request); });
+  request.steps = o.steps;
+  if (side > 2048) request.tiling = Tiling{1024, 896};
+  bench.row("picture", [&](Keep) {
+    p.forget_prompts();  // a whole picture is encoded, too
+    p.generate(request);
+  });
   if (o.json)
     std::printf("%s\n",
-                Json{{"cpu", cpu::description()}, {"dtype", o.dtype}, {"size", side}, {"rows", rows}}.dump(1).c_str());
+                Json{{"device", describe(p.runtime())}, {"dtype", o.dtype}, {"size", side}, {"rows", bench.rows()}}
+                    .dump(1)
+                    .c_str());
   return 0;
 }
 
@@ -179,7 +218,7 @@ int bench(const BenchOptions& o) {
 
 Command add_eval(CLI::App& app) {
   struct Options {
-    std::string model, component, input, output, dtype = "auto";
+    std::string model, component, input, output, device = "auto", dtype = "auto";
     VideoTileOptions tiles;
   };
   auto o = std::make_shared<Options>();
@@ -192,13 +231,13 @@ Command add_eval(CLI::App& app) {
   c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers or Open-Sora")
       ->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  add_device(*c, o->device, o->dtype);
   c->add_option("--tile-size", o->tiles.size, "vae3d: pixels of a tile, 0: none")->check(CLI::Range(0, 16384));
   c->add_option("--tile-frames", o->tiles.frames, "vae3d: frames of a tile, 0: none")->check(CLI::Range(0, 16384));
   return [o] {
-    auto result = evaluate_video_ae(o->model, o->component, o->dtype, o->input, o->tiles);
+    auto result = evaluate_video_ae(o->model, o->component, {o->device, o->dtype}, o->input, o->tiles);
     if (!result) {
-      Pipeline p = Pipeline::load(o->model, {.dtype = o->dtype, .stop = &stop_requested});
+      Pipeline p = Pipeline::load(o->model, {.device = o->device, .dtype = o->dtype, .stop = &stop_requested});
       result = evaluate(p, o->component, SafetensorsFile::open(o->input));
     }
     write_safetensors(o->output, {*result});
@@ -208,25 +247,29 @@ Command add_eval(CLI::App& app) {
 
 Command add_inspect(CLI::App& app) {
   struct Options {
-    std::string model, graph, dtype = "auto";
+    std::string model, graph, device = "auto", dtype = "auto";
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("inspect", "Show what a model folder holds and what it needs");
   c->add_option("model", o->model, "Model folder (default: the model that came along)");
   c->add_option("--graph", o->graph, "Print the compiled graph of a component")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.encode", "vae.decode"}));
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
-  return [o] { return inspect(o->model, o->graph, o->dtype); };
+  add_device(*c, o->device, o->dtype);
+  return [o] { return inspect(o->model, o->graph, o->device, o->dtype); };
 }
 
 Command add_bench(CLI::App& app) {
   auto o = std::make_shared<BenchOptions>();
   CLI::App* c = app.add_subcommand("bench", "Time each component and the whole");
   c->add_option("-m,--model", o->model, "Model folder (default: the model that came along)");
-  c->add_option("--dtype", o->dtype, "auto, float32 or bfloat16");
+  add_device(*c, o->device, o->dtype);
   c->add_option("-t,--threads", o->threads, "Threads (default: one per core)");
   c->add_option("--size", o->size, "Pixels a side (default: the model's)");
-  c->add_option("--repeats", o->repeats, "Timed runs after one warm-up")->check(CLI::Range(1, 1000));
+  c->add_option("--batch", o->batch,
+                "Rows of the transformer's and the text encoder's batch (default: as one picture needs)")
+      ->check(CLI::Range(0, 64));
+  c->add_option("--steps", o->steps, "Steps of the whole picture (default: the model's)")->check(CLI::Range(0, 1000));
+  c->add_option("--repeats", o->repeats, "Timed runs after the warm-up")->check(CLI::Range(1, 1000));
   c->add_option("--component", o->component, "This one alone")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.decode", "picture"}));
   c->add_flag("--json", o->json, "Print JSON");

@@ -48,6 +48,7 @@ Tensor Tensor::rows(int64_t begin, int64_t end) const {
 
 Tensor Tensor::to(DType dtype) const {
   if (dtype == dtype_) return *this;
+  check(!on_device(), "Tensor::to: the bytes are on a device");
   Tensor result(shape_, dtype);
   size_t count = static_cast<size_t>(numel());
   constexpr size_t kBlock = 4096;
@@ -61,6 +62,7 @@ Tensor Tensor::to(DType dtype) const {
 }
 
 Tensor Tensor::clone() const {
+  check(!on_device(), "Tensor::clone: the bytes are on a device");
   Tensor result(shape_, dtype_);
   if (bytes()) std::memcpy(result.raw(), raw(), bytes());
   return result;
@@ -68,6 +70,7 @@ Tensor Tensor::clone() const {
 
 Tensor Tensor::permuted(std::initializer_list<int> order) const {
   check(static_cast<int>(order.size()) == shape_.rank(), "Tensor::permuted: one entry per axis");
+  check(!on_device(), "Tensor::permuted: the bytes are on a device");
   std::array<int64_t, Shape::kMaxRank> dims{}, strides{}, step{}, index{};
   int64_t stride = 1;
   for (int i = shape_.rank() - 1; i >= 0; --i) {
@@ -99,6 +102,7 @@ Tensor concat_rows(std::span<const Tensor> parts) {
   check(!parts.empty(), "concat_rows: nothing to join");
   int64_t rows = 0;
   for (const Tensor& part : parts) {
+    check(!part.on_device(), "concat_rows: the bytes are on a device");
     check(part.dtype() == parts[0].dtype() && part.shape().with(0, 1) == parts[0].shape().with(0, 1),
           "concat_rows: parts differ in shape or type");
     rows += part.shape()[0];

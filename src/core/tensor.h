@@ -46,13 +46,15 @@ constexpr DType dtype_of<uint8_t>() {
 // 64-byte aligned, uninitialised bytes; throws Error(resource) when the system has no more.
 std::shared_ptr<std::byte[]> allocate_bytes(size_t bytes);
 
+enum class Place : uint8_t { host, device };
+
 class Tensor {
  public:
   Tensor() = default;                // empty: no buffer
-  Tensor(Shape shape, DType dtype);  // allocates, uninitialised
-  // Borrows bytes kept alive by `owner` (a mapped file, an arena).
-  Tensor(Shape shape, DType dtype, std::shared_ptr<void> owner, void* data)
-      : shape_(shape), dtype_(dtype), owner_(std::move(owner)), data_(static_cast<std::byte*>(data)) {}
+  Tensor(Shape shape, DType dtype);  // allocates on the host, uninitialised
+  // Borrows bytes kept alive by `owner` (a mapped file, an arena, a device's memory).
+  Tensor(Shape shape, DType dtype, std::shared_ptr<void> owner, void* data, Place place = Place::host)
+      : shape_(shape), dtype_(dtype), place_(place), owner_(std::move(owner)), data_(static_cast<std::byte*>(data)) {}
 
   template <class T>
   static Tensor from(Shape shape, const std::vector<T>& values) {
@@ -70,12 +72,14 @@ class Tensor {
   int64_t numel() const { return shape_.numel(); }
   size_t bytes() const { return static_cast<size_t>(numel()) * dtype_size(dtype_); }
   bool defined() const { return data_ != nullptr; }
+  bool on_device() const { return place_ == Place::device; }  // then only raw(), reshaped() and rows() are of use here
 
   void* raw() { return data_; }
   const void* raw() const { return data_; }
   template <class T>
   T* data() {
     check(dtype_of<T>() == dtype_, "Tensor::data: wrong element type");
+    check(!on_device(), "Tensor::data: the bytes are on a device");
     return reinterpret_cast<T*>(data_);
   }
   template <class T>
@@ -97,6 +101,7 @@ class Tensor {
  private:
   Shape shape_;
   DType dtype_ = DType::f32;
+  Place place_ = Place::host;
   std::shared_ptr<void> owner_;
   std::byte* data_ = nullptr;
 };

@@ -248,6 +248,7 @@ Step make_grouped_1x1(const StepSpec& spec) {
 }  // namespace
 
 bool supports_conv2d(const StepSpec& spec) {
+  if (spec.node.attrs.text("weight_layout") != "oihw") return false;
   Geometry g(spec);
   bool shape = g.groups == 1 || g.depthwise() || g.grouped_1x1();
   const std::string& act = spec.node.attrs.text("act");

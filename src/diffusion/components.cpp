@@ -21,11 +21,11 @@ Graph TextEncoder::graph(int64_t batch, int64_t tokens) const {
   return graph;
 }
 
-Tensor TextEncoder::encode(const Tensor& ids, const Tensor& mask) {
+Tensor TextEncoder::encode(const Tensor& ids, const Tensor& mask, Keep keep) {
   int64_t batch = ids.shape()[0], tokens = ids.shape()[1];
   const Executable& exe =
       cache_.get({batch, tokens}, [&] { return compile(graph(batch, tokens), *runtime_.backend, runtime_.context); });
-  return exe.run({{"ids", ids}, {"mask", mask}}).at("hidden");
+  return exe.run({{"ids", ids}, {"mask", mask}}, keep).at("hidden");
 }
 
 Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
@@ -63,13 +63,13 @@ size_t Denoiser::memory(int64_t batch, int64_t height, int64_t width, int64_t to
   return compiled(batch, height, width, tokens).arena_bytes();
 }
 
-Tensor Denoiser::predict(const DenoiseInputs& in) {
+Tensor Denoiser::predict(const DenoiseInputs& in, Keep keep) {
   const Shape& s = in.latents.shape();
   const Executable& exe = compiled(s[0], s[1], s[2], in.caption.shape()[1]);
   std::map<std::string, Tensor> feed{
       {"latents", in.latents}, {"timestep", in.timestep}, {"caption", in.caption}, {"mask", in.mask}};
   if (config_.guidance_embeds) feed["guidance"] = in.guidance;
-  return exe.run(feed).at("sample");
+  return exe.run(feed, keep).at("sample");
 }
 
 Autoencoder::Autoencoder(DcAeConfig config, Weights weights, Runtime runtime)
@@ -99,13 +99,14 @@ const Executable& Autoencoder::compiled(bool encoder, const Shape& input) {
 size_t Autoencoder::memory(bool encoder, const Shape& input) { return compiled(encoder, input).arena_bytes(); }
 
 // One picture at a time: a batch needs no more memory than one.
-Tensor Autoencoder::run(bool encoder, const Tensor& input) {
+Tensor Autoencoder::run(bool encoder, const Tensor& input, Keep keep) {
+  if (input.shape()[0] == 1) return compiled(encoder, input.shape()).run({{"x", input}}, keep).at("y");
   std::vector<Tensor> parts;
   for (int64_t i = 0; i < input.shape()[0]; ++i) {
     Tensor one = input.rows(i, i + 1);
     parts.push_back(compiled(encoder, one.shape()).run({{"x", one}}).at("y"));
   }
-  return parts.size() == 1 ? parts[0] : concat_rows(parts);
+  return concat_rows(parts);
 }
 
 namespace {
@@ -129,10 +130,10 @@ Tensor Autoencoder::encode(const Tensor& picture, std::optional<Tiling> tiling) 
   return run_tiled(picture, grid, [&](const Tensor& tile) { return run(true, tile); });
 }
 
-Tensor Autoencoder::decode(const Tensor& latents, std::optional<Tiling> tiling) {
+Tensor Autoencoder::decode(const Tensor& latents, std::optional<Tiling> tiling, Keep keep) {
   const Shape& s = latents.shape();
   int64_t ratio = config_.compression();
-  if (!tiling || (s[1] * ratio <= tiling->size && s[2] * ratio <= tiling->size)) return run(false, latents);
+  if (!tiling || (s[1] * ratio <= tiling->size && s[2] * ratio <= tiling->size)) return run(false, latents, keep);
   check_tiling(*tiling, ratio);
   TileGrid grid{
       tiling->size / ratio, tiling->stride / ratio, tiling->size, tiling->stride, s[1] * ratio, s[2] * ratio, 1};

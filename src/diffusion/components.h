@@ -6,20 +6,13 @@
 #include <optional>
 #include <string>
 
-#include "graph/executable.h"
+#include "diffusion/backends.h"
 #include "io/weights.h"
 #include "models/dc_ae.h"
 #include "models/gemma2.h"
 #include "models/sana.h"
 
 namespace kinora {
-
-// What all components of a session share.
-struct Runtime {
-  const Backend* backend = nullptr;
-  ExecutionContext context;
-  DType dtype = DType::f32;  // of activations: f32 or bf16
-};
 
 // A few compiled graphs by shape; all go when there would be more than `limit`.
 class ExecutableCache {
@@ -43,7 +36,7 @@ class TextEncoder {
  public:
   TextEncoder(Gemma2Config config, Weights weights, Runtime runtime);
   // ids [batch, tokens] i32, mask [batch, tokens] f32 -> hidden states [batch, tokens, hidden] f32.
-  Tensor encode(const Tensor& ids, const Tensor& mask);
+  Tensor encode(const Tensor& ids, const Tensor& mask, Keep keep = Keep::on_host);
   const Gemma2Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(int64_t batch, int64_t tokens) const;
@@ -66,9 +59,11 @@ struct DenoiseInputs {
 class Denoiser {
  public:
   Denoiser(SanaConfig config, Weights weights, Runtime runtime);
-  Tensor predict(const DenoiseInputs& inputs);  // [batch, height, width, out_channels] f32
+  Tensor predict(const DenoiseInputs& inputs, Keep keep = Keep::on_host);  // [batch, height, width, out_channels] f32
   const SanaConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
+  const Runtime& runtime() const { return runtime_; }
+  DType dtype() const { return runtime_.dtype; }
   Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const;
   size_t memory(int64_t batch, int64_t height, int64_t width, int64_t tokens);  // bytes of activations when compiled
 
@@ -90,8 +85,8 @@ class Autoencoder {
   Autoencoder(DcAeConfig config, Weights weights, Runtime runtime);
   // picture [batch, H, W, 3] f32 in [-1, 1] -> latents [batch, H/c, W/c, C] f32, not scaled.
   Tensor encode(const Tensor& picture, std::optional<Tiling> tiling = {});
-  // latents, not scaled -> picture.
-  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
+  // latents, not scaled -> picture; on the host when there are several of them, or tiles.
+  Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {}, Keep keep = Keep::on_host);
   const DcAeConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(bool encoder, const Shape& input) const;
@@ -99,7 +94,7 @@ class Autoencoder {
 
  private:
   const Executable& compiled(bool encoder, const Shape& input);
-  Tensor run(bool encoder, const Tensor& input);
+  Tensor run(bool encoder, const Tensor& input, Keep keep = Keep::on_host);
   DcAeConfig config_;
   Weights weights_;
   Runtime runtime_;

@@ -6,7 +6,6 @@
 #include <filesystem>
 
 #include "core/rng.h"
-#include "cpu/backend.h"
 #include "diffusion/prompt.h"
 #include "io/safetensors.h"
 
@@ -17,12 +16,6 @@ namespace fs = std::filesystem;
 
 constexpr size_t kRememberedPrompts = 16;
 constexpr int64_t kLargestSide = 8192;
-
-DType parse_dtype(const std::string& name) {
-  if (name == "auto" || name == "float32") return DType::f32;
-  if (name == "bfloat16") return DType::bf16;
-  fail(ErrorKind::usage, "unknown dtype '" + name + "' (known: auto, float32, bfloat16)");
-}
 
 void expect_class(const Config& index, const std::string& component, const std::string& expected) {
   std::string given = index.class_name(component);
@@ -88,11 +81,7 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
 
   Pipeline p;
   p.folder_ = folder;
-  p.runtime_.backend = &cpu::backend();
-  p.runtime_.context.pool = std::make_shared<ThreadPool>(options.threads);
-  p.runtime_.context.arena = std::make_shared<Arena>();
-  p.runtime_.context.stop = options.stop;
-  p.runtime_.dtype = parse_dtype(options.dtype);
+  p.runtime_ = make_runtime(options.device, options.dtype, options.threads, options.stop);
   auto config = [&](const char* part) { return Config::load((root / part / "config.json").string()); };
 
   SanaConfig sana = read_sana_config(config("transformer"));
@@ -110,6 +99,7 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
   }
   p.defaults_ = read_defaults(root, sana, vae);
   p.denoiser_ = std::make_unique<Denoiser>(sana, std::move(sana_weights), p.runtime_);
+  if (p.runtime_.context.device) p.device_sampler_ = std::make_unique<DeviceSampler>(*p.denoiser_);
   p.autoencoder_ = std::make_unique<Autoencoder>(
       vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", options.variant), p.runtime_);
   p.text_encoder_ = std::make_unique<TextEncoder>(
@@ -283,6 +273,10 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
     for (NoiseSource& source : sources) parts.push_back(source({1, s[3], s[1], s[2]}));
     return concat_rows(parts).permuted({0, 2, 3, 1});
   };
+  if (device_sampler_) {
+    in.latents = latents;
+    return denoise_on_device(r, p, in, noise);
+  }
   auto* scm = dynamic_cast<ScmScheduler*>(p.scheduler.get());
   size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
   for (size_t i = p.first_step; i < count; ++i) {
@@ -300,7 +294,32 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
   return result;
 }
 
-Tensor Pipeline::decode(const Tensor& latents, std::optional<Tiling> tiling) {
+Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const DenoiseInputs& in, const NoiseSource& noise) {
+  bool scm = p.scheduler->name() == "scm";
+  size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
+  DeviceLoop loop{.latents = in.latents,
+                  .caption = in.caption,
+                  .mask = in.mask,
+                  .guidance = static_cast<float>(p.guidance),
+                  .guided = p.guided,
+                  .steps = {},
+                  .noise = noise,
+                  .on_step = {}};
+  for (size_t i = p.first_step; i < count; ++i) loop.steps.push_back(p.scheduler->coefficients(i, i - p.first_step));
+  if (r.on_step) {
+    loop.on_step = [&](size_t done, const Tensor& latents, const Tensor& clean) {
+      r.on_step({static_cast<int64_t>(done), static_cast<int64_t>(count - p.first_step), scm ? &clean : &latents});
+    };
+  }
+  LoopResult result = device_sampler_->run(loop);
+  Tensor latents = runtime_.context.device->to_host(scm ? result.clean : result.latents);
+  check_finite(latents, "the transformer");
+  for (int64_t i = 0; scm && i < latents.numel(); ++i) latents.data<float>()[i] /= ScmScheduler::kSigmaData;
+  return latents;
+}
+
+Tensor Pipeline::decode(const Tensor& where, std::optional<Tiling> tiling) {
+  Tensor latents = where.on_device() ? runtime_.context.device->to_host(where) : where;
   Tensor scaled(latents.shape(), DType::f32);
   auto factor = static_cast<float>(autoencoder_->config().scaling_factor);
   for (int64_t i = 0; i < scaled.numel(); ++i) scaled.data<float>()[i] = latents.data<float>()[i] / factor;
@@ -340,6 +359,8 @@ Result Pipeline::generate(const Request& r) {
   result.steps = r.steps ? r.steps : defaults_.steps;
   result.guidance = p.guidance;
   result.scheduler = p.scheduler->name();
+  result.device = runtime_.context.device ? "cuda" : "cpu";
+  result.dtype = runtime_.dtype == DType::f32 ? "float32" : runtime_.dtype == DType::bf16 ? "bfloat16" : "float16";
   return result;
 }
 

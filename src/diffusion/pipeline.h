@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "diffusion/components.h"
+#include "diffusion/device_sampler.h"
 #include "diffusion/scheduler.h"
 #include "io/image.h"
 #include "text/tokenizer.h"
@@ -24,16 +25,18 @@ struct ModelDefaults {
 };
 
 struct LoadOptions {
-  std::string variant;         // "fp16", "bf16"; empty: the plain files, else what is there
-  std::string dtype = "auto";  // "float32", "bfloat16"; auto: float32
-  int threads = 0;             // 0: one per physical core
+  std::string variant;          // "fp16", "bf16"; empty: the plain files, else what is there
+  std::string device = "auto";  // as make_runtime
+  std::string dtype = "auto";   // as make_runtime
+  int threads = 0;              // 0: one per physical core
   const std::atomic<bool>* stop = nullptr;
 };
 
 // What a step reports. Returning is enough; to stop, set LoadOptions::stop.
 struct StepReport {
-  int64_t step = 0, steps = 0;      // steps done of all
-  const Tensor* latents = nullptr;  // [batch, h, w, C] of the clean picture expected, not divided by the scaling factor
+  int64_t step = 0, steps = 0;  // steps done of all
+  // [batch, h, w, C] of the clean picture expected, not divided by the scaling factor; where the model runs.
+  const Tensor* latents = nullptr;
 };
 
 struct Request {
@@ -55,7 +58,7 @@ struct Result {
   Tensor initial_latents, latents;  // [batch, C, h, w] f32
   int64_t width = 0, height = 0, steps = 0;
   double guidance = 0;
-  std::string scheduler;
+  std::string scheduler, device, dtype;  // as a request may name them
 };
 
 // The text encoder's result for one prompt: [1, tokens, hidden] and [1, tokens].
@@ -72,6 +75,7 @@ class Pipeline {
   // Encodes as diffusers does: strip, lower-case, the complex human instruction before a positive prompt, right
   // padding, the first token and the last max_sequence_length - 1. The last few prompts are remembered.
   const Conditioning& encode_prompt(const std::string& prompt, bool negative);
+  void forget_prompts() { prompts_.clear(); }
   // latents [batch, h, w, C] as the transformer sees them -> pictures.
   Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {});
 
@@ -90,6 +94,8 @@ class Pipeline {
   Plan plan(const Request& request) const;
   Tensor initial_latents(const Request& request, const Plan& plan, std::vector<NoiseSource>& sources) const;
   Tensor denoise(const Request& request, const Plan& plan, Tensor latents, std::vector<NoiseSource>& sources);
+  Tensor denoise_on_device(const Request& request, const Plan& plan, const DenoiseInputs& inputs,
+                           const NoiseSource& noise);
   Tensor predict_flow(const Plan& plan, const DenoiseInputs& batch, const Tensor& latents, float t);
   Tensor predict_trigflow(const DenoiseInputs& batch, const Tensor& latents, float t);
 
@@ -99,6 +105,7 @@ class Pipeline {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<TextEncoder> text_encoder_;
   std::unique_ptr<Denoiser> denoiser_;
+  std::unique_ptr<DeviceSampler> device_sampler_;  // null on the CPU
   std::unique_ptr<Autoencoder> autoencoder_;
   std::optional<Config> scheduler_config_;
   std::vector<std::pair<std::string, Conditioning>> prompts_;  // most recent last

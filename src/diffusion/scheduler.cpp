@@ -53,11 +53,8 @@ class DpmSolver : public Scheduler {
   }
 
   Tensor step(size_t i, const Tensor& output, const Tensor& x, const NoiseSource&) override {
-    size_t n = timesteps_.size();
     Tensor clean = combine({{1.0f, &x}, {-sigmas_[i], &output}});
-    bool last_low =
-        i + 1 == n && (config_.euler_at_final || (config_.lower_order_final && n < 15) || config_.final_sigma_zero);
-    Tensor next = config_.order == 1 || taken_ < 1 || last_low ? first_order(i, clean, x) : second_order(i, clean, x);
+    Tensor next = low_order(i, taken_) ? first_order(i, clean, x) : second_order(i, clean, x);
     previous_ = clean;
     ++taken_;
     return next;
@@ -66,10 +63,35 @@ class DpmSolver : public Scheduler {
   Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const override {
     return combine({{1 - sigmas_[i], &latents}, {sigmas_[i], &noise}});
   }
+  StepCoefficients coefficients(size_t i, size_t taken) const override {
+    float h = lambda(sigmas_[i + 1]) - lambda(sigmas_[i]), shrink = decay(sigmas_[i + 1], h);
+    StepCoefficients c{.clean_x = 1,
+                       .clean_output = -sigmas_[i],
+                       .next_x = sigmas_[i + 1] / sigmas_[i],
+                       .next_clean = -shrink,
+                       .timestep = timesteps_[i]};
+    if (low_order(i, taken)) return c;
+    float change = change_factor(i, h) / ((lambda(sigmas_[i]) - lambda(sigmas_[i - 1])) / h);
+    c.next_clean += change;
+    c.next_previous = -change;
+    return c;
+  }
   std::string name() const override { return "dpm++"; }
 
  private:
   static constexpr double kTrainSteps = 1000;
+
+  bool low_order(size_t i, size_t taken) const {
+    size_t n = timesteps_.size();
+    bool last_low =
+        i + 1 == n && (config_.euler_at_final || (config_.lower_order_final && n < 15) || config_.final_sigma_zero);
+    return config_.order == 1 || taken < 1 || last_low;
+  }
+
+  // What the change of the clean prediction over the last step counts in a second-order step.
+  float change_factor(size_t i, float h) const {
+    return config_.heun ? (1 - sigmas_[i + 1]) * ((std::exp(-h) - 1.0f) / h + 1.0f) : -0.5f * decay(sigmas_[i + 1], h);
+  }
 
   // sqrt((1 - ᾱ₀)/ᾱ₀) of the linear beta schedule that diffusers' class falls back to.
   static float smallest_vp_sigma() { return static_cast<float>(std::sqrt(1e-4f / (1 - 1e-4f))); }
@@ -89,14 +111,13 @@ class DpmSolver : public Scheduler {
     float r = before / h, shrink = decay(sigmas_[i + 1], h);
     Tensor change = combine({{1.0f, &clean}, {-1.0f, &previous_}});
     change = combine({{1.0f / r, &change}});
-    float factor = config_.heun ? (1 - sigmas_[i + 1]) * ((std::exp(-h) - 1.0f) / h + 1.0f) : -0.5f * shrink;
-    return combine({{sigmas_[i + 1] / sigmas_[i], &x}, {-shrink, &clean}, {factor, &change}});
+    return combine({{sigmas_[i + 1] / sigmas_[i], &x}, {-shrink, &clean}, {change_factor(i, h), &change}});
   }
 
   DpmSolverConfig config_;
   std::vector<float> sigmas_;
   Tensor previous_;  // the clean prediction of the step before
-  int taken_ = 0;
+  size_t taken_ = 0;
 };
 
 class FlowEuler : public Scheduler {
@@ -131,6 +152,11 @@ class FlowEuler : public Scheduler {
   }
   Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const override {
     return combine({{1 - sigmas_[i], &latents}, {sigmas_[i], &noise}});
+  }
+  StepCoefficients coefficients(size_t i, size_t) const override {
+    float kept = sigmas_[i + 1] / sigmas_[i];
+    return {
+        .clean_x = 1, .clean_output = -sigmas_[i], .next_x = kept, .next_clean = 1 - kept, .timestep = timesteps_[i]};
   }
   std::string name() const override { return "euler"; }
 
@@ -168,6 +194,19 @@ Tensor ScmScheduler::step(size_t i, const Tensor& output, const Tensor& x, const
 Tensor ScmScheduler::add_noise(const Tensor& latents, const Tensor& noise, size_t i) const {
   Tensor a = combine({{kSigmaData, &latents}}), b = combine({{kSigmaData, &noise}});
   return combine({{std::cos(timesteps_[i]), &a}, {std::sin(timesteps_[i]), &b}});
+}
+
+// The model's change of variables from the flow is part of the sums (Sana-Sprint, arXiv:2503.09641, section 3.1).
+StepCoefficients ScmScheduler::coefficients(size_t i, size_t) const {
+  double s = timesteps_[i], t = timesteps_[i + 1], tau = std::sin(s) / (std::cos(s) + std::sin(s));
+  double norm = std::sqrt(tau * tau + (1 - tau) * (1 - tau)), input = norm / kSigmaData;
+  double of_input = kSigmaData * (1 - 2 * tau) / norm, of_output = kSigmaData * (1 - 2 * tau + 2 * tau * tau) / norm;
+  return {.input = static_cast<float>(input),
+          .clean_x = static_cast<float>(std::cos(s) - std::sin(s) * of_input * input),
+          .clean_output = static_cast<float>(-std::sin(s) * of_output),
+          .next_clean = static_cast<float>(std::cos(t)),
+          .next_noise = static_cast<float>(std::sin(t) * kSigmaData),
+          .timestep = static_cast<float>(tau)};
 }
 
 std::unique_ptr<Scheduler> make_dpm_solver(const DpmSolverConfig& config) {

@@ -15,6 +15,15 @@ namespace kinora {
 // Draws standard normal noise of a shape; the stream belongs to the caller.
 using NoiseSource = std::function<Tensor(const Shape&)>;
 
+// One step as sums, for samplers whose arithmetic runs where the model does:
+//   model input = input · x
+//   clean       = clean_x · x + clean_output · output
+//   next        = next_x · x + next_clean · clean + next_previous · (clean of the step before) + next_noise · noise
+struct StepCoefficients {
+  float input = 1, clean_x = 0, clean_output = 0, next_x = 0, next_clean = 0, next_previous = 0, next_noise = 0;
+  float timestep = 0;  // what the model is given
+};
+
 class Scheduler {
  public:
   virtual ~Scheduler() = default;
@@ -28,6 +37,8 @@ class Scheduler {
   virtual Tensor step(size_t i, const Tensor& output, const Tensor& x, const NoiseSource& noise) = 0;
   // Clean latents with the noise level of step i, for image-to-image.
   virtual Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const = 0;
+  // Step i, when `taken` steps went before it since begin().
+  virtual StepCoefficients coefficients(size_t i, size_t taken) const = 0;
   virtual std::string name() const = 0;
 
  protected:
@@ -59,6 +70,7 @@ class ScmScheduler : public Scheduler {
   void begin(size_t) override {}
   Tensor step(size_t i, const Tensor& output, const Tensor& x, const NoiseSource& noise) override;
   Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const override;
+  StepCoefficients coefficients(size_t i, size_t taken) const override;
   std::string name() const override { return "scm"; }
   const Tensor& denoised() const { return denoised_; }  // the last prediction of the clean latents, times sigma_data
 

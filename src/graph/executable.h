@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/threads.h"
+#include "graph/device.h"
 #include "graph/graph.h"
 
 namespace kinora {
@@ -19,8 +20,9 @@ namespace kinora {
 struct StepSpec {
   const Node& node;
   std::vector<TensorSpec> inputs;
-  std::vector<const Tensor*> values;  // per input: its tensor when it is a parameter or constant, else null
+  std::vector<const Tensor*> values;  // per input: its host tensor when it is a parameter or constant, else null
   int threads = 1;                    // size of the pool that will run it
+  std::vector<Ints> strides = {};     // per input: elements between neighbours of each axis; see Kernel::strided
 
   const TensorSpec& output() const { return node.spec; }
 };
@@ -28,8 +30,9 @@ struct StepSpec {
 struct StepArgs {
   std::span<const void* const> in;
   void* out;
-  std::byte* scratch;  // 64-byte aligned, Step::scratch_bytes long
+  std::byte* scratch;  // 64-byte aligned (256 on a device), Step::scratch_bytes long
   ThreadPool& pool;
+  void* queue = nullptr;  // of a device: steps only enqueue
 };
 
 struct Step {
@@ -38,27 +41,34 @@ struct Step {
   bool in_place = false;  // may write its output over its first input
 };
 
-// One row of a backend's kernel table. `supports` null: everything that the op's own checks let through.
+// One row of a backend's kernel table. `supports` null: everything that the op's own checks let through. Inputs are
+// contiguous unless the kernel says `strided`: then each may be a slice of a larger tensor, given by StepSpec::strides,
+// with the last axis contiguous.
 struct Kernel {
   const OpDef* op;
   Step (*make)(const StepSpec& spec);
   bool (*supports)(const StepSpec& spec) = nullptr;
+  bool strided = false;
 };
 
 struct Backend {
   std::string_view name;
   std::span<const Kernel> kernels;
+  std::span<Graph (*const)(const Graph&)> passes = {};  // rewrites made before anything else, in this order
+  const Backend* host = nullptr;  // of a device: what folds small constants; null: this backend itself
 };
 
 // Working memory that executables of one session share, one running at a time: it grows to the largest need.
 class Arena {
  public:
+  explicit Arena(std::shared_ptr<Device> device = nullptr) : device_(std::move(device)) {}
   std::byte* reserve(size_t bytes);
   size_t size() const { return size_; }
   void release();
 
  private:
-  std::shared_ptr<std::byte[]> memory_;
+  std::shared_ptr<Device> device_;
+  std::shared_ptr<void> memory_;
   size_t size_ = 0;
 };
 
@@ -66,29 +76,40 @@ struct ExecutionContext {
   std::shared_ptr<ThreadPool> pool;
   std::shared_ptr<Arena> arena;
   const std::atomic<bool>* stop = nullptr;  // when it becomes true, run() throws Error(cancelled)
+  std::shared_ptr<Device> device;           // null: the host
 };
+
+// Where run() leaves its outputs.
+enum class Keep { on_host, on_device };
 
 class Executable {
  public:
   // Feeds inputs by name and returns the outputs by name, in tensors of their own. Throws Error(internal) for a missing
-  // input or a wrong shape; Error(cancelled) when the context's stop flag is set.
-  std::map<std::string, Tensor> run(const std::map<std::string, Tensor>& inputs) const;
+  // input or a wrong shape; Error(cancelled) when the context's stop flag is set. On a device, inputs may lie there
+  // already, and a run that keeps its outputs there returns as soon as the work is enqueued.
+  std::map<std::string, Tensor> run(const std::map<std::string, Tensor>& inputs, Keep keep = Keep::on_host) const;
 
   size_t arena_bytes() const { return arena_bytes_; }
   const Graph& graph() const { return *graph_; }  // as compiled
 
  private:
-  friend Executable compile(const Graph&, const Backend&, ExecutionContext);
+  friend class Compiler;
   struct Planned {
     NodeId id;
     Step step;
   };
+  void execute(std::span<void* const> memory, std::byte* arena) const;
+
   std::unique_ptr<Graph> graph_;
   ExecutionContext context_;
   std::vector<Planned> steps_;
-  std::vector<NodeId> storage_;  // per node: the node whose memory it uses (reshapes share)
-  std::vector<size_t> offsets_;  // per storage node: place in the arena
+  std::vector<NodeId> storage_;  // per node: the node whose memory it uses (reshapes and slices may share)
+  std::vector<size_t> offsets_;  // per node: bytes from the start of that memory; per storage node: place in the arena
+  std::vector<std::shared_ptr<void>> fixed_;  // on a device, per node: weights, constants and what they alone give
   size_t arena_bytes_ = 0, scratch_offset_ = 0;
+  // On a device, what the first run recorded, and the arena that it is for.
+  mutable std::unique_ptr<Device::Recording> recording_;
+  mutable std::byte* recorded_arena_ = nullptr;
 };
 
 Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context);

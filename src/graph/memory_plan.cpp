@@ -5,6 +5,9 @@
 
 namespace kinora {
 
+// What devices align their allocations to.
+static size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
 MemoryPlan plan_memory(const std::vector<BufferLife>& buffers) {
   MemoryPlan plan;
   plan.offsets.assign(buffers.size(), 0);
@@ -14,13 +17,13 @@ MemoryPlan plan_memory(const std::vector<BufferLife>& buffers) {
 
   std::vector<size_t> placed;  // sorted by offset
   for (size_t i : order) {
-    size_t need = (buffers[i].bytes + 63) / 64 * 64;
+    size_t need = rounded(buffers[i].bytes);
     size_t offset = 0;
     for (size_t j : placed) {
       bool apart = buffers[j].last < buffers[i].first || buffers[i].last < buffers[j].first;
       if (apart) continue;
       if (plan.offsets[j] >= offset + need) break;
-      offset = std::max(offset, plan.offsets[j] + (buffers[j].bytes + 63) / 64 * 64);
+      offset = std::max(offset, plan.offsets[j] + rounded(buffers[j].bytes));
     }
     plan.offsets[i] = offset;
     plan.bytes = std::max(plan.bytes, offset + need);

@@ -12,7 +12,7 @@ struct BufferLife {
 };
 
 struct MemoryPlan {
-  std::vector<size_t> offsets;  // one per buffer, multiples of 64
+  std::vector<size_t> offsets;  // one per buffer, multiples of 256
   size_t bytes = 0;
 };
 

@@ -1,5 +1,6 @@
 #include "ops/conv.h"
 
+#include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/shaping.h"
@@ -8,10 +9,17 @@
 namespace kinora {
 namespace {
 
+// The weight's shape in the checkpoint's order.
+Shape oihw(const Shape& weight, const std::string& layout) {
+  if (weight.rank() != 4 || layout == "oihw") return weight;
+  if (layout != "ohwi") fail(ErrorKind::internal, "weight_layout \"" + layout + "\" is not known (oihw, ohwi)");
+  return {weight[0], weight[3], weight[1], weight[2]};
+}
+
 TensorSpec infer_conv2d(std::span<const TensorSpec> in, const Attrs& attrs) {
   expect_inputs(in, 2, 3);
   for (const TensorSpec& spec : in) expect_float(spec);
-  const Shape &x = in[0].shape, &w = in[1].shape;
+  const Shape x = in[0].shape, w = oihw(in[1].shape, attrs.text("weight_layout"));
   int64_t stride = attrs.integer("stride"), padding = attrs.integer("padding"), groups = attrs.integer("groups");
   if (x.rank() != 4 || w.rank() != 4)
     fail(ErrorKind::internal, "x [b, h, w, c] and weight [o, c/groups, kh, kw] are needed");
@@ -42,6 +50,13 @@ Value conv_group(Value padded, Value weight, const Shape& out, int64_t stride) {
 }
 
 Value decompose_conv2d(std::span<const Value> in, const Attrs& attrs) {
+  if (attrs.text("weight_layout") == "ohwi") {
+    std::vector<Value> inputs(in.begin(), in.end());
+    inputs[1] = permute(in[1], {0, 3, 1, 2});
+    Attrs stored = attrs;
+    stored.set("weight_layout", std::string("oihw"));
+    return apply(kConv2d, inputs, stored);
+  }
   int64_t padding = attrs.integer("padding"), stride = attrs.integer("stride"), groups = attrs.integer("groups");
   Value weight = cast(in[1], in[0].dtype());
   Value padded = pad(pad(in[0], 1, padding, padding), 2, padding, padding);
@@ -108,13 +123,33 @@ Value decompose_conv3d(std::span<const Value> in, const Attrs& attrs) {
   return activation(total, attrs.text("act"));
 }
 
+TensorSpec infer_depthwise_glu(std::span<const TensorSpec> in, const Attrs&) {
+  expect_inputs(in, 2, 3);
+  for (const TensorSpec& spec : in) expect_float(spec);
+  const Shape& x = in[0].shape;
+  if (x.rank() != 4 || x[3] % 2 != 0) fail(ErrorKind::internal, "x [b, h, w, 2r] is needed");
+  expect_shape("weight", in[1].shape, {x[3], 1, 3, 3});
+  if (in.size() == 3) expect_shape("bias", in[2].shape, {x[3]});
+  return {x.with(3, x[3] / 2), in[0].dtype};
+}
+
+Value decompose_depthwise_glu(std::span<const Value> in, const Attrs& attrs) {
+  Value x = activation(in[0], attrs.text("act"));
+  return glu(conv2d(x, in[1], in.size() == 3 ? in[2] : Value(), {.padding = 1, .groups = x.shape()[3]}));
+}
+
 }  // namespace
 
 const OpDef kConv2d{"conv2d", infer_conv2d, nullptr, decompose_conv2d};
 const OpDef kConv3d{"conv3d", infer_conv3d, nullptr, decompose_conv3d};
+const OpDef kDepthwiseGlu{"depthwise_glu", infer_depthwise_glu, nullptr, decompose_depthwise_glu};
 
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& o) {
-  Attrs attrs{{"stride", o.stride}, {"padding", o.padding}, {"groups", o.groups}, {"act", o.act}};
+  Attrs attrs{{"stride", o.stride},
+              {"padding", o.padding},
+              {"groups", o.groups},
+              {"act", o.act},
+              {"weight_layout", o.weight_layout}};
   return bias.defined() ? apply(kConv2d, {x, weight, bias}, attrs) : apply(kConv2d, {x, weight}, attrs);
 }
 
@@ -124,6 +159,11 @@ Value conv3d(Value x, Value weight, Value bias, const Conv3dOptions& o) {
               {"groups", o.groups},
               {"act", o.act}};
   return bias.defined() ? apply(kConv3d, {x, weight, bias}, attrs) : apply(kConv3d, {x, weight}, attrs);
+}
+
+Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act) {
+  Attrs attrs{{"act", act}};
+  return bias.defined() ? apply(kDepthwiseGlu, {x, weight, bias}, attrs) : apply(kDepthwiseGlu, {x, weight}, attrs);
 }
 
 }  // namespace kinora

@@ -12,9 +12,11 @@ struct Conv2dOptions {
   int64_t padding = 0;  // zeros on all four sides
   int64_t groups = 1;
   std::string act = "none";
+  std::string weight_layout = "oihw";  // or "ohwi"
 };
 
-// x [batch, height, width, in], weight [out, in/groups, kh, kw] (the checkpoint's order), bias [out] or undefined
+// x [batch, height, width, in], weight [out, in/groups, kh, kw] (the checkpoint's order) or with weight_layout "ohwi"
+// [out, kh, kw, in/groups], bias [out] or undefined
 // -> act(conv) [batch, (height + 2p - kh)/s + 1, (width + 2p - kw)/s + 1, out] in x's dtype.
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& options);
 
@@ -30,6 +32,11 @@ struct Conv3dOptions {
 // A causal convolution has no padding here: `pad_edge` comes before it.
 Value conv3d(Value x, Value weight, Value bias, const Conv3dOptions& options);
 
-extern const OpDef kConv2d, kConv3d;
+// The middle of Sana's and DC-AE's feed-forward (GLUMBConv): y = conv2d(act(x)) with one 3x3 kernel a channel, padding
+// 1, then glu(y). x [batch, height, width, 2r], weight [2r, 1, 3, 3], bias [2r] or undefined, act as of activation()
+// -> [batch, height, width, r] in x's dtype.
+Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act = "none");
+
+extern const OpDef kConv2d, kConv3d, kDepthwiseGlu;
 
 }  // namespace kinora

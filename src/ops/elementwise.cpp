@@ -27,6 +27,12 @@ TensorSpec infer_unary(Specs in, const Attrs&) {
   return in[0];
 }
 
+TensorSpec infer_mul_add(Specs in, const Attrs& attrs) {
+  expect_inputs(in, 3);
+  TensorSpec product = infer_binary(in.first(2), attrs), both[] = {product, in[2]};
+  return infer_binary(both, attrs);
+}
+
 TensorSpec infer_cast(Specs in, const Attrs& attrs) {
   expect_inputs(in, 1);
   return {in[0].shape, static_cast<DType>(attrs.integer("dtype"))};
@@ -75,6 +81,16 @@ Value decompose_gelu_tanh(Inputs in, const Attrs&) {
   return affine(x, 0.5, 0) * affine(tanh(inner), 1, 1);
 }
 
+Value decompose_mul_add(Inputs in, const Attrs&) {
+  DType dtype = in[0].dtype();
+  return cast(cast(in[0], DType::f32) * cast(in[1], DType::f32) + cast(in[2], DType::f32), dtype);
+}
+
+Value decompose_act_mul(Inputs in, const Attrs& attrs) {
+  DType dtype = in[0].dtype();
+  return cast(activation(cast(in[0], DType::f32), attrs.text("act")) * cast(in[1], DType::f32), dtype);
+}
+
 }  // namespace
 
 const OpDef kAdd{"add", infer_binary, grad_add};
@@ -96,6 +112,8 @@ const OpDef kClamp{"clamp", infer_unary, grad_clamp};
 const OpDef kSilu{"silu", infer_unary, nullptr, decompose_silu};
 const OpDef kGeluTanh{"gelu_tanh", infer_unary, nullptr, decompose_gelu_tanh};
 const OpDef kCast{"cast", infer_cast, grad_cast};
+const OpDef kMulAdd{"mul_add", infer_mul_add, nullptr, decompose_mul_add};
+const OpDef kActMul{"act_mul", infer_binary, nullptr, decompose_act_mul};
 
 Value add(Value a, Value b) { return apply(kAdd, {a, b}); }
 Value sub(Value a, Value b) { return apply(kSub, {a, b}); }
@@ -119,6 +137,8 @@ Value gelu_tanh(Value x) { return apply(kGeluTanh, {x}); }
 Value cast(Value x, DType dtype) {
   return x.dtype() == dtype ? x : apply(kCast, {x}, {{"dtype", static_cast<int64_t>(dtype)}});
 }
+Value mul_add(Value a, Value b, Value c) { return apply(kMulAdd, {a, b, c}); }
+Value act_mul(Value a, Value b, const std::string& act) { return apply(kActMul, {a, b}, {{"act", act}}); }
 
 Value activation(Value x, const std::string& name) {
   if (name == "none") return x;

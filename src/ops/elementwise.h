@@ -31,11 +31,13 @@ Value clamp(Value x, double low, double high);
 Value silu(Value x);       // x * sigmoid(x)
 Value gelu_tanh(Value x);  // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
 Value cast(Value x, DType dtype);
+Value mul_add(Value a, Value b, Value c);                 // a · b + c, rounded once
+Value act_mul(Value a, Value b, const std::string& act);  // act(a) · b, rounded once; "silu" or "gelu_tanh"
 
 // The activation of that name ("silu", "relu", "relu6", "gelu_tanh", "none"); throws Error(model) on another.
 Value activation(Value x, const std::string& name);
 
 extern const OpDef kAdd, kSub, kMul, kDiv, kAffine, kExp, kLog, kSqrt, kRsqrt, kSin, kCos, kTanh, kSigmoid, kRelu,
-    kStep, kClamp, kSilu, kGeluTanh, kCast;
+    kStep, kClamp, kSilu, kGeluTanh, kCast, kMulAdd, kActMul;
 
 }  // namespace kinora

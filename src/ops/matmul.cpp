@@ -60,6 +60,22 @@ Value decompose_linear(Inputs in, const Attrs& attrs) {
   return activation(y, attrs.text("act"));
 }
 
+// Inputs: x, weight, residual and perhaps bias.
+TensorSpec infer_linear_add(Specs in, const Attrs& attrs) {
+  expect_inputs(in, 3, 4);
+  std::vector<TensorSpec> plain{in[0], in[1]};
+  if (in.size() == 4) plain.push_back(in[3]);
+  TensorSpec result = infer_linear(plain, attrs);
+  expect_shape("residual", in[2].shape, result.shape);
+  if (in[2].dtype != result.dtype) fail(ErrorKind::internal, "residual and x differ in type");
+  return result;
+}
+
+Value decompose_linear_add(Inputs in, const Attrs&) {
+  Value x = cast(in[0], DType::f32), bias = in.size() == 4 ? in[3] : Value();
+  return cast(linear(x, in[1], bias) + cast(in[2], DType::f32), in[0].dtype());
+}
+
 TensorSpec infer_gather(Specs in, const Attrs& attrs) {
   expect_inputs(in, 2);
   const Shape &table = in[0].shape, &ids = in[1].shape;
@@ -90,6 +106,7 @@ std::vector<Value> grad_scatter_rows(Inputs in, const Attrs&, Value, Value g) {
 
 const OpDef kMatmul{"matmul", infer_matmul, grad_matmul};
 const OpDef kLinear{"linear", infer_linear, nullptr, decompose_linear};
+const OpDef kLinearAdd{"linear_add", infer_linear_add, nullptr, decompose_linear_add};
 const OpDef kGather{"gather", infer_gather, grad_gather};
 const OpDef kScatterRows{"scatter_rows", infer_scatter_rows, grad_scatter_rows};
 
@@ -99,6 +116,9 @@ Value matmul(Value a, Value b, bool transpose_a, bool transpose_b) {
 Value linear(Value x, Value weight, Value bias, const std::string& act) {
   Attrs attrs{{"act", act}};
   return bias.defined() ? apply(kLinear, {x, weight, bias}, attrs) : apply(kLinear, {x, weight}, attrs);
+}
+Value linear_add(Value x, Value weight, Value bias, Value residual) {
+  return bias.defined() ? apply(kLinearAdd, {x, weight, residual, bias}) : apply(kLinearAdd, {x, weight, residual});
 }
 Value gather(Value table, Value ids, DType dtype) {
   return apply(kGather, {table, ids}, {{"dtype", static_cast<int64_t>(dtype)}});

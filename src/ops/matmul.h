@@ -11,12 +11,14 @@ Value matmul(Value a, Value b, bool transpose_a = false, bool transpose_b = fals
 
 // x [.., K], weight [N, K], bias [N] or undefined -> act(x·weightᵀ + bias) [.., N] in x's dtype.
 Value linear(Value x, Value weight, Value bias = {}, const std::string& act = "none");
+// residual + linear(x, weight, bias), rounded once; residual has the result's shape and type.
+Value linear_add(Value x, Value weight, Value bias, Value residual);
 
 // table [V, D], ids i32 [..] in [0, V) -> [.., D] of `dtype`. An id out of range is an Error(internal) at run time.
 Value gather(Value table, Value ids, DType dtype = DType::f32);
 // The derivative of gather: sums rows of g [.., D] into [rows, D] by ids, in the order of ids.
 Value scatter_rows(Value g, Value ids, int64_t rows);
 
-extern const OpDef kMatmul, kLinear, kGather, kScatterRows;
+extern const OpDef kMatmul, kLinear, kLinearAdd, kGather, kScatterRows;
 
 }  // namespace kinora

@@ -67,11 +67,27 @@ Value decompose_group_norm(std::span<const Value> in, const Attrs& attrs) {
   return cast(activation(y, attrs.text("act")), in[0].dtype());
 }
 
+// Inputs: x, residual, then as rms_norm.
+TensorSpec infer_rms_norm_add(std::span<const TensorSpec> in, const Attrs& attrs) {
+  expect_inputs(in, 2, 4);
+  if (!(in[1] == in[0])) fail(ErrorKind::internal, "residual and x must be alike");
+  std::vector<TensorSpec> plain{in[0]};
+  plain.insert(plain.end(), in.begin() + 2, in.end());
+  return infer_rms_norm(plain, attrs);
+}
+
+Value decompose_rms_norm_add(std::span<const Value> in, const Attrs& attrs) {
+  std::vector<Value> plain{cast(in[0], DType::f32)};
+  plain.insert(plain.end(), in.begin() + 2, in.end());
+  return cast(cast(in[1], DType::f32) + apply(kRmsNorm, plain, attrs), in[0].dtype());
+}
+
 }  // namespace
 
 const OpDef kLayerNorm{"layer_norm", infer_layer_norm, nullptr, decompose_layer_norm};
 const OpDef kRmsNorm{"rms_norm", infer_rms_norm, nullptr, decompose_rms_norm};
 const OpDef kGroupNorm{"group_norm", infer_group_norm, nullptr, decompose_group_norm};
+const OpDef kRmsNormAdd{"rms_norm_add", infer_rms_norm_add, nullptr, decompose_rms_norm_add};
 
 Value layer_norm(Value x, double eps, Value scale, Value shift) {
   Attrs attrs{{"eps", eps}};
@@ -86,6 +102,13 @@ Value rms_norm(Value x, Value weight, Value bias, double eps, double offset) {
 
 Value group_norm(Value x, Value weight, Value bias, int64_t groups, double eps, const std::string& act) {
   return apply(kGroupNorm, {x, weight, bias}, {{"groups", groups}, {"eps", eps}, {"act", act}});
+}
+
+Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps, double offset) {
+  std::vector<Value> inputs{x, residual};
+  if (weight.defined()) inputs.push_back(weight);
+  if (bias.defined()) inputs.push_back(bias);
+  return apply(kRmsNormAdd, inputs, {{"eps", eps}, {"offset", offset}});
 }
 
 }  // namespace kinora

@@ -13,12 +13,12 @@
 namespace kinora {
 
 static constexpr std::array kOps{
-    &kAdd,       &kSub,       &kMul,     &kDiv,       &kAffine,          &kExp,    &kLog,    &kSqrt,
-    &kRsqrt,     &kSin,       &kCos,     &kTanh,      &kSigmoid,         &kRelu,   &kStep,   &kClamp,
-    &kSilu,      &kGeluTanh,  &kCast,    &kReshape,   &kPermute,         &kSlice,  &kConcat, &kBroadcast,
-    &kPad,       &kSum,       &kMax,     &kMatmul,    &kLinear,          &kGather, &kConv2d, &kUpsample2,
-    &kLayerNorm, &kRmsNorm,   &kSoftmax, &kAttention, &kLinearAttention, &kRope,   &kGlu,    &kScatterRows,
-    &kConv3d,    &kGroupNorm, &kPadEdge,
+    &kAdd,          &kSub,      &kMul,     &kDiv,       &kAffine,          &kExp,    &kLog,       &kSqrt,
+    &kRsqrt,        &kSin,      &kCos,     &kTanh,      &kSigmoid,         &kRelu,   &kStep,      &kClamp,
+    &kSilu,         &kGeluTanh, &kCast,    &kReshape,   &kPermute,         &kSlice,  &kConcat,    &kBroadcast,
+    &kPad,          &kSum,      &kMax,     &kMatmul,    &kLinear,          &kGather, &kConv2d,    &kUpsample2,
+    &kLayerNorm,    &kRmsNorm,  &kSoftmax, &kAttention, &kLinearAttention, &kRope,   &kGlu,       &kScatterRows,
+    &kDepthwiseGlu, &kMulAdd,   &kActMul,  &kLinearAdd, &kRmsNormAdd,      &kConv3d, &kGroupNorm, &kPadEdge,
 };
 
 std::span<const OpDef* const> op_table() { return kOps; }

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "golden.h"
 #include "io/file.h"
 #include "io/safetensors.h"
 #include "support.h"
@@ -18,7 +19,7 @@ class EvalVideoAe : public testing::Test {
  protected:
   // Writes the golden's weights as a folder in diffusers' layout, and some of its tensors as the input.
   void prepare(const std::string& golden, std::vector<std::pair<std::string, std::string>> inputs) {
-    auto file = SafetensorsFile::open(KINORA_SOURCE_DIR "/tests/golden/" + golden + ".safetensors");
+    auto file = SafetensorsFile::open(source_folder() + "/tests/golden/" + golden + ".safetensors");
     std::vector<std::pair<std::string, Tensor>> weights, tensors;
     for (const SafetensorsEntry& entry : file.header().entries) {
       if (entry.name.starts_with("w.")) weights.emplace_back(entry.name.substr(2), file.tensor(entry));
@@ -40,7 +41,7 @@ class EvalVideoAe : public testing::Test {
 };
 
 TEST_F(EvalVideoAe, EncodesAndDecodesFilms) {
-  auto golden = SafetensorsFile::open(KINORA_SOURCE_DIR "/tests/golden/vae3d.safetensors");
+  auto golden = SafetensorsFile::open(source_folder() + "/tests/golden/vae3d.safetensors");
   prepare("vae3d", {{"in.film", "sample"}, {"in.noise", "noise"}, {"in.latents", "latent"}});
   auto [status, err] = run("model vae3d.encode in.safetensors");
   ASSERT_EQ(status, 0) << err;

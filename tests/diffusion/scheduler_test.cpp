@@ -73,6 +73,43 @@ TEST(Schedulers, EqualDiffusersOnTheWholeGrid) {
   EXPECT_EQ(settings, 9 * 4 * 6 + 4);
 }
 
+// The sums that run on a device are the same steps, to rounding.
+TEST(Schedulers, CoefficientsGiveTheSameSteps) {
+  auto check_steps = [](Scheduler& scheduler, int64_t steps, size_t first) {
+    scheduler.set_steps(steps);
+    scheduler.begin(first);
+    Tensor x = random_tensor({2, 3, 4, 5}, 7), previous = Tensor::zeros(x.shape());
+    for (size_t i = first; i < static_cast<size_t>(steps); ++i) {
+      Tensor output = model(x, scheduler.timesteps()[i]), noise = random_tensor(x.shape(), 11 + i);
+      StepCoefficients c = scheduler.coefficients(i, i - first);
+      bool scm = scheduler.name() == "scm";
+      Tensor next = Tensor::zeros(x.shape()), given = output.clone();
+      for (int64_t k = 0; k < x.numel(); ++k) {
+        float in = x.data<float>()[k], out = output.data<float>()[k];
+        float clean = c.clean_x * in + c.clean_output * out;
+        next.data<float>()[k] = c.next_x * in + c.next_clean * clean + c.next_previous * previous.data<float>()[k] +
+                                c.next_noise * noise.data<float>()[k];
+        previous.data<float>()[k] = clean;
+        if (!scm) continue;  // the pipeline's change of variables comes before ScmScheduler::step
+        float tau = c.timestep, norm = std::sqrt(tau * tau + (1 - tau) * (1 - tau));
+        given.data<float>()[k] =
+            ((1 - 2 * tau) * c.input * in + (1 - 2 * tau + 2 * tau * tau) * out) / norm * ScmScheduler::kSigmaData;
+      }
+      Tensor expected = scheduler.step(i, given, x, [&](const Shape&) { return noise; });
+      expect_close(next, expected, DType::f32, 256, scheduler.name() + " step " + std::to_string(i));
+      x = expected;
+    }
+  };
+  for (int64_t steps : {1, 2, 5, 20}) {
+    for (const char* variant : {"", "order1", "heun", "sigma_min", "euler_at_final"}) {
+      check_steps(*make("dpm", variant, 3), steps, 0);
+      if (steps > 2) check_steps(*make("dpm", variant, 3), steps, 2);
+    }
+    check_steps(*make("euler", "", 3), steps, 0);
+    check_steps(*make("scm", "", 1), steps, 0);
+  }
+}
+
 TEST(Schedulers, RefuseImpossibleSteps) {
   for (int64_t steps : {int64_t{0}, int64_t{-3}, int64_t{1001}}) {
     EXPECT_THROW(make_flow_euler(3)->set_steps(steps), Error);

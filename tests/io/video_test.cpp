@@ -6,6 +6,7 @@
 #include <cmath>
 #include <csignal>
 
+#include "golden.h"
 #include "io/file.h"
 #include "io/safetensors.h"
 #include "support.h"
@@ -259,13 +260,13 @@ TEST(Video, DamagedFilmsGiveFramesOrAnError) {
 // Phones store their pictures lying and say in the track's matrix how they were held.
 TEST(Video, FilmsThatWereTurnedAreReadUpright) {
   TempFolder temp;
-  std::string bytes = read_file(KINORA_SOURCE_DIR "/tests/golden/tiny.mp4", 1 << 20);
+  std::string bytes = read_file(source_folder() + "/tests/golden/tiny.mp4", 1 << 20);
   size_t matrix = bytes.find("tkhd") + 4 + 40;  // a a b; c d d; of 16.16 numbers, the last column of 2.30
   ASSERT_EQ(bytes.substr(matrix, 4), std::string("\0\1\0\0", 4));
   auto set = [&](size_t i, int32_t value) {
     for (size_t k = 0; k < 4; ++k) bytes[matrix + 4 * i + k] = static_cast<char>(value >> (24 - 8 * k));
   };
-  VideoReader plain = VideoReader::open(KINORA_SOURCE_DIR "/tests/golden/tiny.mp4");
+  VideoReader plain = VideoReader::open(source_folder() + "/tests/golden/tiny.mp4");
   Image lying, upright;
   ASSERT_TRUE(plain.next(lying));
   set(0, 0);
@@ -288,8 +289,8 @@ TEST(Video, FilmsThatWereTurnedAreReadUpright) {
 
 // tiny.mp4 with an AAC track before the pictures.
 TEST(Video, SoundIsLeftAside) {
-  VideoReader plain = VideoReader::open(KINORA_SOURCE_DIR "/tests/golden/tiny.mp4");
-  VideoReader sound = VideoReader::open(KINORA_SOURCE_DIR "/tests/golden/tiny_sound.mp4");
+  VideoReader plain = VideoReader::open(source_folder() + "/tests/golden/tiny.mp4");
+  VideoReader sound = VideoReader::open(source_folder() + "/tests/golden/tiny_sound.mp4");
   std::vector<Image> expected = first_frames(plain, 4), got = first_frames(sound, 4);
   for (size_t i = 0; i < 4; ++i) EXPECT_EQ(got[i].rgb, expected[i].rgb);
   Image frame;
@@ -311,7 +312,7 @@ TEST(Video, LongRecordsAreKept) {
 // four pixels a frame.
 TEST(Video, ReadsFilmsOfBefore) {
   for (std::string ending : {"mp4", "webm", "gif"}) {
-    VideoReader reader = VideoReader::open(KINORA_SOURCE_DIR "/tests/golden/tiny." + ending);
+    VideoReader reader = VideoReader::open(source_folder() + "/tests/golden/tiny." + ending);
     EXPECT_EQ(reader.info().record, ending == "gif" ? "" : R"({"prompt":"a square moves"})");
     EXPECT_NEAR(reader.info().fps, 8, 0.4) << ending;  // GIF counts in hundredths of a second
     Image frame;
@@ -358,7 +359,7 @@ TEST(Video, FirstAndLastFrames) {
 }
 
 TEST(Video, FitsPicturesAndFilmsAsOpenSora) {
-  auto golden = SafetensorsFile::open(KINORA_SOURCE_DIR "/tests/golden/fit.safetensors");
+  auto golden = SafetensorsFile::open(source_folder() + "/tests/golden/fit.safetensors");
   Tensor in = golden.tensor("in");
   std::vector<Image> frames;
   for (int64_t i = 0; i < 2; ++i) {

@@ -1,26 +1,11 @@
 // The models against diffusers and transformers: tests/golden/make_models.py made the files.
+#include "golden.h"
+
 #include "diffusion/components.h"
-#include "io/safetensors.h"
 #include "support.h"
 
 namespace kinora::test {
 namespace {
-
-struct Golden {
-  SafetensorsFile file;
-  Config config;
-  Weights weights;
-
-  explicit Golden(const std::string& name)
-      : file(SafetensorsFile::open(std::string(KINORA_SOURCE_DIR) + "/tests/golden/" + name + ".safetensors")),
-        config(Config::parse(file.header().metadata.at("config"), name)) {
-    for (const SafetensorsEntry& entry : file.header().entries) {
-      if (entry.name.starts_with("w.")) weights.add(entry.name.substr(2), file.tensor(entry), file.path());
-    }
-  }
-  Tensor tensor(const std::string& name) const { return file.tensor(name); }
-  Tensor channels_last(const std::string& name) const { return tensor(name).permuted({0, 2, 3, 1}); }
-};
 
 Runtime runtime(int threads = 2) { return {&cpu::backend(), context(threads), DType::f32}; }
 

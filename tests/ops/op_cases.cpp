@@ -9,6 +9,7 @@
 #include "ops/norm.h"
 #include "ops/reduce.h"
 #include "ops/shaping.h"
+#include "support.h"
 
 namespace kinora::test {
 namespace {
@@ -139,6 +140,17 @@ void add_elementwise(std::vector<OpCase>& c) {
                      return out;
                    },
                .gradient = false});
+  c.push_back({.name = "mul_add", .shapes = {{2, 1, 16}, {2, 3, 16}, {3, 16}}, .build = [](In x) {
+                 return mul_add(x[0], x[1], x[2]);
+               }});
+  c.push_back({.name = "act_mul",
+               .shapes = {{3, 40}, {3, 40}},
+               .build = [](In x) { return act_mul(x[0], x[1], "gelu_tanh"); },
+               .low = -3,
+               .high = 3});
+  c.push_back({.name = "act_mul/silu", .shapes = {{2, 3, 7}, {2, 3, 7}}, .build = [](In x) {
+                 return act_mul(x[0], x[1], "silu");
+               }});
   c.push_back({.name = "glu", .shapes = {{5, 24}}, .build = [](In x) { return glu(x[0]); }, .low = -3, .high = 3});
 }
 
@@ -241,6 +253,10 @@ void add_matmul(std::vector<OpCase>& c) {
                .build = [](In x) { return linear(x[0], x[1]); },
                .terms = 33,
                .gradient = false});
+  c.push_back({.name = "linear_add",
+               .shapes = {{2, 12, 9}, {10, 9}, {10}, {2, 12, 10}},
+               .build = [](In x) { return linear_add(x[0], x[1], x[2], x[3]); },
+               .terms = 9});
   c.push_back({.name = "gather",
                .shapes = {{5, 4}, {2, 3}},
                .build = [](In x) { return gather(x[0], x[1]); },
@@ -281,7 +297,39 @@ void add_conv(std::vector<OpCase>& c) {
   conv("conv2d/depthwise5", {1, 7, 6, 3}, {3, 1, 5, 5}, {.padding = 2, .groups = 3, .act = "relu"});
   conv("conv2d/grouped", {1, 3, 4, 8}, {8, 4, 1, 1}, {.groups = 2});
   conv("conv2d/grouped3x3", {1, 4, 4, 4}, {6, 2, 3, 3}, {.padding = 1, .groups = 2});
+  conv("conv2d/depthwise7", {2, 9, 11, 6}, {6, 1, 7, 7}, {.padding = 3, .groups = 6, .act = "gelu_tanh"}, false);
+  conv("conv2d/depthwise_stride", {2, 7, 8, 5}, {5, 1, 3, 3}, {.stride = 2, .padding = 1, .groups = 5}, false);
+  conv("conv2d/depthwise_unpadded", {1, 6, 9, 4}, {4, 1, 5, 5}, {.groups = 4, .act = "silu"}, false);
+  conv("conv2d/depthwise_wide", {2, 19, 37, 70}, {70, 1, 5, 5}, {.padding = 2, .groups = 70}, false);
+  conv("conv2d/grouped32", {3, 7, 5, 96}, {96, 32, 1, 1}, {.groups = 3, .act = "silu"}, false);
+  conv("conv2d/grouped_widening", {2, 3, 5, 6}, {9, 2, 1, 1}, {.groups = 3}, false);
+  conv("conv2d/tall", {3, 17, 3, 8}, {24, 8, 3, 3}, {.padding = 1, .act = "gelu_tanh"}, false);
+  auto last = [&](std::string name, Shape x, Shape w, Conv2dOptions o, bool gradient = true) {
+    o.weight_layout = "ohwi";
+    conv(std::move(name), x, w, o, gradient);
+  };
+  last("conv2d/ohwi", {2, 5, 4, 3}, {6, 3, 3, 3}, {.padding = 1, .act = "silu"});
+  last("conv2d/ohwi_stride", {2, 9, 7, 16}, {8, 3, 3, 16}, {.stride = 2, .padding = 1, .act = "relu"}, false);
+  last("conv2d/ohwi_batch", {4, 8, 8, 32}, {40, 3, 3, 32}, {.padding = 1}, false);
+  last("conv2d/ohwi_grouped", {1, 4, 4, 4}, {6, 3, 3, 2}, {.padding = 1, .groups = 2}, false);
   conv("conv2d/blocks", {1, 70, 40, 16}, {150, 16, 3, 3}, {.padding = 1}, false);
+  auto glu3 = [&](std::string name, Shape x, std::string act, bool gradient) {
+    c.push_back({.name = std::move(name),
+                 .shapes = {x, {x[3], 1, 3, 3}, {x[3]}},
+                 .build = [act](In in) { return depthwise_glu(in[0], in[1], in[2], act); },
+                 .terms = 9,
+                 .gradient = gradient});
+  };
+  glu3("depthwise_glu", {2, 5, 4, 12}, "silu", true);
+  glu3("depthwise_glu/plain", {1, 3, 6, 10}, "none", true);
+  glu3("depthwise_glu/one", {3, 1, 1, 4}, "silu", false);
+  glu3("depthwise_glu/odd", {2, 13, 19, 6}, "silu", false);
+  glu3("depthwise_glu/tall", {1, 41, 9, 132}, "silu", false);
+  c.push_back({.name = "depthwise_glu/no_bias",
+               .shapes = {{1, 18, 8, 64}, {64, 1, 3, 3}},
+               .build = [](In in) { return depthwise_glu(in[0], in[1], {}, "relu"); },
+               .terms = 9,
+               .gradient = false});
   conv("conv2d/depthwise_blocks", {1, 50, 70, 80}, {80, 1, 3, 3}, {.padding = 1, .groups = 80}, false);
   auto film = [&](std::string name, Shape x, Shape w, Conv3dOptions o, bool gradient = true) {
     c.push_back({.name = std::move(name),
@@ -329,6 +377,10 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .build = [](In x) { return group_norm(affine(x[0], 1, 3), x[1], x[2], 4, 1e-6); },
                .terms = 50000,
                .gradient = false});
+  c.push_back({.name = "rms_norm_add",
+               .shapes = {{4, 19}, {4, 19}, {19}, {19}},
+               .build = [](In x) { return rms_norm_add(x[0], x[1], x[2], x[3], 1e-5); },
+               .terms = 19});
   c.push_back({.name = "attention",
                .shapes = {{2, 5, 2, 4}, {2, 7, 2, 4}, {2, 7, 2, 4}, {2, 7}},
                .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.scale = 0.5}); },
@@ -374,6 +426,93 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .terms = 2});
 }
 
+// Sizes that are no multiples of any tile, and inputs that are slices of one projection.
+void add_attention_sizes(std::vector<OpCase>& c) {
+  auto attend = [&](std::string name, Shape q, Shape k, AttentionOptions o, bool biased = false) {
+    OpCase item{.name = "attention/" + name,
+                .shapes = {q, k, k},
+                .build = [=](In x) { return attention(x[0], x[1], x[2], biased ? x[3] : Value(), o); },
+                .terms = k[1],
+                .gradient = false};
+    if (biased) item.shapes.push_back({k[0], k[1]});
+    c.push_back(std::move(item));
+  };
+  attend("one", {1, 1, 1, 8}, {1, 1, 1, 8}, {.scale = 0.3});
+  attend("odd", {3, 7, 3, 5}, {3, 67, 1, 5}, {.scale = 0.4}, true);
+  attend("dim64", {2, 131, 2, 64}, {2, 131, 1, 64}, {.scale = 0.125, .causal = true});
+  attend("dim72", {2, 130, 2, 72}, {2, 75, 2, 72}, {.scale = 0.12}, true);
+  attend("dim96", {1, 17, 1, 96}, {1, 33, 1, 96}, {.scale = -0.1});
+  attend("dim112", {1, 65, 1, 112}, {1, 129, 1, 112}, {.scale = 0.1});
+  attend("dim128", {1, 140, 2, 128}, {1, 140, 1, 128}, {.scale = 0.09, .causal = true, .window = 70});
+  attend("dim160", {1, 9, 1, 160}, {1, 40, 1, 160}, {.scale = 0.08});
+  attend("dim256", {1, 70, 2, 256}, {1, 70, 1, 256}, {.scale = 0.06, .softcap = 2, .causal = true}, true);
+  attend("unseen", {1, 90, 1, 16}, {1, 40, 1, 16}, {.scale = 0.25, .causal = true, .window = 20});
+  c.push_back(
+      {.name = "attention/masked",
+       .shapes = {{2, 6, 2, 32}, {2, 70, 2, 32}, {2, 70, 2, 32}, {2, 70}},
+       .build = [](In x) { return attention(x[0], x[1], x[2], affine(step(x[3]), 1e30, -1e30), {.causal = true}); },
+       .terms = 70,
+       .gradient = false});
+  c.push_back({.name = "attention/qkv",
+               .shapes = {{2, 40, 480}},
+               .build =
+                   [](In x) {
+                     std::vector<Value> qkv = split(reshape(x[0], {2, 40, 6, 80}), 2, 3);
+                     return attention(qkv[0], qkv[1], qkv[2], {}, {.scale = 0.11});
+                   },
+               .terms = 40,
+               .gradient = false});
+}
+
+void add_linear_attention_sizes(std::vector<OpCase>& c) {
+  auto attend = [&](std::string name, Shape x, float low = -1) {
+    c.push_back({.name = "linear_attention/" + name,
+                 .shapes = {x, x, x},
+                 .build = [](In in) { return linear_attention(in[0], in[1], in[2]); },
+                 .terms = x[1],
+                 .low = low,
+                 .gradient = false});
+  };
+  attend("one", {1, 1, 1, 32}, 0.1f);
+  attend("tokens", {3, 150, 5, 32});
+  attend("dim1", {2, 20, 3, 1}, 0.1f);
+  attend("dim33", {1, 90, 2, 33});
+  attend("dim128", {1, 50, 2, 128});
+  c.push_back({.name = "linear_attention/qkv",
+               .shapes = {{2, 100, 288}},
+               .build =
+                   [](In x) {
+                     std::vector<Value> qkv = split(reshape(x[0], {2, 100, 9, 32}), 2, 3);
+                     return linear_attention(qkv[0], qkv[1], qkv[2]);
+                   },
+               .terms = 100,
+               .gradient = false});
+  c.push_back({.name = "linear_attention/by_head",
+               .shapes = {{2, 100, 3, 96}},
+               .build =
+                   [](In x) {
+                     std::vector<Value> qkv = split(x[0], 3, 3);
+                     return linear_attention(qkv[0], qkv[1], qkv[2]);
+                   },
+               .terms = 100,
+               .gradient = false});
+  auto rotate = [&](std::string name, Shape x) {
+    c.push_back({.name = "rope/" + name,
+                 .shapes = {x, {x[1], x[3]}, {x[1], x[3]}},
+                 .build = [](In in) { return rope(in[0], in[1], in[2]); },
+                 .terms = 2,
+                 .gradient = false});
+  };
+  rotate("dim32", {2, 5, 6, 32});
+  rotate("dim256", {1, 40, 9, 256});
+  rotate("dim40", {3, 7, 1, 40});
+  c.push_back({.name = "rope/slice",
+               .shapes = {{2, 7, 9, 64}, {7, 64}, {7, 64}},
+               .build = [](In x) { return rope(slice(x[0], 2, 3, 8), x[1], x[2]); },
+               .terms = 2,
+               .gradient = false});
+}
+
 }  // namespace
 
 const std::vector<OpCase>& op_cases() {
@@ -385,9 +524,39 @@ const std::vector<OpCase>& op_cases() {
     add_matmul(c);
     add_conv(c);
     add_norm_attention(c);
+    add_attention_sizes(c);
+    add_linear_attention_sizes(c);
     return c;
   }();
   return cases;
+}
+
+Feed make_inputs(const OpCase& c) {
+  Feed feed;
+  for (size_t i = 0; i < c.shapes.size(); ++i) {
+    feed["x" + std::to_string(i)] = random_tensor(c.shapes[i], 17 + i, c.low, c.high);
+  }
+  if (!c.ids.empty()) {
+    std::vector<int32_t> ids(c.ids.begin(), c.ids.end());
+    feed["x" + std::to_string(c.shapes.size() - 1)] = Tensor::from(c.shapes.back(), ids);
+  }
+  return feed;
+}
+
+std::vector<Value> add_inputs(Graph& graph, const OpCase& c, DType dtype) {
+  std::vector<Value> inputs;
+  for (size_t i = 0; i < c.shapes.size(); ++i) {
+    bool ids = !c.ids.empty() && i + 1 == c.shapes.size();
+    Value input = graph.input("x" + std::to_string(i), c.shapes[i], ids ? DType::i32 : DType::f32);
+    inputs.push_back(ids ? input : cast(input, dtype));
+  }
+  return inputs;
+}
+
+Graph build(const OpCase& c, DType dtype) {
+  Graph graph;
+  graph.output("y", cast(c.build(add_inputs(graph, c, dtype)), DType::f32));
+  return graph;
 }
 
 }  // namespace kinora::test

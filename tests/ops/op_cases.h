@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -22,5 +23,11 @@ struct OpCase {
 };
 
 const std::vector<OpCase>& op_cases();
+
+using Feed = std::map<std::string, Tensor>;
+
+Feed make_inputs(const OpCase& c);  // "x0", "x1", …
+std::vector<Value> add_inputs(Graph& graph, const OpCase& c, DType dtype);
+Graph build(const OpCase& c, DType dtype = DType::f32);  // output "y", float32; computed in `dtype`
 
 }  // namespace kinora::test

@@ -1,0 +1,419 @@
+// Attention in one kernel: a block owns some queries of one head and walks over the keys, tile by tile, keeping the
+// running maximum and sum of each query's softmax (Dao, FlashAttention-2, arXiv 2307.08691). 16-bit types use the
+// tensor cores; attention_f32.cu has the float32 kernel.
+#include "cuda/attention.cuh"
+#include "cuda/kernels.h"
+#include "cuda/mma.cuh"
+
+namespace kinora::cuda {
+namespace {
+
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr int kThreads = 128, kWarps = kThreads / 32;
+
+// Rows first .. first + kRows of a head, as [kRows, D + 8] with zeros past the last row and past d. A row's 16-byte
+// pieces are odd in number, so that the eight rows of an ldmatrix fall into different banks.
+template <class T, int D, int kRows>
+__device__ inline void load_tile(T* tile, const T* rows, int64_t stride, int first, int count, const AttentionArgs& a) {
+  constexpr int kStride = D + 8, kLanes = D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : 32, kStep = kThreads / kLanes;
+  if (a.vectors) {
+    int row = static_cast<int>(threadIdx.x) / kLanes, column = static_cast<int>(threadIdx.x) % kLanes * 8;
+    if (D < 8 * kLanes && column >= D) return;
+    int left = column < a.d ? count - first - row : 0;
+    const T* from = rows + (first + row) * stride + column;
+    uint32_t to = shared_address(tile + row * kStride + column);
+#pragma unroll
+    for (int i = 0; i < kRows; i += kStep) {
+      cp_async(to + i * kStride * sizeof(T), i < left ? from : rows, i < left);
+      from += kStep * stride;
+    }
+  } else {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * D; i += kThreads) {
+      int row = i / D, column = i % D;
+      bool there = first + row < count && column < a.d;
+      tile[row * kStride + column] = there ? rows[(first + row) * stride + column] : from_float<T>(0.0f);
+    }
+  }
+}
+
+// 1 - 2 / (e^2x + 1), to about 2^-21 of 1.
+__device__ inline float fast_tanh(float x) { return 1.0f - __fdividef(2.0f, 1.0f + fast_exp2(2.0f * kLog2e * x)); }
+
+// From products q·k to scores in units of log 2, with soft cap, mask and bias. The lane's element e of s[i][t] is
+// query row + 16·i + 8·(e / 2) and key column + 8·t + e % 2.
+template <int MT, int NT>
+__device__ inline void finish_scores(float (&s)[MT][NT][4], const AttentionArgs& a, const AttentionPlace& p, int row,
+                                     int column) {
+  bool capped = a.softcap > 0;
+  float inner = capped ? a.scale / a.softcap : a.scale * kLog2e, outer = a.softcap * kLog2e;
+#pragma unroll
+  for (int i = 0; i < MT; ++i) {
+#pragma unroll
+    for (int t = 0; t < NT; ++t) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        s[i][t][e] *= inner;
+      }
+    }
+  }
+  if (capped) {
+#pragma unroll
+    for (int i = 0; i < MT; ++i) {
+#pragma unroll
+      for (int t = 0; t < NT; ++t) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[i][t][e] = outer * fast_tanh(s[i][t][e]);
+      }
+    }
+  }
+  if (a.causal) {
+#pragma unroll
+    for (int i = 0; i < MT; ++i) {
+#pragma unroll
+      for (int t = 0; t < NT; ++t) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (hidden(a, row + 16 * i + e / 2 * 8, column + 8 * t + e % 2)) s[i][t][e] = __fmul_rn(kHidden, kLog2e);
+        }
+      }
+    }
+  }
+  if (!a.bias) return;
+  if (a.bias_query == 0) {  // one value for all of the lane's queries
+    const float* bias = bias_row(a, p, 0);
+#pragma unroll
+    for (int t = 0; t < NT; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        int key = column + 8 * t + e;
+        float x = key < a.m ? __fmul_rn(__ldg(bias + key), kLog2e) : 0.0f;
+#pragma unroll
+        for (int i = 0; i < MT; ++i) {
+          s[i][t][e] = __fadd_rn(s[i][t][e], x);
+          s[i][t][e + 2] = __fadd_rn(s[i][t][e + 2], x);
+        }
+      }
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < MT; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* bias = bias_row(a, p, row + 16 * i + 8 * half);
+#pragma unroll
+      for (int t = 0; t < NT; ++t) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          int key = column + 8 * t + e;
+          float x = key < a.m ? __fmul_rn(__ldg(bias + key), kLog2e) : 0.0f;
+          s[i][t][2 * half + e] = __fadd_rn(s[i][t][2 * half + e], x);
+        }
+      }
+    }
+  }
+}
+
+// s += Q·Kᵀ over 16 dimensions; `keys_at`: this lane's row of the first 16 keys there.
+template <class T, int kStride, int MT, int NT>
+__device__ inline void add_scores(float (&s)[MT][NT][4], const uint32_t (&queries)[MT][4], uint32_t keys_at) {
+#pragma unroll
+  for (int t = 0; t < NT / 2; ++t) {
+    uint32_t keys[4];
+    ldmatrix(keys, keys_at + 16 * t * kStride * sizeof(T));
+#pragma unroll
+    for (int i = 0; i < MT; ++i) {
+      mma<T>(s[i][2 * t], queries[i], keys[0], keys[1]);
+      mma<T>(s[i][2 * t + 1], queries[i], keys[2], keys[3]);
+    }
+  }
+}
+
+// o += S·V; the sums of one product are the A of the next without moving.
+template <class T, int kStride, int MT, int NT, int DT>
+__device__ inline void add_values(float (&o)[MT][DT][4], const float (&s)[MT][NT][4], uint32_t values_at) {
+#pragma unroll
+  for (int c = 0; c < NT / 2; ++c) {
+    uint32_t weights[MT][4];
+#pragma unroll
+    for (int i = 0; i < MT; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float* pair = s[i][2 * c + e / 2] + e % 2 * 2;
+        weights[i][e] = Pair<T>::of(pair[0], pair[1]);
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < DT / 2; ++t) {
+      uint32_t values[4];
+      ldmatrix_transposed(values, values_at + (16 * c * kStride + 16 * t) * sizeof(T));
+#pragma unroll
+      for (int i = 0; i < MT; ++i) {
+        mma<T>(o[i][2 * t], weights[i], values[0], values[1]);
+        mma<T>(o[i][2 * t + 1], weights[i], values[2], values[3]);
+      }
+    }
+  }
+}
+
+// Keys from `end` on are not there.
+template <int MT, int NT>
+__device__ inline void cut_off(float (&s)[MT][NT][4], int column, int end) {
+#pragma unroll
+  for (int i = 0; i < MT; ++i) {
+#pragma unroll
+    for (int t = 0; t < NT; ++t) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (column + 8 * t + e % 2 >= end) s[i][t][e] = kNone;
+      }
+    }
+  }
+}
+
+// The running softmax of the lane's queries 16·i + 8·half: the largest score so far and this lane's part of the sum.
+template <int MT>
+struct Softmax {
+  float top[MT][2], sum[MT][2];
+};
+
+// Turns scores (in units of log2(e)·unit) into weights 2^(score - top) and rescales what was summed before.
+template <int MT, int NT, int DT>
+__device__ inline void weigh(float (&s)[MT][NT][4], float (&o)[MT][DT][4], Softmax<MT>& soft, float unit) {
+#pragma unroll
+  for (int i = 0; i < MT; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int e = 2 * half;
+      float top = soft.top[i][half];
+#pragma unroll
+      for (int t = 0; t < NT; ++t) top = fmaxf(top, fmaxf(s[i][t][e], s[i][t][e + 1]));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+      float base = top == kNone ? 0.0f : __fmul_rn(top, unit);
+      float keep = fast_exp2(__fmul_rn(soft.top[i][half], unit) - base), sum = soft.sum[i][half] * keep;
+      soft.top[i][half] = top;
+#pragma unroll
+      for (int t = 0; t < NT; ++t) {
+        s[i][t][e] = fast_exp2(fmaf(s[i][t][e], unit, -base));
+        s[i][t][e + 1] = fast_exp2(fmaf(s[i][t][e + 1], unit, -base));
+        sum += s[i][t][e] + s[i][t][e + 1];
+      }
+      soft.sum[i][half] = sum;
+#pragma unroll
+      for (int t = 0; t < DT; ++t) {
+        o[i][t][e] *= keep;
+        o[i][t][e + 1] *= keep;
+      }
+    }
+  }
+}
+
+// A warp's [16·MT, d] results, through its own rows of shared memory so that they leave 16 bytes at a time.
+template <class T, int D, int MT>
+__device__ inline void write_rows(float (&o)[MT][D / 8][4], Softmax<MT>& soft, T* tile, const AttentionArgs& a,
+                                  const AttentionPlace& p, int first) {
+  constexpr int kStride = D + 8, kPacks = D / 8;
+  int lane = static_cast<int>(threadIdx.x) % 32;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < MT; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float sum = soft.sum[i][half];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      float factor = 1.0f / sum;
+      T* row = tile + (16 * i + 8 * half + lane / 4) * kStride + lane % 4 * 2;
+#pragma unroll
+      for (int t = 0; t < D / 8; ++t) {
+        *reinterpret_cast<uint32_t*>(row + 8 * t) =
+            Pair<T>::of(o[i][t][2 * half] * factor, o[i][t][2 * half + 1] * factor);
+      }
+    }
+  }
+  __syncwarp();
+  T* out = static_cast<T*>(a.out) + (static_cast<int64_t>(p.batch) * a.n * a.heads + p.head) * a.d;
+  int64_t stride = static_cast<int64_t>(a.heads) * a.d;
+  for (int i = lane; i < 16 * MT * kPacks; i += 32) {
+    int row = i / kPacks, column = i % kPacks * 8;
+    if (first + row >= a.n || column >= a.d) continue;
+    const T* from = tile + row * kStride + column;
+    T* to = out + (first + row) * stride + column;
+    if (a.out_vectors) {
+      store_pack(to, load_pack(from));
+    } else {
+      for (int k = 0; k < 8 && column + k < a.d; ++k) to[k] = from[k];
+    }
+  }
+}
+
+// Four warps of 16·MT queries each; tiles of BN keys, the next one on its way while one is worked on.
+template <class T, int D, int MT, int BN>
+__global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_constant__ AttentionArgs a) {
+  constexpr int kRows = 16 * MT * kWarps, kStride = D + 8, kTile = BN * kStride;
+  constexpr bool kKeep = MT * D <= 128;  // the queries stay in registers
+  extern __shared__ __align__(16) unsigned char shared[];
+  T *q_tile = reinterpret_cast<T*>(shared), *kv_tiles = q_tile + kRows * kStride;
+  int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  AttentionPlace p = attention_place(a, kRows);
+  const T* q = head_of<T>(a.q, a.q_at, p.batch, p.head);
+  const T* k = head_of<T>(a.k, a.k_at, p.batch, p.head / a.group);
+  const T* v = head_of<T>(a.v, a.v_at, p.batch, p.head / a.group);
+  int2 range = key_tiles(a, p.first, kRows, BN);
+  bool plain = !a.bias && !a.causal && a.softcap <= 0 && a.scale > 0;
+  float unit = plain ? a.scale * kLog2e : 1.0f;
+
+  auto load_keys = [&](int tile) {
+    T* to = kv_tiles + (tile - range.x) % 2 * 2 * kTile;
+    load_tile<T, D, BN>(to, k, a.k_at.token, tile * BN, a.m, a);
+    load_tile<T, D, BN>(to + kTile, v, a.v_at.token, tile * BN, a.m, a);
+    cp_async_commit();
+  };
+  load_tile<T, D, kRows>(q_tile, q, a.q_at.token, p.first, a.n, a);
+  load_keys(range.x);
+
+  // Addresses of this lane's rows for ldmatrix: of Q as A, of K as B, of V as B transposed.
+  T* own = q_tile + warp * 16 * MT * kStride;
+  uint32_t q_at = shared_address(own + lane % 16 * kStride + lane / 16 * 8);
+  uint32_t k_at = shared_address(kv_tiles + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8);
+  uint32_t v_at = shared_address(kv_tiles + kTile + lane % 16 * kStride + lane / 16 * 8);
+  uint32_t kept[kKeep ? MT : 1][kKeep ? D / 16 : 1][4];
+  float o[MT][D / 8][4] = {};
+  Softmax<MT> soft;
+#pragma unroll
+  for (int i = 0; i < 2 * MT; ++i) soft.top[i / 2][i % 2] = kNone, soft.sum[i / 2][i % 2] = 0;
+
+  for (int tile = range.x; tile < range.y; ++tile) {
+    cp_async_wait<0>();
+    __syncthreads();  // the tile is there, and everyone is done with the one before
+    if (tile + 1 < range.y) load_keys(tile + 1);
+    auto offset = static_cast<uint32_t>((tile - range.x) % 2 * 2 * kTile * static_cast<int>(sizeof(T)));
+    if constexpr (kKeep) {
+      if (tile == range.x) {
+#pragma unroll
+        for (int i = 0; i < MT; ++i) {
+#pragma unroll
+          for (int c = 0; c < D / 16; ++c) ldmatrix(kept[i][c], q_at + (16 * i * kStride + 16 * c) * sizeof(T));
+        }
+      }
+    }
+    float s[MT][BN / 8][4] = {};
+#pragma unroll
+    for (int c = 0; c < D / 16; ++c) {
+      uint32_t queries[MT][4];
+#pragma unroll
+      for (int i = 0; i < MT; ++i) {
+        if constexpr (kKeep) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) queries[i][e] = kept[i][c][e];
+        } else {
+          ldmatrix(queries[i], q_at + (16 * i * kStride + 16 * c) * sizeof(T));
+        }
+      }
+      add_scores<T, kStride>(s, queries, k_at + offset + 16 * c * sizeof(T));
+    }
+    int row = p.first + warp * 16 * MT + lane / 4, column = tile * BN + lane % 4 * 2;
+    if (!plain) finish_scores(s, a, p, row, column);
+    if ((tile + 1) * BN > a.m) cut_off(s, column, a.m);
+    weigh(s, o, soft, unit);
+    add_values<T, kStride>(o, s, v_at + offset);
+  }
+  write_rows<T, D, MT>(o, soft, own, a, p, p.first + warp * 16 * MT);
+}
+
+template <class T, int D, int MT, int BN>
+AttentionPlan tensor_plan() {
+  return {attention_kernel<T, D, MT, BN>, 16 * MT * kWarps, kThreads,
+          static_cast<size_t>(16 * MT * kWarps + 4 * BN) * (D + 8) * sizeof(T)};
+}
+
+// 32 queries a warp halve the traffic from shared memory to the tensor cores; above 128 dimensions the sums leave no
+// registers for that.
+template <class T>
+AttentionPlan tensor_plan_for(int64_t d, size_t shared_limit) {
+  if (d <= 32) return tensor_plan<T, 32, 2, 64>();
+  if (d <= 64) return tensor_plan<T, 64, 2, 64>();
+  if (d <= 80) return tensor_plan<T, 80, 2, 64>();
+  if (d <= 112) return tensor_plan<T, 112, 2, 64>();
+  if (d <= 128) {
+    AttentionPlan plan = tensor_plan<T, 128, 2, 64>();
+    return plan.shared <= shared_limit ? plan : tensor_plan<T, 128, 1, 64>();
+  }
+  if (d <= 192) return tensor_plan<T, 192, 1, 32>();
+  return tensor_plan<T, 256, 1, 32>();
+}
+
+AttentionPlan plan_for(const StepSpec& spec) {
+  int64_t d = spec.inputs[0].shape[3];
+  size_t limit = device_limits().shared_bytes;
+  switch (spec.output().dtype) {
+    case DType::bf16: return tensor_plan_for<__nv_bfloat16>(d, limit);
+    case DType::f16: return tensor_plan_for<__half>(d, limit);
+    default: return f32_attention_plan(d);
+  }
+}
+
+// The bias broadcasts to [batch, heads, queries, keys]; of rank 2 it is [batch, keys].
+void place_bias(const StepSpec& spec, AttentionArgs& a) {
+  const Shape& shape = spec.inputs[3].shape;
+  Ints strides = strides_of(spec, 3);
+  auto at = [&](int axis) { return shape[axis] == 1 ? 0 : strides[static_cast<size_t>(axis)]; };
+  a.bias_batch = at(0);
+  a.bias_head = shape.rank() == 4 ? at(1) : 0;
+  a.bias_query = shape.rank() == 4 ? at(2) : 0;
+}
+
+}  // namespace
+
+bool supports_attention(const StepSpec& spec) {
+  constexpr int64_t kMost = std::numeric_limits<int>::max() / 2;
+  const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
+  if (spec.node.attrs.integer("block") > 1) return false;
+  if (q[3] > 256 || q[1] > kMost || k[1] > kMost || k[1] < 1) return false;
+  AttentionPlan plan = plan_for(spec);
+  return plan.shared <= device_limits().shared_bytes && q[0] * q[2] * ceil_div(q[1], plan.rows) <= kMost;
+}
+
+Step make_attention(const StepSpec& spec) {
+  const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
+  const Attrs& attrs = spec.node.attrs;
+  AttentionPlan plan = plan_for(spec);
+  AttentionArgs a{};
+  a.q_at = head_strides(spec, 0), a.k_at = head_strides(spec, 1), a.v_at = head_strides(spec, 2);
+  bool biased = spec.inputs.size() == 4;
+  if (biased) place_bias(spec, a);
+  a.n = static_cast<int>(q[1]), a.m = static_cast<int>(k[1]), a.d = static_cast<int>(q[3]);
+  a.heads = static_cast<int>(q[2]), a.group = static_cast<int>(q[2] / k[2]);
+  a.tiles = static_cast<int>(ceil_div(q[1], plan.rows));
+  a.window = static_cast<int>(std::min(attrs.integer("window"), q[1] + k[1]));
+  a.scale = static_cast<float>(attrs.real("scale")), a.softcap = static_cast<float>(attrs.real("softcap"));
+  a.causal = attrs.integer("causal") != 0;
+  // A query that sees no key at all weighs all keys alike, hidden ones too; a bias can bring that about.
+  a.skip = a.causal && !biased && (a.window == 0 || q[1] - a.window < k[1]);
+  auto per_pack = static_cast<int64_t>(16 / dtype_size(spec.output().dtype));
+  bool vectors = q[3] % per_pack == 0;
+  a.out_vectors = vectors;
+  for (const HeadStrides& at : {a.q_at, a.k_at, a.v_at}) vectors = vectors && all_multiples(at, per_pack);
+  int64_t blocks = q[0] * q[2] * a.tiles;
+  if (plan.shared > 48 * 1024) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(plan.kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(plan.shared)));
+  }
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    if (blocks == 0) return;
+    AttentionArgs now = a;
+    now.q = args.in[0], now.k = args.in[1], now.v = args.in[2], now.out = args.out;
+    now.bias = biased ? static_cast<const float*>(args.in[3]) : nullptr;
+    now.vectors = vectors && is_aligned(now.q, 16) && is_aligned(now.k, 16) && is_aligned(now.v, 16);
+    now.out_vectors = a.out_vectors && is_aligned(now.out, 16);
+    plan.kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(plan.threads), plan.shared, stream_of(args)>>>(
+        now);
+    check(cudaGetLastError());
+  };
+  return step;
+}
+
+}  // namespace kinora::cuda

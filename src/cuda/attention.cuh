@@ -1,0 +1,65 @@
+// What the attention kernels share: where things lie, which keys a query sees, how a kernel is launched.
+#pragma once
+
+#include <limits>
+
+#include "cuda/device.cuh"
+#include "cuda/heads.cuh"
+
+namespace kinora::cuda {
+
+constexpr float kHidden = -1e30f;  // the score of a key that causality or the window hides
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+struct AttentionArgs {
+  const void *q, *k, *v;
+  const float* bias;  // or null
+  void* out;          // [batch, n, heads, d]
+  HeadStrides q_at, k_at, v_at;
+  int64_t bias_batch, bias_head, bias_query;
+  int n, m, d, heads, group, tiles;
+  int window;
+  float scale, softcap;
+  bool causal;
+  bool skip;         // tiles of hidden keys alone change nothing
+  bool vectors;      // q, k and v can be read 16 bytes at a time
+  bool out_vectors;  // so can the result be written
+};
+
+struct AttentionPlace {
+  int batch, head, first;  // first query of this block
+};
+
+__device__ inline AttentionPlace attention_place(const AttentionArgs& a, int rows) {
+  int item = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.tiles));
+  int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.tiles));
+  return {item / a.heads, item % a.heads, tile * rows};
+}
+
+// The tiles of keys [begin, end) that queries first .. first + rows look at.
+__device__ inline int2 key_tiles(const AttentionArgs& a, int first, int rows, int keys) {
+  int begin = 0, end = (a.m + keys - 1) / keys;
+  if (a.skip) {
+    end = min(end, (min(first + rows, a.n) - 1) / keys + 1);
+    if (a.window > 0) begin = max(0, first - a.window + 1) / keys;
+  }
+  return {begin, end};
+}
+
+__device__ inline bool hidden(const AttentionArgs& a, int query, int key) {
+  return key > query || (a.window > 0 && key <= query - a.window);
+}
+
+__device__ inline const float* bias_row(const AttentionArgs& a, const AttentionPlace& p, int query) {
+  return a.bias + p.batch * a.bias_batch + p.head * a.bias_head + min(query, a.n - 1) * a.bias_query;
+}
+
+struct AttentionPlan {
+  void (*kernel)(AttentionArgs);
+  int rows, threads;  // queries and threads of a block
+  size_t shared;      // bytes
+};
+
+AttentionPlan f32_attention_plan(int64_t d);  // d <= 256
+
+}  // namespace kinora::cuda

@@ -1,0 +1,249 @@
+#include "cuda/cublaslt.h"
+
+#include <cublasLt.h>
+
+#include "cuda/epilogue.h"
+#include "cuda/kernels.h"
+#include "cuda/library.h"
+
+namespace kinora::cuda {
+namespace {
+
+constexpr size_t kWorkspaceLimit = size_t{32} << 20;
+
+struct Api {
+#define KINORA_SYMBOL(name) decltype(&::name) name = cublaslt_library().function<decltype(::name)>(#name)
+  KINORA_SYMBOL(cublasLtCreate);
+  KINORA_SYMBOL(cublasLtGetStatusString);
+  KINORA_SYMBOL(cublasLtMatmul);
+  KINORA_SYMBOL(cublasLtMatmulAlgoGetHeuristic);
+  KINORA_SYMBOL(cublasLtMatmulDescCreate);
+  KINORA_SYMBOL(cublasLtMatmulDescDestroy);
+  KINORA_SYMBOL(cublasLtMatmulDescSetAttribute);
+  KINORA_SYMBOL(cublasLtMatmulPreferenceCreate);
+  KINORA_SYMBOL(cublasLtMatmulPreferenceDestroy);
+  KINORA_SYMBOL(cublasLtMatmulPreferenceSetAttribute);
+  KINORA_SYMBOL(cublasLtMatrixLayoutCreate);
+  KINORA_SYMBOL(cublasLtMatrixLayoutDestroy);
+  KINORA_SYMBOL(cublasLtMatrixLayoutSetAttribute);
+#undef KINORA_SYMBOL
+  cublasLtHandle_t handle = nullptr;
+
+  Api() { expect(cublasLtCreate(&handle)); }
+  void expect(cublasStatus_t status) const {
+    if (status == CUBLAS_STATUS_SUCCESS) return;
+    fail(status == CUBLAS_STATUS_ALLOC_FAILED ? ErrorKind::resource : ErrorKind::internal,
+         std::string("cuBLASLt: ") + cublasLtGetStatusString(status));
+  }
+};
+
+const Api& api() {
+  static const Api instance;
+  return instance;
+}
+
+cudaDataType_t cuda_type(DType dtype) {
+  return dtype == DType::f32 ? CUDA_R_32F : dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
+}
+
+}  // namespace
+
+// cuBLASLt is column-major, so it is given Cᵀ = op(B)ᵀ · op(A)ᵀ: its A is our B, its rows are our columns.
+struct Product::Plan {
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatmulHeuristicResult_t choice{};
+  bool found = false, residual = false, bias = false;
+
+  Plan() = default;
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+  ~Plan() {
+    for (cublasLtMatrixLayout_t layout : {a, b, c}) {
+      if (layout) api().cublasLtMatrixLayoutDestroy(layout);
+    }
+    if (desc) api().cublasLtMatmulDescDestroy(desc);
+  }
+
+  template <class V>
+  void set(cublasLtMatmulDescAttributes_t attribute, V value) const {
+    api().expect(api().cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value));
+  }
+  static cublasLtMatrixLayout_t layout(const ProductShape& s, bool transposed, int64_t rows, int64_t columns,
+                                       int64_t stride) {
+    cublasLtMatrixLayout_t result = nullptr;
+    auto r = static_cast<uint64_t>(transposed ? columns : rows), c = static_cast<uint64_t>(transposed ? rows : columns);
+    api().expect(api().cublasLtMatrixLayoutCreate(&result, cuda_type(s.dtype), r, c, static_cast<int64_t>(r)));
+    auto count = static_cast<int32_t>(s.batch);
+    api().expect(
+        api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
+    api().expect(api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
+                                                        sizeof stride));
+    return result;
+  }
+
+  void describe(const ProductShape& s) {
+    api().expect(api().cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    set(CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+    cublasLtEpilogue_t epilogue = s.gelu ? (s.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU)
+                                         : (s.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+    if (s.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(s.dtype));
+    a = layout(s, s.transpose_b, s.n, s.k, s.shared_b ? 0 : s.n * s.k);
+    b = layout(s, s.transpose_a, s.k, s.m, s.k * s.m);
+    c = layout(s, false, s.n, s.m, s.n * s.m);
+    residual = s.residual;
+    bias = s.bias;
+  }
+
+  // The library's first suggestion: the same on every run, with sums in one pass so that no result depends on how the
+  // work was split.
+  void choose(int suggestion) {
+    cublasLtMatmulPreference_t preference = nullptr;
+    api().expect(api().cublasLtMatmulPreferenceCreate(&preference));
+    uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
+    api().cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceLimit,
+                                               sizeof kWorkspaceLimit);
+    api().cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
+                                               sizeof schemes);
+    int count = 0;
+    std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(suggestion) + 1);
+    cublasStatus_t status = api().cublasLtMatmulAlgoGetHeuristic(
+        api().handle, desc, a, b, c, c, preference, static_cast<int>(results.size()), results.data(), &count);
+    api().cublasLtMatmulPreferenceDestroy(preference);
+    choice = results.back();
+    found = status == CUBLAS_STATUS_SUCCESS && count > suggestion && choice.state == CUBLAS_STATUS_SUCCESS;
+  }
+};
+
+Product::Product(const ProductShape& shape, int suggestion) : plan_(std::make_shared<Plan>()) {
+  plan_->describe(shape);
+  plan_->choose(suggestion);
+}
+
+bool Product::available() const { return plan_->found; }
+size_t Product::workspace_bytes() const { return plan_->choice.workspaceSize; }
+
+void Product::run(const void* a, const void* b, const void* bias, const void* residual, void* c, void* workspace,
+                  cudaStream_t stream) const {
+  const float one = 1, zero = 0;
+  if (plan_->bias) plan_->set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+  api().expect(api().cublasLtMatmul(api().handle, plan_->desc, &one, b, plan_->a, a, plan_->b,
+                                    plan_->residual ? &one : &zero, plan_->residual ? residual : c, plan_->c, c,
+                                    plan_->c, &plan_->choice.algo, workspace, plan_->choice.workspaceSize, stream));
+}
+
+namespace {
+
+void expect_available(const Product& product) {
+  if (!product.available()) fail(ErrorKind::internal, "cuBLASLt has no product of this shape");
+}
+
+Step zero_step(const StepSpec& spec) {
+  size_t bytes = spec.output().bytes();
+  Step step;
+  step.run = [bytes](const StepArgs& args) {
+    if (bytes) check(cudaMemsetAsync(args.out, 0, bytes, stream_of(args)));
+  };
+  return step;
+}
+
+bool same_types(const StepSpec& spec) {
+  for (const TensorSpec& input : spec.inputs) {
+    if (input.dtype != spec.output().dtype) return false;
+  }
+  return true;
+}
+
+ProductShape linear_shape(const StepSpec& spec) {
+  const Shape& weight = spec.inputs[1].shape;
+  return {.m = spec.inputs[0].shape.numel() / weight[1],
+          .n = weight[0],
+          .k = weight[1],
+          .transpose_b = true,
+          .dtype = spec.output().dtype};
+}
+
+}  // namespace
+
+bool supports_linear(const StepSpec& spec) {
+  if (spec.node.op->name == "linear" && !is_act(spec.node.attrs.text("act"))) return false;
+  return same_types(spec) && spec.inputs[1].shape[1] > 0 && spec.output().shape.numel() > 0;
+}
+
+Step make_matmul(const StepSpec& spec) {
+  const Shape &a = spec.inputs[0].shape, &b = spec.inputs[1].shape;
+  ProductShape s;
+  s.transpose_a = spec.node.attrs.integer("transpose_a");
+  s.transpose_b = spec.node.attrs.integer("transpose_b");
+  s.m = spec.output().shape[-2];
+  s.n = spec.output().shape[-1];
+  s.k = s.transpose_a ? a[-2] : a[-1];
+  s.batch = a.product(0, a.rank() - 2);
+  s.shared_b = b.rank() == 2;
+  s.dtype = spec.output().dtype;
+  if (s.k == 0 || spec.output().shape.numel() == 0) return zero_step(spec);
+  Product product(s);
+  expect_available(product);
+  Step step;
+  step.scratch_bytes = product.workspace_bytes();
+  step.run = [product](const StepArgs& args) {
+    product.run(args.in[0], args.in[1], nullptr, nullptr, args.out, args.scratch, stream_of(args));
+  };
+  return step;
+}
+
+// What the library's epilogue cannot do is done in place by a kernel of ours.
+Step make_linear(const StepSpec& spec) {
+  const std::string& act = spec.node.attrs.text("act");
+  ProductShape s = linear_shape(spec);
+  bool biased = spec.inputs.size() == 3;
+  s.bias = biased;
+  // The epilogue's tanh is approximate: below the rounding of 16 bits, above that of float32.
+  s.gelu = s.dtype != DType::f32 && act == "gelu_tanh";
+  Product product(s);
+  Epilogue rest{s.dtype, s.m, s.n, s.gelu ? Act::none : act_of(act)};
+  bool bias_left = biased && !product.available();
+  if (!product.available()) {
+    s.bias = s.gelu = false;
+    product = Product(s);
+    expect_available(product);
+    rest.act = act_of(act);
+  }
+  Step step;
+  step.scratch_bytes = product.workspace_bytes();
+  step.run = [product, rest, biased, bias_left](const StepArgs& args) {
+    const void* bias = biased ? args.in[2] : nullptr;
+    product.run(args.in[0], args.in[1], bias, nullptr, args.out, args.scratch, stream_of(args));
+    if (bias_left || rest.act != Act::none)
+      rest.enqueue(stream_of(args), args.out, bias_left ? bias : nullptr, nullptr);
+  };
+  return step;
+}
+
+static ProductShape linear_add_shape(const StepSpec& spec) {
+  ProductShape s = linear_shape(spec);
+  s.bias = spec.inputs.size() == 4;
+  s.residual = true;
+  return s;
+}
+
+bool supports_linear_add(const StepSpec& spec) {
+  return supports_linear(spec) && Product(linear_add_shape(spec)).available();
+}
+
+// Inputs: x, weight, residual and perhaps bias.
+Step make_linear_add(const StepSpec& spec) {
+  Product product(linear_add_shape(spec));
+  bool biased = spec.inputs.size() == 4;
+  Step step;
+  step.scratch_bytes = product.workspace_bytes();
+  step.run = [product, biased](const StepArgs& args) {
+    product.run(args.in[0], args.in[1], biased ? args.in[3] : nullptr, args.in[2], args.out, args.scratch,
+                stream_of(args));
+  };
+  return step;
+}
+
+}  // namespace kinora::cuda

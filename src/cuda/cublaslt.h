@@ -1,0 +1,35 @@
+// Matrix products through cuBLASLt, which is opened when first needed. A plan is made once, for one set of shapes.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "cuda/cuda.h"
+
+namespace kinora::cuda {
+
+// Row-major C [m, n] = act(op(A) [m, k] · op(B) [k, n] + bias [n]) + residual, `batch` times.
+struct ProductShape {
+  int64_t m = 0, n = 0, k = 0, batch = 1;
+  bool transpose_a = false, transpose_b = false;  // stored transposed
+  bool shared_b = false;                          // one B for all of the batch
+  bool bias = false, gelu = false, residual = false;
+  DType dtype = DType::f32;
+};
+
+class Product {
+ public:
+  // `suggestion`: which of the library's plans to take, its favourite first; for measuring.
+  explicit Product(const ProductShape& shape, int suggestion = 0);
+  // False when cuBLASLt has nothing for this shape and epilogue.
+  bool available() const;
+  size_t workspace_bytes() const;
+  void run(const void* a, const void* b, const void* bias, const void* residual, void* c, void* workspace,
+           cudaStream_t stream) const;
+
+ private:
+  struct Plan;
+  std::shared_ptr<Plan> plan_;
+};
+
+}  // namespace kinora::cuda

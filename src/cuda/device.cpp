@@ -1,0 +1,250 @@
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "cuda/backend.h"
+#include "cuda/cuda.h"
+
+namespace kinora::cuda {
+
+void check(cudaError_t status, std::source_location where) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // what can be cleared is cleared
+  std::string file = where.file_name();
+  fail(status == cudaErrorMemoryAllocation ? ErrorKind::resource : ErrorKind::internal,
+       std::string("CUDA: ") + cudaGetErrorString(status) + " (" + file.substr(file.rfind('/') + 1) + ":" +
+           std::to_string(where.line()) + ")");
+}
+
+const DeviceLimits& device_limits() {
+  static const DeviceLimits limits = [] {
+    DeviceLimits l;
+    int device = 0, shared = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&l.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    check(cudaDeviceGetAttribute(&l.major, cudaDevAttrComputeCapabilityMajor, device));
+    check(cudaDeviceGetAttribute(&l.minor, cudaDevAttrComputeCapabilityMinor, device));
+    check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    l.shared_bytes = static_cast<size_t>(shared);
+    return l;
+  }();
+  return limits;
+}
+
+namespace {
+
+std::string mib(size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
+
+class CudaRecording : public Device::Recording {
+ public:
+  CudaRecording(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+    cudaError_t status = cudaGraphInstantiate(&exec_, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status);
+  }
+  ~CudaRecording() override { cudaGraphExecDestroy(exec_); }
+  void enqueue() override { check(cudaGraphLaunch(exec_, stream_)); }
+
+ private:
+  cudaGraphExec_t exec_ = nullptr;
+  cudaStream_t stream_;
+};
+
+class CudaMark : public Device::Mark {
+ public:
+  explicit CudaMark(cudaStream_t stream) {
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+    check(cudaEventRecord(event_, stream));
+  }
+  ~CudaMark() override { cudaEventDestroy(event_); }
+  void wait() override { check(cudaEventSynchronize(event_)); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Two pinned buffers through which large uploads go: one fills while the other travels.
+class Staging {
+ public:
+  static constexpr size_t kBytes = size_t{16} << 20;
+
+  ~Staging() {
+    for (Half& half : halves_) {
+      if (half.memory) cudaFreeHost(half.memory);
+      if (half.sent) cudaEventDestroy(half.sent);
+    }
+  }
+
+  void send(void* device, const void* host, size_t bytes, cudaStream_t stream) {
+    for (size_t at = 0; at < bytes; at += kBytes) {
+      Half& half = halves_[turn_ ^= 1];
+      if (!half.memory) {
+        check(cudaMallocHost(&half.memory, kBytes));
+        check(cudaEventCreateWithFlags(&half.sent, cudaEventDisableTiming));
+      } else {
+        check(cudaEventSynchronize(half.sent));
+      }
+      size_t part = std::min(kBytes, bytes - at);
+      std::memcpy(half.memory, static_cast<const std::byte*>(host) + at, part);
+      check(cudaMemcpyAsync(static_cast<std::byte*>(device) + at, half.memory, part, cudaMemcpyHostToDevice, stream));
+      check(cudaEventRecord(half.sent, stream));
+    }
+  }
+
+ private:
+  struct Half {
+    void* memory = nullptr;
+    cudaEvent_t sent = nullptr;
+  };
+  Half halves_[2];
+  size_t turn_ = 0;
+};
+
+// Keeps the stream alive for memory that outlives the device object.
+struct Stream {
+  cudaStream_t handle = nullptr;
+  cudaMemPool_t pool = nullptr;
+  size_t held = 0, peak = 0;
+  ~Stream() {
+    if (!handle) return;
+    cudaStreamSynchronize(handle);
+    cudaStreamDestroy(handle);
+    cudaMemPoolDestroy(pool);
+  }
+};
+
+class CudaDevice : public Device {
+ public:
+  explicit CudaDevice(int index) : stream_(std::make_shared<Stream>()) {
+    check(cudaSetDevice(index));
+    check(cudaStreamCreateWithFlags(&stream_->handle, cudaStreamNonBlocking));
+    cudaMemPoolProps props{};
+    props.allocType = cudaMemAllocationTypePinned;
+    props.location = {cudaMemLocationTypeDevice, index};
+    check(cudaMemPoolCreate(&stream_->pool, &props));
+    // Small results come and go at every step; they stay with the pool.
+    uint64_t keep = size_t{64} << 20;
+    check(cudaMemPoolSetAttribute(stream_->pool, cudaMemPoolAttrReleaseThreshold, &keep));
+  }
+
+  std::shared_ptr<void> allocate(size_t bytes) override {
+    void* memory = nullptr;
+    size_t size = std::max<size_t>(bytes, 1);
+    cudaError_t status = cudaMallocFromPoolAsync(&memory, size, stream_->pool, stream_->handle);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      size_t free = 0, total = 0;
+      cudaMemGetInfo(&free, &total);
+      fail(ErrorKind::resource, "the GPU has " + mib(free) + " of " + mib(total) + " free, but " + mib(bytes) +
+                                    " more were needed (use --tile, a smaller --batch or size, or --device cpu)");
+    }
+    check(status);
+    stream_->held += size;
+    stream_->peak = std::max(stream_->peak, stream_->held);
+    return {memory, [stream = stream_, size](void* p) {
+              cudaFreeAsync(p, stream->handle);
+              stream->held -= size;
+            }};
+  }
+
+  void upload(void* device, const void* host, size_t bytes) override {
+    if (bytes == 0) return;
+    if (bytes > kSmall) return staging_.send(device, host, bytes, stream_->handle);
+    check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_->handle));
+  }
+
+  void download(void* host, const void* device, size_t bytes) override {
+    if (bytes) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_->handle));
+    wait();
+  }
+
+  void copy(void* to, const void* from, size_t bytes) override {
+    if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_->handle));
+  }
+
+  void wait() override { check(cudaStreamSynchronize(stream_->handle)); }
+  std::unique_ptr<Mark> mark() override { return std::make_unique<CudaMark>(stream_->handle); }
+  void* queue() override { return stream_->handle; }
+
+  std::unique_ptr<Recording> record(const std::function<void()>& enqueue) override {
+    const char* off = std::getenv("KINORA_CUDA_GRAPHS");
+    if (off && *off == '0') return nullptr;
+    check(cudaStreamBeginCapture(stream_->handle, cudaStreamCaptureModeThreadLocal));
+    cudaGraph_t graph = nullptr;
+    try {
+      enqueue();
+    } catch (...) {
+      cudaStreamEndCapture(stream_->handle, &graph);
+      if (graph) cudaGraphDestroy(graph);
+      cudaGetLastError();
+      throw;
+    }
+    check(cudaStreamEndCapture(stream_->handle, &graph));
+    return std::make_unique<CudaRecording>(graph, stream_->handle);
+  }
+
+  std::shared_ptr<void> shared(const std::string& key, size_t bytes, const std::function<void(void*)>& make) override {
+    if (auto found = shared_[key].lock()) return found;
+    std::shared_ptr<void> memory = allocate(bytes);
+    make(memory.get());
+    shared_[key] = memory;
+    return memory;
+  }
+
+  MemoryUse use() const {
+    MemoryUse use;
+    use.peak = stream_->peak;
+    check(cudaMemGetInfo(&use.free, &use.total));
+    return use;
+  }
+
+ private:
+  static constexpr size_t kSmall = size_t{64} << 10;
+  std::shared_ptr<Stream> stream_;
+  Staging staging_;
+  std::map<std::string, std::weak_ptr<void>> shared_;
+};
+
+}  // namespace
+
+std::string why_unavailable() {
+  int count = 0;
+  cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess && count > 0) return "";
+  cudaGetLastError();
+  if (status == cudaErrorInsufficientDriver) {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (driver == 0) return "no NVIDIA driver was found (libcuda.so.1); install it, or use --device cpu";
+    return "the NVIDIA driver is too old: it supports CUDA " + std::to_string(driver / 1000) + "." +
+           std::to_string(driver % 1000 / 10) + ", but " + std::to_string(runtime / 1000) + "." +
+           std::to_string(runtime % 1000 / 10) + " is needed; update it, or use --device cpu";
+  }
+  if (status == cudaErrorNoDevice || count == 0) return "no NVIDIA GPU was found; use --device cpu";
+  return std::string("the GPU cannot be used: ") + cudaGetErrorString(status);
+}
+
+std::shared_ptr<Device> open_device(int index) {
+  if (std::string why = why_unavailable(); !why.empty()) fail(ErrorKind::resource, why);
+  int count = 0;
+  check(cudaGetDeviceCount(&count));
+  if (index < 0 || index >= count) {
+    fail(ErrorKind::usage, "there is no GPU " + std::to_string(index) + "; this machine has " + std::to_string(count));
+  }
+  return std::make_shared<CudaDevice>(index);
+}
+
+MemoryUse memory_use(Device& device) { return dynamic_cast<CudaDevice&>(device).use(); }
+
+std::string description(int index) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, index));
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver));
+  return std::string(properties.name) + ", compute capability " + std::to_string(properties.major) + "." +
+         std::to_string(properties.minor) + ", driver CUDA " + std::to_string(driver / 1000) + "." +
+         std::to_string(driver % 1000 / 10);
+}
+
+}  // namespace kinora::cuda

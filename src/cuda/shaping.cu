@@ -1,0 +1,210 @@
+// Ops that move elements: all of them one copy between two strided layouts, in the widest words that fit.
+#include <array>
+
+#include "cuda/device.cuh"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
+#include "graph/views.h"
+
+namespace kinora::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Tensor 0 is read, tensor 1 written.
+template <class Word>
+__global__ void copy_kernel(const Word* in, Word* out, Layout<2> layout) {
+  int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (index >= layout.count) return;
+  int64_t offsets[2];
+  layout.offsets(static_cast<uint32_t>(index), offsets);
+  out[offsets[1]] = in[offsets[0]];
+}
+
+// The same copy in words of `group` elements.
+Layout<2> in_words(Layout<2> layout, int group) {
+  if (group == 1) return layout;
+  int last = layout.rank - 1;
+  layout.count /= group;
+  layout.extents[last] /= static_cast<uint32_t>(group);
+  for (auto& strides : layout.strides) {
+    for (int axis = 0; axis < last; ++axis) strides[axis] /= group;
+  }
+  return layout;
+}
+
+struct Copy {
+  Layout<2> layout;
+  size_t element;
+
+  Copy(std::span<const int64_t> extents, const Ints& from, const Ints& to, size_t element_bytes)
+      : layout(make_layout<2>(extents, {from, to})), element(element_bytes) {}
+
+  void operator()(const void* in, void* out, cudaStream_t stream) const {
+    if (layout.count == 0) return;
+    bool dense = layout.rank > 0 && layout.strides[0][layout.rank - 1] == 1 && layout.strides[1][layout.rank - 1] == 1;
+    int group = dense ? group_size(layout, static_cast<int>(16 / element)) : 1;
+    auto address = reinterpret_cast<uintptr_t>(in) | reinterpret_cast<uintptr_t>(out);
+    while (group > 1 && address % (static_cast<size_t>(group) * element) != 0) group /= 2;
+    Layout<2> words = in_words(layout, group);
+    size_t bytes = static_cast<size_t>(group) * element;
+    if (bytes == 1) launch<uint8_t>(in, out, words, stream);
+    if (bytes == 2) launch<uint16_t>(in, out, words, stream);
+    if (bytes == 4) launch<uint32_t>(in, out, words, stream);
+    if (bytes == 8) launch<uint2>(in, out, words, stream);
+    if (bytes == 16) launch<uint4>(in, out, words, stream);
+  }
+
+  template <class Word>
+  static void launch(const void* in, void* out, const Layout<2>& words, cudaStream_t stream) {
+    copy_kernel<<<static_cast<unsigned>(ceil_div(words.count, kThreads)), kThreads, 0, stream>>>(
+        static_cast<const Word*>(in), static_cast<Word*>(out), words);
+    check(cudaGetLastError());
+  }
+};
+
+const std::byte* advance(const void* base, int64_t elements, size_t size) {
+  return static_cast<const std::byte*>(base) + elements * static_cast<int64_t>(size);
+}
+std::byte* advance(void* base, int64_t elements, size_t size) {
+  return static_cast<std::byte*>(base) + elements * static_cast<int64_t>(size);
+}
+
+// One read of the first input, shifted by `offset` elements, with these strides in the result's index space.
+Step gathered(const StepSpec& spec, const Ints& from, int64_t offset) {
+  const Shape& shape = spec.output().shape;
+  size_t size = dtype_size(spec.output().dtype);
+  Copy copy(shape.dims(), from, contiguous_strides(shape), size);
+  Step step;
+  step.run = [=](const StepArgs& args) { copy(advance(args.in[0], offset, size), args.out, stream_of(args)); };
+  return step;
+}
+
+template <class From, class To>
+__global__ void gather_kernel(const From* table, const int32_t* ids, To* out, int64_t rows, int64_t width) {
+  int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (index >= rows * width) return;
+  int64_t row = index / width, column = index - row * width;
+  out[index] = from_float<To>(to_float(table[int64_t{ids[row]} * width + column]));
+}
+
+// Rows of g whose id is the block's row, added in their order.
+template <class T>
+__global__ void scatter_kernel(const T* g, const int32_t* ids, T* out, int64_t count, int64_t width) {
+  int64_t row = blockIdx.x;
+  for (int64_t column = threadIdx.x; column < width; column += kThreads) {
+    float total = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (ids[i] == row) total += to_float(g[i * width + column]);
+    }
+    out[row * width + column] = from_float<T>(total);
+  }
+}
+
+}  // namespace
+
+Step make_permute(const StepSpec& spec) {
+  Ints from;
+  for (int64_t axis : spec.node.attrs.ints("order")) from.push_back(spec.strides[0][static_cast<size_t>(axis)]);
+  return gathered(spec, from, 0);
+}
+
+Step make_slice(const StepSpec& spec) {
+  const Attrs& a = spec.node.attrs;
+  auto axis = static_cast<size_t>(a.integer("axis"));
+  Ints from = spec.strides[0];
+  int64_t offset = a.integer("start") * from[axis];
+  from[axis] *= a.integer("stride");
+  return gathered(spec, from, offset);
+}
+
+Step make_broadcast(const StepSpec& spec) {
+  return gathered(spec, broadcast_strides(spec.output().shape, spec.inputs[0].shape, spec.strides[0]), 0);
+}
+
+Step make_upsample2(const StepSpec& spec) {
+  const Shape& s = spec.inputs[0].shape;
+  const Ints& x = spec.strides[0];
+  Ints extents{s[0], s[1], 2, s[2], 2, s[3]}, from{x[0], x[1], 0, x[2], 0, x[3]};
+  Copy copy(extents, from, contiguous_strides(Shape(std::span<const int64_t>(extents))),
+            dtype_size(spec.output().dtype));
+  Step step;
+  step.run = [=](const StepArgs& args) { copy(args.in[0], args.out, stream_of(args)); };
+  return step;
+}
+
+Step make_concat(const StepSpec& spec) {
+  int axis = static_cast<int>(spec.node.attrs.integer("axis"));
+  Ints to = contiguous_strides(spec.output().shape);
+  size_t size = dtype_size(spec.output().dtype);
+  struct Part {
+    Copy copy;
+    int64_t offset;
+  };
+  std::vector<Part> parts;
+  int64_t at = 0;
+  for (size_t i = 0; i < spec.inputs.size(); ++i) {
+    const Shape& shape = spec.inputs[i].shape;
+    parts.push_back({Copy(shape.dims(), spec.strides[i], to, size), at * to[static_cast<size_t>(axis)]});
+    at += shape[axis];
+  }
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      parts[i].copy(args.in[i], advance(args.out, parts[i].offset, size), stream_of(args));
+    }
+  };
+  return step;
+}
+
+Step make_pad(const StepSpec& spec) {
+  const Attrs& a = spec.node.attrs;
+  auto axis = static_cast<size_t>(a.integer("axis"));
+  Ints to = contiguous_strides(spec.output().shape);
+  int64_t offset = a.integer("before") * to[axis];
+  to[axis] *= a.integer("interior") + 1;
+  size_t size = dtype_size(spec.output().dtype), bytes = spec.output().bytes();
+  Copy copy(spec.inputs[0].shape.dims(), spec.strides[0], to, size);
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    check(cudaMemsetAsync(args.out, 0, bytes, stream_of(args)));
+    copy(args.in[0], advance(args.out, offset, size), stream_of(args));
+  };
+  return step;
+}
+
+Step make_gather(const StepSpec& spec) {
+  int64_t width = spec.inputs[0].shape[1], rows = spec.inputs[1].shape.numel();
+  DType from = spec.inputs[0].dtype, to = spec.output().dtype;
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    if (rows == 0) return;
+    with_float(from, [&]<class From>(From) {
+      with_float(to, [&]<class To>(To) {
+        gather_kernel<<<static_cast<unsigned>(ceil_div(rows * width, kThreads)), kThreads, 0, stream_of(args)>>>(
+            static_cast<const From*>(args.in[0]), static_cast<const int32_t*>(args.in[1]), static_cast<To*>(args.out),
+            rows, width);
+      });
+    });
+    check(cudaGetLastError());
+  };
+  return step;
+}
+
+Step make_scatter_rows(const StepSpec& spec) {
+  int64_t count = spec.inputs[1].shape.numel(), width = spec.inputs[0].shape[-1], rows = spec.output().shape[0];
+  DType dtype = spec.output().dtype;
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    if (rows == 0) return;
+    with_float(dtype, [&]<class T>(T) {
+      scatter_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream_of(args)>>>(
+          static_cast<const T*>(args.in[0]), static_cast<const int32_t*>(args.in[1]), static_cast<T*>(args.out), count,
+          width);
+    });
+    check(cudaGetLastError());
+  };
+  return step;
+}
+
+}  // namespace kinora::cuda

@@ -1,0 +1,29 @@
+// Choosing where a session runs: the one place that knows which backends this build has.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "graph/executable.h"
+
+namespace kinora {
+
+// What all components of a session share.
+struct Runtime {
+  const Backend* backend = nullptr;
+  ExecutionContext context;
+  DType dtype = DType::f32;  // of activations: f32, bf16 or, on a device, f16
+};
+
+// `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N"; `dtype`: "auto" (float32 on the CPU, bfloat16
+// on a GPU), "float32", "bfloat16" or "float16"; `threads` 0: one per physical core. Throws Error(usage) for a name
+// that is not known, Error(resource) with what is missing when a GPU was asked for and cannot be used.
+Runtime make_runtime(const std::string& device, const std::string& dtype, int threads, const std::atomic<bool>* stop);
+
+// One line about the device that the runtime uses.
+std::string describe(const Runtime& runtime);
+
+// Bytes that the runtime's device holds at most so far; 0 on the CPU.
+size_t peak_device_memory(const Runtime& runtime);
+
+}  // namespace kinora

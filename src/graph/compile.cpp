@@ -1,0 +1,260 @@
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "graph/executable.h"
+#include "graph/memory_plan.h"
+#include "graph/rewrite.h"
+#include "graph/views.h"
+
+namespace kinora {
+namespace {
+
+// Results of constant nodes larger than this are computed at each run instead of kept; on a device, they are computed
+// there once.
+constexpr size_t kFoldLimit = size_t{8} << 20, kDeviceFoldLimit = size_t{64} << 10;
+
+const Kernel* find_kernel(const Backend& backend, const StepSpec& spec) {
+  for (const Kernel& kernel : backend.kernels) {
+    if (kernel.op == spec.node.op && (!kernel.supports || kernel.supports(spec))) return &kernel;
+  }
+  return nullptr;
+}
+
+StepSpec spec_of(const Graph& graph, const Node& node, int threads) {
+  StepSpec spec{.node = node, .inputs = {}, .values = {}, .threads = threads};
+  for (NodeId id : node.inputs) {
+    const Node& input = graph.node(id);
+    spec.inputs.push_back(input.spec);
+    spec.values.push_back(input.value.defined() ? &input.value : nullptr);
+    spec.strides.push_back(contiguous_strides(input.spec.shape));
+  }
+  return spec;
+}
+
+bool is_reshape(const Node& node) { return node.op->name == "reshape"; }
+
+// Undefined when the backend has no kernel for it.
+Tensor evaluate(const Node& node, const StepSpec& spec, const Backend& backend, ThreadPool& pool) {
+  if (is_reshape(node)) return spec.values[0]->reshaped(node.spec.shape);
+  const Kernel* kernel = find_kernel(backend, spec);
+  if (!kernel) return Tensor();
+  Step step = kernel->make(spec);
+  Tensor result(node.spec.shape, node.spec.dtype);
+  auto scratch = allocate_bytes(step.scratch_bytes);
+  std::vector<const void*> in;
+  for (const Tensor* value : spec.values) in.push_back(value->raw());
+  step.run({in, result.raw(), scratch.get(), pool});
+  return result;
+}
+
+// Computes nodes whose inputs are all known now, when the result is small.
+Graph fold_constants(const Graph& graph, const Backend& backend, size_t limit, ThreadPool& pool) {
+  return rewrite(graph, [&](Graph& target, const Node& node, std::span<const Value> inputs) {
+    if (is_leaf(node)) return Value();
+    if (!is_reshape(node) && node.spec.bytes() > limit) return Value();
+    StepSpec spec{.node = node, .inputs = {}, .values = {}, .threads = pool.size()};
+    std::string name;
+    for (const Value& input : inputs) {
+      const Node& source = target.node(input.id());
+      if (!source.value.defined()) return Value();
+      spec.inputs.push_back(source.spec);
+      spec.values.push_back(&source.value);
+      spec.strides.push_back(contiguous_strides(source.spec.shape));
+      if (source.op == &kParameterOp) name = source.name;
+    }
+    Tensor result = evaluate(node, spec, backend, pool);
+    if (!result.defined()) return Value();
+    return name.empty() ? target.constant(result) : target.parameter(name, result);
+  });
+}
+
+}  // namespace
+
+class Compiler {
+ public:
+  Compiler(const Graph& graph, const Backend& backend, ExecutionContext context) : backend_(backend) {
+    exe_.context_ = std::move(context);
+    if (!exe_.context_.pool) exe_.context_.pool = std::make_shared<ThreadPool>();
+    if (!exe_.context_.arena) exe_.context_.arena = std::make_shared<Arena>(exe_.context_.device);
+    threads_ = exe_.context_.pool->size();
+    exe_.graph_ = std::make_unique<Graph>(simplify(graph));
+    count_ = exe_.graph_->nodes().size();
+    views_ = find_views(g(), [&](const Node& node) {
+      return std::any_of(backend.kernels.begin(), backend.kernels.end(),
+                         [&](const Kernel& k) { return k.op == node.op && k.strided; });
+    });
+  }
+
+  Executable finish() {
+    find_lives();
+    exe_.storage_ = views_.storage;
+    for (size_t i = 0; i < count_; ++i) {
+      exe_.offsets_.push_back(static_cast<size_t>(views_.offset[i]) * dtype_size(g().nodes()[i].spec.dtype));
+    }
+    if (exe_.context_.device) settle_fixed();
+    plan();
+    return std::move(exe_);
+  }
+
+ private:
+  const Graph& g() const { return *exe_.graph_; }
+  const Node& node(size_t i) const { return g().nodes()[i]; }
+  size_t home(NodeId id) const { return static_cast<size_t>(views_.storage[static_cast<size_t>(id)]); }
+
+  Graph simplify(const Graph& graph) const {
+    const Graph* current = &graph;
+    std::unique_ptr<Graph> owned;
+    for (auto pass : backend_.passes) {
+      owned = std::make_unique<Graph>(pass(*current));
+      current = owned.get();
+    }
+    Graph lowered = lower(*current, [&](const Graph& source, const Node& n) {
+      return !is_reshape(n) && !find_kernel(backend_, spec_of(source, n, threads_));
+    });
+    return fold_constants(lowered, backend_.host ? *backend_.host : backend_,
+                          exe_.context_.device ? kDeviceFoldLimit : kFoldLimit, *exe_.context_.pool);
+  }
+
+  // Which nodes depend on weights and constants alone, and until which step each node's bytes are needed.
+  void find_lives() {
+    last_.assign(count_, -1);
+    fixed_.assign(count_, false);
+    for (size_t i = 0; i < count_; ++i) {
+      const Node& n = node(i);
+      fixed_[i] = exe_.context_.device && n.op != &kInputOp &&
+                  std::all_of(n.inputs.begin(), n.inputs.end(), [&](NodeId id) { return fixed_[size_t(id)]; });
+    }
+    for (size_t i = 0; i < count_; ++i) {
+      for (NodeId input : node(i).inputs) last_[home(input)] = static_cast<int>(i);
+    }
+    for (const auto& [name, id] : g().outputs()) last_[home(id)] = static_cast<int>(count_);
+  }
+
+  StepSpec spec(size_t i) const {
+    StepSpec s = spec_of(g(), node(i), threads_);
+    for (size_t k = 0; k < s.strides.size(); ++k) s.strides[k] = views_.strides[size_t(node(i).inputs[k])];
+    return s;
+  }
+
+  Step make_step(size_t i) const {
+    StepSpec s = spec(i);
+    const Kernel* kernel = find_kernel(backend_, s);
+    check(kernel != nullptr, "a kernel vanished");
+    return kernel->make(s);
+  }
+
+  // Puts weights on the device, and computes there what depends on them alone. What nothing else reads goes again.
+  void settle_fixed() {
+    exe_.fixed_.resize(count_);
+    std::vector<std::string> keys(count_);
+    for (size_t i = 0; i < count_; ++i) {
+      if (fixed_[i]) keys[i] = key(i, keys);
+    }
+    kept_.assign(count_, false);
+    for (size_t i = 0; i < count_; ++i) {
+      for (NodeId input : node(i).inputs) {
+        if (!fixed_[i] && fixed_[size_t(input)]) kept_[home(input)] = true;
+      }
+    }
+    for (const auto& [name, id] : g().outputs()) kept_[home(id)] = true;
+    for (size_t i = 0; i < count_; ++i) {
+      if (fixed_[i] && kept_[i]) fix(i, keys);
+    }
+    for (size_t i = 0; i < count_; ++i) {
+      if (!kept_[i]) exe_.fixed_[i].reset();
+    }
+  }
+
+  std::string key(size_t i, const std::vector<std::string>& keys) const {
+    const Node& n = node(i);
+    char text[64];
+    if (n.value.defined()) {
+      std::snprintf(text, sizeof text, "%p:%zu", n.value.raw(), n.value.bytes());
+      return text;
+    }
+    std::string result = std::string(n.op->name) + " " + n.attrs.str() + " " + n.spec.shape.str() + " " +
+                         std::string(dtype_name(n.spec.dtype)) + "(";
+    for (NodeId input : n.inputs) result += keys[size_t(input)] + ",";
+    return result + ")";
+  }
+
+  void fix(size_t i, const std::vector<std::string>& keys) {
+    if (exe_.fixed_[i]) return;
+    Device& device = *exe_.context_.device;
+    const Node& n = node(i);
+    exe_.fixed_[i] = device.shared(keys[i], n.spec.bytes(), [&](void* memory) {
+      if (n.value.defined()) return device.upload(memory, n.value.raw(), n.spec.bytes());
+      std::vector<const void*> in;
+      for (NodeId input : n.inputs) {
+        fix(home(input), keys);
+        in.push_back(static_cast<std::byte*>(exe_.fixed_[home(input)].get()) + exe_.offsets_[size_t(input)]);
+      }
+      Step step = make_step(i);
+      std::shared_ptr<void> scratch = device.allocate(step.scratch_bytes);
+      step.run({in, memory, static_cast<std::byte*>(scratch.get()), *exe_.context_.pool, device.queue()});
+      device.wait();
+      for (NodeId input : n.inputs) {  // nobody reads these again
+        size_t source = home(input);
+        if (last_[source] == static_cast<int>(i) && !kept_[source]) exe_.fixed_[source].reset();
+      }
+    });
+  }
+
+  // Whether step i may write over its first input.
+  bool overwrites(size_t i, const Step& step) const {
+    const Node& n = node(i);
+    if (!step.in_place || n.inputs.empty()) return false;
+    size_t first = home(n.inputs[0]);
+    return !is_leaf(node(first)) && !fixed_[first] && last_[first] == static_cast<int>(i) &&
+           node(first).spec.bytes() == n.spec.bytes() &&
+           std::count_if(n.inputs.begin(), n.inputs.end(), [&](NodeId id) { return home(id) == first; }) == 1;
+  }
+
+  void plan() {
+    std::vector<BufferLife> lives;
+    std::vector<int> owner(count_, -1);  // per storage node: index into lives
+    size_t scratch = 0;
+    for (size_t i = 0; i < count_; ++i) {
+      if (views_.is_view(static_cast<NodeId>(i)) || fixed_[i]) continue;
+      bool input = node(i).op == &kInputOp;
+      if (is_leaf(node(i)) && !(input && exe_.context_.device)) continue;
+      bool reuse = false;
+      if (!input) {
+        Step step = make_step(i);
+        scratch = std::max(scratch, step.scratch_bytes);
+        reuse = overwrites(i, step);
+        exe_.steps_.push_back({static_cast<NodeId>(i), std::move(step)});
+      }
+      if (reuse) {
+        owner[i] = owner[home(node(i).inputs[0])];
+        lives[size_t(owner[i])].last = last_[i];
+      } else {
+        owner[i] = static_cast<int>(lives.size());
+        // A device's inputs are all written before the first step.
+        lives.push_back(
+            {node(i).spec.bytes(), input ? 0 : static_cast<int>(i), std::max(last_[i], static_cast<int>(i))});
+      }
+    }
+    MemoryPlan memory = plan_memory(lives);
+    for (size_t i = 0; i < count_; ++i) {
+      if (owner[i] >= 0) exe_.offsets_[i] = memory.offsets[size_t(owner[i])];
+    }
+    exe_.scratch_offset_ = memory.bytes;
+    exe_.arena_bytes_ = memory.bytes + scratch;
+  }
+
+  const Backend& backend_;
+  Executable exe_;
+  int threads_ = 1;
+  size_t count_ = 0;
+  Views views_;
+  std::vector<int> last_;
+  std::vector<bool> fixed_, kept_;
+};
+
+Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context) {
+  return Compiler(graph, backend, std::move(context)).finish();
+}
+
+}  // namespace kinora

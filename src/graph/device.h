@@ -1,0 +1,51 @@
+// Where an executable's memory lies and its steps run, when that is not the host. One queue: what is enqueued runs in
+// order, and the calls below return before it is done unless they say so.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "core/tensor.h"
+
+namespace kinora {
+
+class Device {
+ public:
+  // Work recorded once, to be enqueued as a whole.
+  class Recording {
+   public:
+    virtual ~Recording() = default;
+    virtual void enqueue() = 0;
+  };
+
+  // A point in the queue.
+  class Mark {
+   public:
+    virtual ~Mark() = default;
+    virtual void wait() = 0;  // until everything enqueued before it is done
+  };
+
+  virtual ~Device() = default;
+
+  // Uninitialised, 256-byte aligned. Throws Error(resource) saying how much was asked for and how much was there.
+  virtual std::shared_ptr<void> allocate(size_t bytes) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;  // the host bytes may change after it returns
+  virtual void download(void* host, const void* device, size_t bytes) = 0;  // waits
+  virtual void copy(void* to, const void* from, size_t bytes) = 0;
+  virtual void wait() = 0;
+  virtual std::unique_ptr<Mark> mark() = 0;
+  virtual void* queue() = 0;  // StepArgs::queue
+  // Null when this device cannot, or is told not to.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& enqueue) = 0;
+
+  // The bytes that `make` fills, shared by everyone who asks with the same key while someone holds them.
+  virtual std::shared_ptr<void> shared(const std::string& key, size_t bytes,
+                                       const std::function<void(void*)>& make) = 0;
+
+  Tensor to_device(const Tensor& host);  // itself when it is there already
+  Tensor to_host(const Tensor& tensor);  // likewise
+};
+
+}  // namespace kinora

@@ -1,0 +1,18 @@
+// Rewrites that make fewer, larger steps, for backends whose launches and memory passes cost more than arithmetic.
+// Each returns a graph with the same outputs, to the rounding of one step.
+#pragma once
+
+#include "graph/graph.h"
+
+namespace kinora {
+
+// Weights of products and norms in another float type than their x get a cast, which is folded once.
+Graph match_weight_types(const Graph& graph);
+// Linears that read the same x become one, with their weights joined, and slices of its result.
+Graph merge_linears(const Graph& graph);
+// A concat of neighbouring slices of one tensor, in order and with nothing left out, is that tensor.
+Graph drop_rejoined_slices(const Graph& graph);
+// act(a) · b -> act_mul, a · b + c -> mul_add, linear + c -> linear_add, rms_norm + c -> rms_norm_add.
+Graph fuse_pointwise(const Graph& graph);
+
+}  // namespace kinora

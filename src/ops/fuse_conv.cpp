@@ -1,0 +1,91 @@
+#include "ops/fuse_conv.h"
+
+#include <map>
+
+#include "graph/rewrite.h"
+#include "ops/attention.h"
+#include "ops/conv.h"
+#include "ops/elementwise.h"
+#include "ops/matmul.h"
+#include "ops/shaping.h"
+
+namespace kinora {
+namespace {
+
+using Inputs = std::span<const Value>;
+
+// How many live nodes and outputs read each node.
+std::vector<int> count_users(const Graph& graph) {
+  std::vector<bool> live = live_nodes(graph);
+  std::vector<int> users(graph.nodes().size(), 0);
+  for (size_t i = 0; i < users.size(); ++i) {
+    if (!live[i]) continue;
+    for (NodeId input : graph.nodes()[i].inputs) ++users[static_cast<size_t>(input)];
+  }
+  for (const auto& [name, id] : graph.outputs()) ++users[static_cast<size_t>(id)];
+  return users;
+}
+
+bool is_depthwise3(const Graph& graph, const Node& node) {
+  if (node.op != &kConv2d) return false;
+  const Shape &x = graph.node(node.inputs[0]).spec.shape, &w = graph.node(node.inputs[1]).spec.shape;
+  return w == Shape{x[3], 1, 3, 3} && node.attrs.integer("groups") == x[3] && node.attrs.integer("stride") == 1 &&
+         node.attrs.integer("padding") == 1 && node.attrs.text("act") == "none" &&
+         node.attrs.text("weight_layout") == "oihw";
+}
+
+// What becomes of a node that is part of linear -> depthwise convolution -> glu.
+enum class Role { glu, glu_after_silu, linear };
+
+std::map<const Node*, Role> find_chains(const Graph& graph) {
+  std::vector<int> users = count_users(graph);
+  std::map<const Node*, Role> roles;
+  auto sole = [&](NodeId id) { return users[static_cast<size_t>(id)] == 1; };
+  for (size_t i = 0; i < users.size(); ++i) {
+    const Node& glu = graph.nodes()[i];
+    if (users[i] == 0 || glu.op != &kGlu) continue;
+    NodeId conv = glu.inputs[0];
+    if (!sole(conv) || !is_depthwise3(graph, graph.node(conv))) continue;
+    roles[&glu] = Role::glu;
+    NodeId source = graph.node(conv).inputs[0];
+    while (graph.node(source).op == &kReshape && sole(source)) source = graph.node(source).inputs[0];
+    const Node& linear = graph.node(source);
+    if (linear.op != &kLinear || !sole(source) || linear.attrs.text("act") != "silu") continue;
+    roles[&glu] = Role::glu_after_silu;
+    roles[&linear] = Role::linear;
+  }
+  return roles;
+}
+
+}  // namespace
+
+Graph channels_last_weights(const Graph& graph) {
+  return rewrite(graph, [](Graph&, const Node& node, Inputs in) {
+    if (node.op != &kConv2d || node.attrs.integer("groups") != 1 || node.attrs.text("weight_layout") != "oihw") {
+      return Value();
+    }
+    const Shape& w = in[1].shape();
+    if (w[2] * w[3] == 1) return Value();
+    std::vector<Value> inputs(in.begin(), in.end());
+    for (size_t i = 1; i < inputs.size(); ++i) inputs[i] = cast(inputs[i], in[0].dtype());
+    inputs[1] = permute(inputs[1], {0, 2, 3, 1});
+    Attrs attrs = node.attrs;
+    attrs.set("weight_layout", std::string("ohwi"));
+    return apply(kConv2d, inputs, attrs);
+  });
+}
+
+Graph fuse_depthwise_glu(const Graph& graph) {
+  std::map<const Node*, Role> roles = find_chains(graph);
+  Graph fused = rewrite(graph, [&](Graph& target, const Node& node, Inputs in) {
+    auto role = roles.find(&node);
+    if (role == roles.end()) return Value();
+    if (role->second == Role::linear) return linear(in[0], in[1], in.size() == 3 ? in[2] : Value());
+    std::vector<Value> inputs;
+    for (NodeId id : target.node(in[0].id()).inputs) inputs.emplace_back(&target, id);
+    return apply(kDepthwiseGlu, inputs, {{"act", role->second == Role::glu_after_silu ? "silu" : "none"}});
+  });
+  return rewrite(fused, [](Graph&, const Node&, Inputs) { return Value(); });  // without the convolutions, now unread
+}
+
+}  // namespace kinora

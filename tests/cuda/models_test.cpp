@@ -1,0 +1,96 @@
+// The models on the GPU against the goldens of diffusers and transformers, in float32; and what a batch may not change.
+#include <cstring>
+
+#include "cuda_support.h"
+#include "diffusion/components.h"
+#include "golden.h"
+
+namespace kinora::test {
+namespace {
+
+constexpr int64_t kModelTerms = 1 << 14;  // as in models/golden_test.cpp
+
+DenoiseInputs sana_inputs(const Golden& golden, const SanaConfig& config) {
+  DenoiseInputs in;
+  in.latents = golden.channels_last("in.latents");
+  in.timestep = golden.tensor("in.timestep");
+  if (config.guidance_embeds) in.guidance = golden.tensor("in.guidance");
+  in.caption = golden.tensor("in.caption");
+  in.mask = golden.tensor("in.mask");
+  return in;
+}
+
+class CudaSana : public testing::TestWithParam<const char*> {};
+
+TEST_P(CudaSana, EqualsTheGolden) {
+  KINORA_NEEDS_GPU();
+  Golden golden(GetParam());
+  Denoiser model(read_sana_config(golden.config), golden.weights, gpu_runtime());
+  Tensor got = model.predict(sana_inputs(golden, model.config()));
+  expect_close(got, golden.channels_last("out.sample"), DType::f32, kModelTerms, GetParam());
+}
+
+TEST_P(CudaSana, Bfloat16IsNearFloat32) {
+  KINORA_NEEDS_GPU();
+  Golden golden(GetParam());
+  Denoiser model(read_sana_config(golden.config), golden.weights, gpu_runtime(DType::bf16));
+  Tensor got = model.predict(sana_inputs(golden, model.config()));
+  expect_close(got, golden.channels_last("out.sample"), DType::bf16, 64, GetParam());
+}
+
+// A picture's bits must not depend on what else is in the batch, nor on its place there.
+TEST_P(CudaSana, BatchInvariant) {
+  KINORA_NEEDS_GPU();
+  Golden golden(GetParam());
+  Denoiser model(read_sana_config(golden.config), golden.weights, gpu_runtime(DType::bf16));
+  DenoiseInputs all = sana_inputs(golden, model.config());
+  Tensor together = model.predict(all);
+  for (int64_t i = 0; i < all.latents.shape()[0]; ++i) {
+    DenoiseInputs one = all;
+    for (Tensor* tensor : {&one.latents, &one.timestep, &one.guidance, &one.caption, &one.mask}) {
+      if (tensor->defined()) *tensor = tensor->rows(i, i + 1);
+    }
+    Tensor alone = model.predict(one), same = together.rows(i, i + 1);
+    EXPECT_EQ(std::memcmp(alone.raw(), same.raw(), alone.bytes()), 0) << GetParam() << ", item " << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, CudaSana,
+                         testing::Values("sana_base", "sana_qk_norm", "sana_sprint", "sana_positions", "sana_patch2"));
+
+class CudaDcAe : public testing::TestWithParam<const char*> {};
+
+TEST_P(CudaDcAe, EqualsTheGolden) {
+  KINORA_NEEDS_GPU();
+  Golden golden(GetParam());
+  Autoencoder model(read_dc_ae_config(golden.config), golden.weights, gpu_runtime());
+  std::optional<Tiling> tiling;
+  if (golden.config.has("tile")) {
+    int64_t tile = golden.config.integer("tile", 1, 4096);
+    tiling = Tiling{tile, tile * 3 / 4};
+  }
+  expect_close(model.encode(golden.channels_last("in.picture"), tiling), golden.channels_last("out.latents"),
+               DType::f32, kModelTerms, std::string(GetParam()) + " encode");
+  expect_close(model.decode(golden.channels_last("in.latents"), tiling), golden.channels_last("out.picture"),
+               DType::f32, kModelTerms, std::string(GetParam()) + " decode");
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, CudaDcAe,
+                         testing::Values("dcae_published", "dcae_shuffle", "dcae_small", "dcae_lite", "dcae_tiled"));
+
+class CudaGemma2 : public testing::TestWithParam<const char*> {};
+
+TEST_P(CudaGemma2, EqualsTheGolden) {
+  KINORA_NEEDS_GPU();
+  Golden golden(GetParam());
+  TextEncoder model(read_gemma2_config(golden.config), golden.weights, gpu_runtime());
+  Tensor mask = golden.tensor("in.mask"), hidden = model.encode(golden.tensor("in.ids"), mask);
+  int64_t width = hidden.shape()[2];
+  for (int64_t i = 0; i < hidden.numel(); ++i) hidden.data<float>()[i] *= mask.data<float>()[i / width];
+  expect_close(hidden, golden.tensor("out.hidden"), DType::f32, kModelTerms, GetParam());
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, CudaGemma2, testing::Values("gemma2_softcap", "gemma2_plain"));
+
+}  // namespace
+}  // namespace kinora::test

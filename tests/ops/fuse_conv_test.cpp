@@ -1,0 +1,109 @@
+// The passes over convolutions: what they rewrite, what they leave alone, and that the result stays the same.
+#include "ops/fuse_conv.h"
+
+#include "ops/attention.h"
+#include "ops/conv.h"
+#include "ops/elementwise.h"
+#include "ops/matmul.h"
+#include "ops/shaping.h"
+#include "support.h"
+
+namespace kinora::test {
+namespace {
+
+Value parameter(Graph& graph, const std::string& name, const Shape& shape, DType dtype = DType::f32) {
+  return graph.parameter(name, random_tensor(shape, name.size(), -0.5f, 0.5f).to(dtype));
+}
+
+std::vector<const Node*> nodes_of(const Graph& graph, const OpDef& op) {
+  std::vector<const Node*> found;
+  for (const Node& node : graph.nodes()) {
+    if (node.op == &op) found.push_back(&node);
+  }
+  return found;
+}
+
+void expect_same(const Graph& before, const Graph& after) {
+  std::map<std::string, Tensor> feed;
+  for (const Node* node : nodes_of(before, kInputOp)) feed[node->name] = random_tensor(node->spec.shape, 5);
+  auto expected = run_graph(before, feed), got = run_graph(after, feed);
+  for (const auto& [name, value] : expected) expect_close(got.at(name), value, DType::f32, 300, name);
+}
+
+TEST(ChannelsLastWeights, RewritesDenseKernelsOnly) {
+  Graph graph;
+  Value x = graph.input("x", {1, 6, 5, 8});
+  Value a = conv2d(x, parameter(graph, "a", {4, 8, 3, 3}, DType::bf16), parameter(graph, "a.bias", {4}, DType::f16),
+                   {.padding = 1, .act = "relu"});
+  Value b = conv2d(x, parameter(graph, "bb", {8, 1, 3, 3}), {}, {.padding = 1, .groups = 8});
+  Value c = conv2d(x, parameter(graph, "ccc", {4, 8, 1, 1}), {}, {});
+  graph.output("a", a);
+  graph.output("b", b);
+  graph.output("c", c);
+
+  Graph after = channels_last_weights(graph);
+  std::vector<const Node*> convs = nodes_of(after, kConv2d);
+  ASSERT_EQ(convs.size(), 3u);
+  EXPECT_EQ(convs[0]->attrs.text("weight_layout"), "ohwi");
+  EXPECT_EQ(convs[0]->attrs.text("act"), "relu");
+  for (NodeId input : convs[0]->inputs) EXPECT_EQ(after.node(input).spec.dtype, DType::f32);
+  EXPECT_EQ(after.node(convs[0]->inputs[1]).spec.shape, Shape({4, 3, 3, 8}));
+  EXPECT_EQ(convs[1]->attrs.text("weight_layout"), "oihw");
+  EXPECT_EQ(convs[2]->attrs.text("weight_layout"), "oihw");
+  EXPECT_EQ(channels_last_weights(after).nodes().size(), after.nodes().size());
+  expect_same(graph, after);
+}
+
+// The feed-forward of Sana's blocks, with a picture of tokens.
+Value feed_forward(Graph& graph, Value tokens, const std::string& act) {
+  Value y = linear(tokens, parameter(graph, "inverted", {12, 8}), parameter(graph, "inverted.bias", {12}), act);
+  y = reshape(y, {2, 3, 4, 12});
+  return conv2d(y, parameter(graph, "depth", {12, 1, 3, 3}), parameter(graph, "depth.bias", {12}),
+                {.padding = 1, .groups = 12});
+}
+
+TEST(FuseDepthwiseGlu, TakesTheLinearsActivation) {
+  for (std::string act : {"silu", "none", "relu"}) {
+    Graph graph;
+    graph.output("y", affine(glu(feed_forward(graph, graph.input("x", {2, 12, 8}), act)), 2, 1));
+    Graph after = fuse_depthwise_glu(graph);
+    ASSERT_EQ(nodes_of(after, kDepthwiseGlu).size(), 1u) << act;
+    EXPECT_TRUE(nodes_of(after, kConv2d).empty() && nodes_of(after, kGlu).empty()) << act;
+    bool moved = act == "silu";
+    EXPECT_EQ(nodes_of(after, kDepthwiseGlu)[0]->attrs.text("act"), moved ? "silu" : "none");
+    EXPECT_EQ(nodes_of(after, kLinear)[0]->attrs.text("act"), moved ? "none" : act);
+    EXPECT_EQ(nodes_of(after, kLinear)[0]->inputs.size(), 3u);
+    expect_same(graph, after);
+  }
+}
+
+TEST(FuseDepthwiseGlu, LeavesWhatOthersRead) {
+  Graph graph;
+  Value conv = feed_forward(graph, graph.input("x", {2, 12, 8}), "silu");
+  graph.output("y", glu(conv));
+  graph.output("conv", conv);
+  EXPECT_TRUE(nodes_of(fuse_depthwise_glu(graph), kDepthwiseGlu).empty());
+
+  Graph shared;  // the convolution may go, the linear's result is needed as it is
+  Value y = linear(shared.input("x", {1, 3, 4, 8}), parameter(shared, "inverted", {12, 8}), {}, "silu");
+  shared.output("y", glu(conv2d(y, parameter(shared, "depth", {12, 1, 3, 3}), {}, {.padding = 1, .groups = 12})));
+  shared.output("linear", y);
+  Graph after = fuse_depthwise_glu(shared);
+  ASSERT_EQ(nodes_of(after, kDepthwiseGlu).size(), 1u);
+  EXPECT_EQ(nodes_of(after, kDepthwiseGlu)[0]->attrs.text("act"), "none");
+  EXPECT_EQ(nodes_of(after, kLinear)[0]->attrs.text("act"), "silu");
+  expect_same(shared, after);
+}
+
+TEST(FuseDepthwiseGlu, LeavesOtherConvolutions) {
+  for (Conv2dOptions o :
+       {Conv2dOptions{.padding = 0, .groups = 12}, Conv2dOptions{.stride = 2, .padding = 1, .groups = 12},
+        Conv2dOptions{.padding = 1, .groups = 12, .act = "silu"}}) {
+    Graph graph;
+    graph.output("y", glu(conv2d(graph.input("x", {1, 5, 4, 12}), parameter(graph, "depth", {12, 1, 3, 3}), {}, o)));
+    EXPECT_TRUE(nodes_of(fuse_depthwise_glu(graph), kDepthwiseGlu).empty());
+  }
+}
+
+}  // namespace
+}  // namespace kinora::test
