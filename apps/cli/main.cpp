@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <new>
+#include <thread>
 
 #include "cli.h"
 
@@ -15,8 +16,21 @@ namespace kinora::cli {
 std::atomic<bool> stop_requested{false};
 
 // The first Ctrl-C asks for a clean stop, the second ends the program at once; files are only ever renamed into place.
-static void on_interrupt(int) {
-  if (stop_requested.exchange(true)) _exit(130);
+// A thread of its own waits for them: oneDNN's generated code uses the stack pointer for its data at times, and a
+// signal handler on such a thread would write its frame into that. To be called before any other thread begins.
+static void watch_for_interrupts() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (int number : {SIGINT, SIGTERM}) {
+    sigaddset(&set, number);
+    signal(number, SIG_DFL);  // a shell may have had them ignored
+  }
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::thread([set] {
+    for (int number = 0; sigwait(&set, &number) == 0;) {
+      if (stop_requested.exchange(true)) _exit(130);
+    }
+  }).detach();
 }
 
 std::string model_folder(const std::string& given) {
@@ -85,10 +99,7 @@ static int run(int argc, char** argv) {
 }  // namespace kinora::cli
 
 int main(int argc, char** argv) {
-  struct sigaction action {};
-  action.sa_handler = kinora::cli::on_interrupt;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+  kinora::cli::watch_for_interrupts();
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN);  // writing fails with an error instead
   try {

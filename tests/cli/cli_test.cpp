@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
@@ -145,6 +146,19 @@ TEST_F(Cli, InterruptStopsCleanly) {
   Outcome o = run("generate cat --steps 1000 -o cat.png", "timeout --preserve-status -s INT 2");
   EXPECT_EQ(o.status, 130) << o.err;
   EXPECT_FALSE(std::filesystem::exists(temp_.path("cat.png")));
+}
+
+// A handler would write its frame where the stack pointer is, which oneDNN's generated code moves into its data.
+TEST_F(Cli, InterruptsRunNoSignalHandler) {
+  temp_.write("script.sh", "'" KINORA_BINARY_DIR
+                           "/kinora' generate cat --steps 1000 >out.txt 2>err.txt </dev/null & p=$!\n"
+                           "until grep -q 'step 1/' err.txt; do sleep 0.05; done\n"
+                           "sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$p/status >caught.txt\n"
+                           "kill -INT $p; wait $p\n");
+  int status = std::system(("cd '" + temp_.path() + "' && timeout 60 sh script.sh").c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 130) << text("err.txt");
+  uint64_t caught = std::stoull(text("caught.txt"), nullptr, 16);
+  EXPECT_EQ(caught & (uint64_t{1} << (SIGINT - 1) | uint64_t{1} << (SIGTERM - 1)), 0u) << text("caught.txt");
 }
 
 TEST_F(Cli, KilledWhileWorkingLeavesNoBrokenPicture) {
