@@ -34,6 +34,16 @@ bool is_mmdit(const std::string& component);
 std::pair<std::string, Tensor> evaluate_mmdit(const std::string& model, const std::string& component,
                                               const SafetensorsFile& in, const Runtime& runtime);
 
+// Tiles of film autoencoders: -1 as the model has it, 0 none, else their pixels and frames.
+struct VideoTileOptions {
+  int64_t size = -1, frames = -1;
+};
+// The same of the components vae3d.encode, vae3d.decode, flux_ae.encode and flux_ae.decode.
+bool is_video_ae(const std::string& component);
+std::pair<std::string, Tensor> evaluate_video_ae(const std::string& model, const std::string& component,
+                                                 const SafetensorsFile& in, const Runtime& runtime,
+                                                 const VideoTileOptions& tiles);
+
 // What a command wants of a model that may have to be downloaded first.
 struct ModelRequest {
   std::string variant;                  // "fp16", "bf16"

@@ -1,6 +1,7 @@
 // kinora pull and kinora models: models from the hub, and those that are here.
 #include "io/hub.h"
 
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -319,6 +320,11 @@ bool confirmed(const std::string& question, bool yes, const std::string& otherwi
   if (yes) return true;
   if (!isatty(STDIN_FILENO) || !isatty(STDERR_FILENO)) fail(ErrorKind::usage, otherwise);
   std::fprintf(stderr, "%s [y/N] ", question.c_str());
+  for (pollfd input{STDIN_FILENO, POLLIN, 0}; ::poll(&input, 1, 100) == 0;) {
+    if (!stop_requested) continue;
+    std::fprintf(stderr, "\n");
+    return false;
+  }
   std::string answer;
   return std::getline(std::cin, answer) && (answer == "y" || answer == "Y" || answer == "yes");
 }

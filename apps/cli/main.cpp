@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <new>
+#include <thread>
 
 #include "cli.h"
 
@@ -16,8 +17,21 @@ namespace kinora::cli {
 std::atomic<bool> stop_requested{false};
 
 // The first Ctrl-C asks for a clean stop, the second ends the program at once; files are only ever renamed into place.
-static void on_interrupt(int) {
-  if (stop_requested.exchange(true)) _exit(130);
+// A thread of its own waits for them: oneDNN's generated code uses the stack pointer for its data at times, and a
+// signal handler on such a thread would write its frame into that. To be called before any other thread begins.
+static void watch_for_interrupts() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (int number : {SIGINT, SIGTERM}) {
+    sigaddset(&set, number);
+    signal(number, SIG_DFL);  // a shell may have had them ignored
+  }
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::thread([set] {
+    for (int number = 0; sigwait(&set, &number) == 0;) {
+      if (stop_requested.exchange(true)) _exit(130);
+    }
+  }).detach();
 }
 
 // A mapped file that another program cuts short is met here: there is no way back into the computation.
@@ -102,10 +116,8 @@ static int run(int argc, char** argv) {
 }  // namespace kinora::cli
 
 int main(int argc, char** argv) {
+  kinora::cli::watch_for_interrupts();
   struct sigaction action {};
-  action.sa_handler = kinora::cli::on_interrupt;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
   action.sa_handler = kinora::cli::on_lost_page;
   sigaction(SIGBUS, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);

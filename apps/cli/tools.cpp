@@ -104,8 +104,9 @@ std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& componen
     expect_input(latents, "latent", {-1, vae.latent_channels, -1, -1}, "[batch, latent_channels, height, width]");
     return {"sample", channels_first(p.autoencoder().decode(channels_last(latents)))};
   }
-  fail(ErrorKind::usage,
-       "unknown component '" + component + "' (text_encoder, transformer, vae.encode, vae.decode, mmdit, flux)");
+  fail(ErrorKind::usage, "unknown component '" + component +
+                             "' (text_encoder, transformer, vae.encode, vae.decode, mmdit, flux, vae3d.encode, "
+                             "vae3d.decode, flux_ae.encode, flux_ae.decode)");
 }
 
 double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
@@ -305,37 +306,43 @@ Command add_eval(CLI::App& app) {
   struct Options {
     std::string model, component, input, output;
     LoadOptions load;
+    VideoTileOptions tiles;
     bool yes = false;
   };
   auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand("eval", "Run one component on given tensors");
   c->add_option("model", o->model, "Model folder or name, or the folder of a T5 or CLIP text encoder")->required();
-  c->add_option("component", o->component, "text_encoder, transformer, vae.encode, vae.decode, mmdit or flux")
+  c->add_option("component", o->component,
+                "text_encoder, transformer, vae.encode, vae.decode, mmdit, flux, vae3d.encode, vae3d.decode, "
+                "flux_ae.encode or flux_ae.decode")
       ->required();
   c->add_option("input", o->input, "Safetensors file with the inputs, named and shaped as in diffusers or Open-Sora")
       ->required();
   c->add_option("-o,--output", o->output, "Safetensors file for the output")->required();
   auto flags = std::make_shared<SettingFlags>(*c);
   bind_load_options(*flags, o->load);
+  c->add_option("--tile-size", o->tiles.size, "vae3d: pixels of a tile, 0: none")->check(CLI::Range(0, 16384));
+  c->add_option("--tile-frames", o->tiles.frames, "vae3d: frames of a tile, 0: none")->check(CLI::Range(0, 16384));
   add_yes(c, o->yes);
   return [o, flags] {
     flags->resolve();
     const LoadOptions& load = o->load;
     std::string model = model_folder(o->model, {.variant = load.variant, .yes = o->yes});
+    auto runtime = [&] { return make_runtime(load.device, load.dtype, load.threads, load.stop); };
+    std::vector<std::pair<std::string, Tensor>> results;
     if (is_mmdit(o->component)) {
-      Runtime runtime = make_runtime(load.device, load.dtype, load.threads, load.stop);
-      write_safetensors(o->output, {evaluate_mmdit(model, o->component, SafetensorsFile::open(o->input), runtime)});
-      return 0;
-    }
-    if (is_text_encoder(model)) {
+      results = {evaluate_mmdit(model, o->component, SafetensorsFile::open(o->input), runtime())};
+    } else if (is_video_ae(o->component)) {
+      results = {evaluate_video_ae(model, o->component, SafetensorsFile::open(o->input), runtime(), o->tiles)};
+    } else if (is_text_encoder(model)) {
       if (o->component != "text_encoder")
         fail(ErrorKind::usage, "unknown component '" + o->component + "' (the folder holds a text_encoder)");
-      Runtime runtime = make_runtime(load.device, load.dtype, load.threads, load.stop);
-      write_safetensors(o->output, evaluate_text_encoder(model, SafetensorsFile::open(o->input), runtime));
-      return 0;
+      results = evaluate_text_encoder(model, SafetensorsFile::open(o->input), runtime());
+    } else {
+      Pipeline p = Pipeline::load(model, load);
+      results = {evaluate(p, o->component, SafetensorsFile::open(o->input))};
     }
-    Pipeline p = Pipeline::load(model, load);
-    write_safetensors(o->output, {evaluate(p, o->component, SafetensorsFile::open(o->input))});
+    write_safetensors(o->output, results);
     return 0;
   };
 }

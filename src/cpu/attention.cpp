@@ -45,6 +45,7 @@ Step make_attention(const StepSpec& spec) {
     bias_head = s[1] > 1 ? s[2] * m : 0;
     bias_item = s[0] > 1 ? s[1] * s[2] * m : 0;
   }
+  int64_t together = attrs.integer("block");
   auto scale = static_cast<float>(attrs.real("scale")), softcap = static_cast<float>(attrs.real("softcap"));
   int64_t block = std::min(kQueries, n), blocks = (n + block - 1) / block, tail = n - (blocks - 1) * block;
   int64_t groups = (blocks + kBlocks - 1) / kBlocks;
@@ -83,7 +84,8 @@ Step make_attention(const StepSpec& spec) {
         factor = 1;
         int64_t first = window > 0 ? std::max<int64_t>(0, i - window + 1) : 0;
         std::fill(row, row + std::min(first, m), -1e30f);
-        if (i + 1 < m) std::fill(row + i + 1, row + m, -1e30f);
+        int64_t end = (i / together + 1) * together;
+        if (end < m) std::fill(row + end, row + m, -1e30f);
       }
       const float* line = bias ? bias + b * bias_item + h * bias_head + i * bias_query : nullptr;
       return simd().softmax_row(row, factor, line, count);

@@ -18,6 +18,8 @@ Step make_slice(const StepSpec& spec);
 Step make_concat(const StepSpec& spec);
 Step make_broadcast(const StepSpec& spec);
 Step make_pad(const StepSpec& spec);
+Step make_pad_edge(const StepSpec& spec);
+bool supports_pad_edge(const StepSpec& spec);
 Step make_upsample2(const StepSpec& spec);
 
 Step make_sum(const StepSpec& spec);
@@ -25,6 +27,8 @@ Step make_max(const StepSpec& spec);
 Step make_softmax(const StepSpec& spec);
 Step make_layer_norm(const StepSpec& spec);
 Step make_rms_norm(const StepSpec& spec);
+Step make_group_norm(const StepSpec& spec);
+bool supports_group_norm(const StepSpec& spec);
 
 Step make_linear(const StepSpec& spec);  // linear_add too
 Step make_matmul(const StepSpec& spec);
@@ -34,8 +38,12 @@ Step make_conv2d(const StepSpec& spec);
 bool supports_conv2d(const StepSpec& spec);
 Step make_depthwise_glu(const StepSpec& spec);
 bool supports_depthwise_glu(const StepSpec& spec);
+Step make_conv3d(const StepSpec& spec);
+bool supports_conv3d(const StepSpec& spec);
 
 Step make_attention(const StepSpec& spec);
+Step make_block_attention(const StepSpec& spec);
+bool supports_block_attention(const StepSpec& spec);
 Step make_linear_attention(const StepSpec& spec);
 bool supports_linear_attention(const StepSpec& spec);
 Step make_rope(const StepSpec& spec);

@@ -138,13 +138,22 @@ ConvPrimitive::ConvPrimitive(const Shape& s) : state_(std::make_shared<State>())
     using Desc = dnnl::memory::desc;
     using Dims = dnnl::memory::dims;
     auto type = type_of(s.dtype);
-    Desc x({1, s.in_channels, s.rows_in, s.width_in}, type,
-           Dims{s.rows_in * s.width_in * s.x_pixel, 1, s.width_in * s.x_pixel, s.x_pixel});
-    Desc y({1, s.out_channels, s.rows_out, s.width_out}, dnnl::memory::data_type::f32,
-           Dims{s.rows_out * s.width_out * s.y_pixel, 1, s.width_out * s.y_pixel, s.y_pixel});
-    Dims weight_dims{s.out_channels, s.in_channels, s.kernel_h, s.kernel_w};
+    bool film = s.kernel_t > 1;
+    int64_t x_frame = s.rows_in * s.width_in * s.x_pixel, y_frame = s.rows_out * s.width_out * s.y_pixel;
+    // Gives a list its entry for the frames when there is such an axis.
+    auto with_frames = [film](Dims dims, size_t at, int64_t value) {
+      if (film) dims.insert(dims.begin() + static_cast<std::ptrdiff_t>(at), value);
+      return dims;
+    };
+    Desc x(with_frames({1, s.in_channels, s.rows_in, s.width_in}, 2, s.frames_in), type,
+           with_frames({s.frames_in * x_frame, 1, s.width_in * s.x_pixel, s.x_pixel}, 2, x_frame));
+    Desc y(with_frames({1, s.out_channels, s.rows_out, s.width_out}, 2, 1), dnnl::memory::data_type::f32,
+           with_frames({y_frame, 1, s.width_out * s.y_pixel, s.y_pixel}, 2, y_frame));
+    Dims weight_dims = with_frames({s.out_channels, s.in_channels, s.kernel_h, s.kernel_w}, 2, s.kernel_t);
     Desc weight(weight_dims, type, dnnl::memory::format_tag::any);
-    Dims strides{s.stride, s.stride}, before{s.pad_top, s.pad_left}, after{s.pad_bottom, s.pad_right};
+    Dims strides = with_frames({s.stride, s.stride_w ? s.stride_w : s.stride}, 0, 1);
+    Dims before = with_frames({s.pad_top, s.pad_left}, 0, s.pad_front);
+    Dims after = with_frames({s.pad_bottom, s.pad_right}, 0, s.kernel_t - s.pad_front - s.frames_in);
     auto kind = dnnl::prop_kind::forward_inference;
     auto algorithm = dnnl::algorithm::convolution_direct;
 #if DNNL_VERSION_MAJOR >= 3
@@ -158,17 +167,17 @@ ConvPrimitive::ConvPrimitive(const Shape& s) : state_(std::make_shared<State>())
     state_->primitive = dnnl::convolution_forward(state_->desc);
     state_->x = x;
     state_->y = y;
-    state_->reorder =
-        std::make_shared<Reorder>(Desc(weight_dims, type, dnnl::memory::format_tag::oihw), state_->desc.weights_desc());
+    auto stored = film ? dnnl::memory::format_tag::oidhw : dnnl::memory::format_tag::oihw;
+    state_->reorder = std::make_shared<Reorder>(Desc(weight_dims, type, stored), state_->desc.weights_desc());
   });
 }
 
 size_t ConvPrimitive::packed_bytes() const { return state_->desc.weights_desc().get_size(); }
 size_t ConvPrimitive::workspace_bytes() const { return state_->desc.scratchpad_desc().get_size(); }
 
-void ConvPrimitive::pack(const void* weight_oihw, void* packed) const {
+void ConvPrimitive::pack(const void* weight, void* packed) const {
   use_one_thread();
-  guarded([&] { state_->reorder->run(weight_oihw, packed); });
+  guarded([&] { state_->reorder->run(weight, packed); });
 }
 
 void ConvPrimitive::run(const void* x, const void* packed, float* y, void* workspace) const {

@@ -33,7 +33,8 @@ class MatmulPrimitive {
   std::shared_ptr<State> state_;
 };
 
-// Rows of a channels-last convolution: x [rows_in, width_in, in], y [rows_out, width_out, out], f32 result.
+// Rows of one frame of a channels-last convolution: x [frames_in, rows_in, width_in, in], y [rows_out, width_out, out],
+// f32 result. A picture is a film of one frame with kernel_t 1.
 class ConvPrimitive {
  public:
   struct Shape {
@@ -43,11 +44,13 @@ class ConvPrimitive {
     int64_t kernel_h, kernel_w, stride;
     int64_t pad_top, pad_bottom, pad_left, pad_right;
     DType dtype = DType::f32;
+    int64_t stride_w = 0;                                // 0: as `stride`, which is then that of the rows alone
+    int64_t frames_in = 1, kernel_t = 1, pad_front = 0;  // the rest of kernel_t lies behind the film
   };
   explicit ConvPrimitive(const Shape& shape);
 
   size_t packed_bytes() const;
-  void pack(const void* weight_oihw, void* packed) const;  // contiguous [out, in, kh, kw] in `dtype`
+  void pack(const void* weight, void* packed) const;  // contiguous [out, in, kt, kh, kw] in `dtype`
   void run(const void* x, const void* packed, float* y, void* workspace) const;
   size_t workspace_bytes() const;
 

@@ -166,6 +166,38 @@ Step make_pad(const StepSpec& spec) {
   return step;
 }
 
+// The last axis is not padded: its rows are what is copied.
+bool supports_pad_edge(const StepSpec& spec) {
+  const Shape& in = spec.inputs[0].shape;
+  return in.rank() >= 2 && in.numel() > 0 && spec.output().shape[-1] == in[-1];
+}
+
+Step make_pad_edge(const StepSpec& spec) {
+  const Shape in = spec.inputs[0].shape, out = spec.output().shape;
+  Ints before = spec.node.attrs.ints("before");
+  int rank = in.rank();
+  size_t cell = static_cast<size_t>(in[-1]) * dtype_size(spec.output().dtype);
+  int64_t width = in[rank - 2], out_width = out[rank - 2], left = before[static_cast<size_t>(rank - 2)];
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    args.pool.run(out.product(0, rank - 2), [&](int64_t row, int) {
+      int64_t rest = row, source = 0, stride = 1;
+      for (int i = rank - 3; i >= 0; --i) {
+        source += std::clamp<int64_t>(rest % out[i] - before[static_cast<size_t>(i)], 0, in[i] - 1) * stride;
+        stride *= in[i];
+        rest /= out[i];
+      }
+      const auto* x = static_cast<const std::byte*>(args.in[0]) + static_cast<size_t>(source * width) * cell;
+      auto* y = static_cast<std::byte*>(args.out) + static_cast<size_t>(row * out_width) * cell;
+      for (int64_t i = 0; i < left; ++i) std::memcpy(y + static_cast<size_t>(i) * cell, x, cell);
+      std::memcpy(y + static_cast<size_t>(left) * cell, x, static_cast<size_t>(width) * cell);
+      for (int64_t i = left + width; i < out_width; ++i)
+        std::memcpy(y + static_cast<size_t>(i) * cell, x + static_cast<size_t>(width - 1) * cell, cell);
+    });
+  };
+  return step;
+}
+
 Step make_upsample2(const StepSpec& spec) {
   const Shape in = spec.inputs[0].shape;  // [batch, height, width, channels]
   auto pixel = static_cast<size_t>(in[3]) * dtype_size(spec.output().dtype);

@@ -368,6 +368,7 @@ void place_bias(const StepSpec& spec, AttentionArgs& a) {
 bool supports_attention(const StepSpec& spec) {
   constexpr int64_t kMost = std::numeric_limits<int>::max() / 2;
   const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
+  if (spec.node.attrs.integer("block") > 1) return false;
   if (q[3] > 256 || q[1] > kMost || k[1] > kMost || k[1] < 1) return false;
   if (spec.inputs.size() == 4 && (spec.inputs[3].shape[3] != k[1] || strides_of(spec, 3)[3] != 1)) return false;
   AttentionPlan plan = plan_for(spec);

@@ -1,9 +1,6 @@
 #include "diffusion/components.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-
+#include "diffusion/tiling.h"
 #include "ops/elementwise.h"
 
 namespace kinora {
@@ -123,82 +120,6 @@ Tensor Autoencoder::run(bool encoder, const Tensor& input, Keep keep) {
 
 namespace {
 
-// A window of x [batch, H, W, C], cut at its borders, padded with zeros to multiples of `multiple`.
-Tensor crop(const Tensor& x, int64_t top, int64_t left, int64_t size, int64_t multiple) {
-  const Shape& s = x.shape();
-  int64_t h = std::min(size, s[1] - top), w = std::min(size, s[2] - left), c = s[3];
-  auto round_up = [&](int64_t v) { return (v + multiple - 1) / multiple * multiple; };
-  Tensor out = Tensor::zeros({s[0], round_up(h), round_up(w), c});
-  for (int64_t b = 0; b < s[0]; ++b) {
-    for (int64_t y = 0; y < h; ++y) {
-      std::memcpy(out.data<float>() + (b * out.shape()[1] + y) * out.shape()[2] * c,
-                  x.data<float>() + ((b * s[1] + top + y) * s[2] + left) * c, static_cast<size_t>(w * c) * 4);
-    }
-  }
-  return out;
-}
-
-// Fades from the end of `a` into the beginning of `b` along `axis` (1: rows, 2: columns), writing into b.
-void blend(const Tensor& a, Tensor& b, int axis, int64_t extent) {
-  extent = std::min({a.shape()[axis], b.shape()[axis], extent});
-  int64_t batch = b.shape()[0], c = b.shape()[3];
-  int64_t rows = axis == 1 ? extent : std::min(a.shape()[1], b.shape()[1]);
-  int64_t columns = axis == 2 ? extent : std::min(a.shape()[2], b.shape()[2]);
-  for (int64_t i = 0; i < batch; ++i) {
-    for (int64_t y = 0; y < rows; ++y) {
-      for (int64_t x = 0; x < columns; ++x) {
-        int64_t ay = axis == 1 ? a.shape()[1] - extent + y : y, ax = axis == 2 ? a.shape()[2] - extent + x : x;
-        const float* from = a.data<float>() + ((i * a.shape()[1] + ay) * a.shape()[2] + ax) * c;
-        float* to = b.data<float>() + ((i * b.shape()[1] + y) * b.shape()[2] + x) * c;
-        double part = static_cast<double>(axis == 1 ? y : x) / static_cast<double>(extent);
-        auto keep = static_cast<float>(1 - part), take = static_cast<float>(part);
-        for (int64_t k = 0; k < c; ++k) to[k] = from[k] * keep + to[k] * take;
-      }
-    }
-  }
-}
-
-struct TileGrid {
-  int64_t size, stride;          // of the input
-  int64_t out_size, out_stride;  // of the output
-  int64_t height, width;         // of the output
-  int64_t multiple;              // input tiles are padded to this
-};
-
-template <class Run>
-Tensor assemble_tiles(const Tensor& x, const TileGrid& g, const Run& run, const TileReport& on_tile) {
-  int64_t extent = g.out_size - g.out_stride, batch = x.shape()[0], done = 0;
-  int64_t total = ((x.shape()[1] + g.stride - 1) / g.stride) * ((x.shape()[2] + g.stride - 1) / g.stride);
-  if (on_tile) on_tile(0, total);
-  Tensor out;
-  std::vector<Tensor> above;
-  for (int64_t top = 0, row = 0; top < x.shape()[1]; top += g.stride, ++row) {
-    std::vector<Tensor> current;
-    for (int64_t left = 0; left < x.shape()[2]; left += g.stride) {
-      auto column = static_cast<size_t>(left / g.stride);
-      current.push_back(run(crop(x, top, left, g.size, g.multiple)));
-      if (on_tile) on_tile(++done, total);
-      Tensor& tile = current.back();
-      if (row > 0) blend(above[column], tile, 1, extent);
-      if (column > 0) blend(current[column - 1], tile, 2, extent);
-      int64_t c = tile.shape()[3];
-      if (!out.defined()) out = Tensor::zeros({batch, g.height, g.width, c});
-      int64_t h = std::min({tile.shape()[1], g.out_stride, g.height - row * g.out_stride});
-      int64_t w = std::min({tile.shape()[2], g.out_stride, g.width - static_cast<int64_t>(column) * g.out_stride});
-      for (int64_t b = 0; b < batch; ++b) {
-        for (int64_t y = 0; y < h && w > 0; ++y) {
-          int64_t to =
-              ((b * g.height + row * g.out_stride + y) * g.width + static_cast<int64_t>(column) * g.out_stride) * c;
-          std::memcpy(out.data<float>() + to, tile.data<float>() + (b * tile.shape()[1] + y) * tile.shape()[2] * c,
-                      static_cast<size_t>(w * c) * 4);
-        }
-      }
-    }
-    above = std::move(current);
-  }
-  return out;
-}
-
 void check_tiling(const Tiling& t, int64_t ratio) {
   if (t.size < ratio || t.stride < ratio || t.stride > t.size || t.size % ratio != 0 || t.stride % ratio != 0) {
     fail(ErrorKind::usage, "tile size " + std::to_string(t.size) + " and stride " + std::to_string(t.stride) +
@@ -214,8 +135,13 @@ Tensor Autoencoder::run_tiled(bool encoder, const Tensor& input, const Tiling& t
   TileGrid grid =
       encoder ? TileGrid{t.size, t.stride, t.size / ratio, t.stride / ratio, height / ratio, width / ratio, ratio}
               : TileGrid{t.size / ratio, t.stride / ratio, t.size, t.stride, height * ratio, width * ratio, 1};
-  return assemble_tiles(
-      input, grid, [&](const Tensor& tile) { return run(encoder, tile); }, on_tile);
+  int64_t total = tile_count(height, width, grid.stride), done = 0;
+  if (on_tile) on_tile(0, total);
+  return kinora::run_tiled(input, grid, [&](const Tensor& tile) {
+    Tensor result = run(encoder, tile);
+    if (on_tile) on_tile(++done, total);
+    return result;
+  });
 }
 
 Tensor Autoencoder::encode(const Tensor& picture, std::optional<Tiling> tiling) {

@@ -15,20 +15,22 @@
 
 namespace kinora {
 
-// A few compiled graphs by shape; the oldest goes when there are more than `limit`.
+// A few compiled graphs by shape; all go when there would be more than `limit`.
 class ExecutableCache {
  public:
+  explicit ExecutableCache(size_t limit = 4) : limit_(limit) {}
+
   template <class Build>
   const Executable& get(const std::vector<int64_t>& key, const Build& build) {
     auto found = entries_.find(key);
     if (found != entries_.end()) return found->second;
     Executable fresh = build();
-    if (entries_.size() >= kLimit) entries_.clear();
+    if (entries_.size() >= limit_) entries_.clear();
     return entries_.emplace(key, std::move(fresh)).first->second;
   }
 
  private:
-  static constexpr size_t kLimit = 4;
+  size_t limit_;
   std::map<std::vector<int64_t>, Executable> entries_;
 };
 

@@ -138,6 +138,18 @@ std::string Config::text(const std::string& key, const std::string& fallback) co
   return body_->json[key].get<std::string>();
 }
 
+std::vector<bool> Config::booleans(const std::string& key, std::vector<bool> fallback) const {
+  if (!has(key)) return fallback;
+  const Json& list = body_->json[key];
+  if (!list.is_array() || list.size() > 64) wrong(name_, key, "a list of at most 64 times true or false", list);
+  std::vector<bool> result;
+  for (const Json& value : list) {
+    if (!value.is_boolean()) wrong(name_, key, "a list of true and false", list);
+    result.push_back(value.get<bool>());
+  }
+  return result;
+}
+
 std::vector<int64_t> Config::integers(const std::string& key, int64_t low, int64_t high,
                                       std::vector<int64_t> fallback) const {
   if (!has(key)) return fallback;

@@ -25,6 +25,7 @@ class Config {
   std::string text(const std::string& key, const std::string& fallback) const;
   std::optional<double> optional_real(const std::string& key, double low, double high) const;
   std::vector<int64_t> integers(const std::string& key, int64_t low, int64_t high, std::vector<int64_t> fallback) const;
+  std::vector<bool> booleans(const std::string& key, std::vector<bool> fallback) const;
   // A list of texts, or one text repeated `count` times.
   std::vector<std::string> texts(const std::string& key, size_t count, const std::string& fallback) const;
   // A list of lists of integers; empty when absent.

@@ -37,7 +37,46 @@ size_t regular_size(int fd, const std::string& path) {
   return static_cast<size_t>(info.st_size);
 }
 
+std::string temporary_name(const std::string& path) {
+  std::filesystem::path target(path);
+  return (target.parent_path() / ("." + target.filename().string() + "." + std::to_string(::getpid()) + ".tmp"))
+      .string();
+}
+
+[[noreturn]] void refuse(const std::string& path) { fail(ErrorKind::io, "cannot write " + path + ": " + reason()); }
+
+void flush(int fd, const std::string& path) {
+  if (::fsync(fd) != 0 && errno != EINVAL && errno != EROFS) refuse(path);
+}
+
+void move_into_place(const std::string& temporary, const std::string& path) {
+  if (::rename(temporary.c_str(), path.c_str()) != 0) refuse(path);
+}
+
 }  // namespace
+
+TemporaryFile::TemporaryFile(const std::string& path) : path_(path), name_(temporary_name(path)) {
+  Descriptor file(::open(name_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (file.fd < 0) refuse(path);
+}
+
+TemporaryFile::~TemporaryFile() {
+  if (!name_.empty()) ::unlink(name_.c_str());
+}
+
+void TemporaryFile::write(std::string_view bytes) {
+  Descriptor file(::open(name_.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC));
+  if (file.fd < 0) refuse(path_);
+  write_all(file.fd, bytes.data(), bytes.size(), path_);
+}
+
+void TemporaryFile::commit() {
+  Descriptor file(::open(name_.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.fd < 0) refuse(path_);
+  flush(file.fd, path_);
+  move_into_place(name_, path_);
+  name_.clear();
+}
 
 std::shared_ptr<MappedFile> MappedFile::open(const std::string& path) {
   Descriptor file(::open(path.c_str(), kReading));
@@ -86,27 +125,26 @@ void write_all(int fd, const void* data, size_t size, const std::string& path) {
 }
 
 void write_atomically(const std::string& path, const std::function<void(int fd)>& write) {
-  std::filesystem::path target(path), folder = target.has_parent_path() ? target.parent_path() : ".";
-  std::string temporary =
-      (folder / ("." + target.filename().string() + "." + std::to_string(::getpid()) + ".tmp")).string();
+  std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  std::string temporary = temporary_name(path);
   // A file without a name is gone when the program is killed; where the system has none, a hidden name does.
   bool can_name = ::access("/proc/self/fd", X_OK) == 0;
-  Descriptor file(can_name ? ::open(folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666) : -1);
+  Descriptor file(can_name ? ::open(folder.empty() ? "." : folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666)
+                           : -1);
   bool nameless = file.fd >= 0;
   if (!nameless) file.fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (file.fd < 0) fail(ErrorKind::io, "cannot write " + path + ": " + reason());
-  auto refuse = [&] { fail(ErrorKind::io, "cannot write " + path + ": " + reason()); };
+  if (file.fd < 0) refuse(path);
   bool named = !nameless;
   try {
     write(file.fd);
-    if (::fsync(file.fd) != 0 && errno != EINVAL && errno != EROFS) refuse();
+    flush(file.fd, path);
     if (nameless) {
       ::unlink(temporary.c_str());  // left by a killed process of the same number
       std::string self = "/proc/self/fd/" + std::to_string(file.fd);
-      if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, temporary.c_str(), AT_SYMLINK_FOLLOW) != 0) refuse();
+      if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, temporary.c_str(), AT_SYMLINK_FOLLOW) != 0) refuse(path);
       named = true;
     }
-    if (::rename(temporary.c_str(), path.c_str()) != 0) refuse();
+    move_into_place(temporary, path);
   } catch (...) {
     if (named) ::unlink(temporary.c_str());
     throw;

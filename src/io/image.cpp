@@ -43,6 +43,20 @@ double lanczos(double x) {
   return std::sin(a) / a * std::sin(b) / b;
 }
 
+// Pillow's bicubic filter of support 2: Keys' with a = -1/2.
+double bicubic(double x) {
+  constexpr double a = -0.5;
+  x = std::abs(x);
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
+struct Filter {
+  double (*weight)(double);
+  double support;
+};
+constexpr Filter kLanczos{lanczos, 3}, kBicubic{bicubic, 2};
+
 struct Taps {
   int first;
   std::vector<int> weights;  // fixed point, 22 bits after the point
@@ -50,8 +64,8 @@ struct Taps {
 
 constexpr int kPrecision = 22;
 
-std::vector<Taps> make_taps(int from, int to) {
-  double scale = static_cast<double>(from) / to, stretch = std::max(scale, 1.0), support = 3 * stretch;
+std::vector<Taps> make_taps(const Filter& filter, int from, int to) {
+  double scale = static_cast<double>(from) / to, stretch = std::max(scale, 1.0), support = filter.support * stretch;
   std::vector<Taps> taps;
   for (int i = 0; i < to; ++i) {
     double centre = (i + 0.5) * scale;
@@ -60,7 +74,7 @@ std::vector<Taps> make_taps(int from, int to) {
     std::vector<double> weights;
     double total = 0;
     for (int x = first; x < last; ++x) {
-      weights.push_back(lanczos((x - centre + 0.5) / stretch));
+      weights.push_back(filter.weight((x - centre + 0.5) / stretch));
       total += weights.back();
     }
     Taps tap{first, {}};
@@ -91,6 +105,21 @@ void resample(const std::vector<uint8_t>& in, std::vector<uint8_t>& out, const s
   }
 }
 
+Image resize(const Filter& filter, const Image& image, int width, int height) {
+  if (image.width == width && image.height == height) return image;
+  Image across{width, image.height,
+               std::vector<uint8_t>(static_cast<size_t>(width) * static_cast<size_t>(image.height) * 3)};
+  if (image.width == width) {
+    across.rgb = image.rgb;
+  } else {
+    resample(image.rgb, across.rgb, make_taps(filter, image.width, width), image.height, true, image.width, width);
+  }
+  if (image.height == height) return across;
+  Image out{width, height, std::vector<uint8_t>(static_cast<size_t>(width) * static_cast<size_t>(height) * 3)};
+  resample(across.rgb, out.rgb, make_taps(filter, image.height, height), width, false, width, width);
+  return out;
+}
+
 }  // namespace
 
 std::string encode_image(const std::string& format, const Image& image, const ImageRecord& record) {
@@ -113,18 +142,26 @@ ImageRecord decode_record(const std::string& bytes, const std::string& name) {
 }
 ImageRecord read_record(const std::string& path) { return decode_record(read_file(path, kLargestFile), path); }
 
-Image resize_lanczos(const Image& image, int width, int height) {
-  if (image.width == width && image.height == height) return image;
-  Image across{width, image.height,
-               std::vector<uint8_t>(static_cast<size_t>(width) * static_cast<size_t>(image.height) * 3)};
-  if (image.width == width) {
-    across.rgb = image.rgb;
+Image resize_lanczos(const Image& image, int width, int height) { return resize(kLanczos, image, width, height); }
+Image resize_bicubic(const Image& image, int width, int height) { return resize(kBicubic, image, width, height); }
+
+// Python's round(): half to even, as nearbyint.
+Image fill_crop(const Image& image, int width, int height) {
+  double down = static_cast<double>(height) / image.height, across = static_cast<double>(width) / image.width;
+  int wide = width, high = height;
+  if (down > across) {
+    wide = static_cast<int>(std::nearbyint(image.width * down));
   } else {
-    resample(image.rgb, across.rgb, make_taps(image.width, width), image.height, true, image.width, width);
+    high = static_cast<int>(std::nearbyint(image.height * across));
   }
-  if (image.height == height) return across;
-  Image out{width, height, std::vector<uint8_t>(static_cast<size_t>(width) * static_cast<size_t>(height) * 3)};
-  resample(across.rgb, out.rgb, make_taps(image.height, height), width, false, width, width);
+  Image large = resize_bicubic(image, wide, high);
+  auto top = static_cast<size_t>(std::nearbyint((high - height) / 2.0));
+  auto left = static_cast<size_t>(std::nearbyint((wide - width) / 2.0));
+  Image out{width, height, {}};
+  for (size_t y = 0; y < static_cast<size_t>(height); ++y) {
+    auto row = large.rgb.begin() + static_cast<std::ptrdiff_t>(((top + y) * static_cast<size_t>(wide) + left) * 3);
+    out.rgb.insert(out.rgb.end(), row, row + width * 3);
+  }
   return out;
 }
 

@@ -38,6 +38,11 @@ ImageRecord decode_record(const std::string& bytes, const std::string& name);
 // Resampling with an antialiased Lanczos-3 filter, in the way of Pillow: 8-bit result after each direction.
 Image resize_lanczos(const Image& image, int width, int height);
 
+// The same with Pillow's bicubic filter (a = -0.5).
+Image resize_bicubic(const Image& image, int width, int height);
+// Bicubic resize to cover width x height, then the centre: what Open-Sora does to the picture that a film begins with.
+Image fill_crop(const Image& image, int width, int height);
+
 // [1, height, width, 3] f32: value/127.5 - 1, and back: clamp(x/2 + 0.5) · 255, rounded half to even.
 Tensor to_tensor(const Image& image);
 Image to_image(const Tensor& picture, int64_t index = 0);

@@ -27,7 +27,8 @@ Value linear_add_layer(const Params& p, Value x, bool bias, Value residual, Valu
 Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act) {
   ScopeGuard scope = p.scope();
   int64_t in = x.shape()[-1];
-  Value weight = p.get_as("weight", {out, in, 1, 1}, {out, in});
+  Shape stored = x.shape().rank() == 5 ? Shape{out, in, 1, 1, 1} : Shape{out, in, 1, 1};
+  Value weight = p.get_as("weight", stored, {out, in});
   return linear(x, weight, bias ? p.get("bias", {out}) : Value(), act);
 }
 
@@ -35,6 +36,25 @@ Value conv_layer(const Params& p, Value x, int64_t out, int64_t kernel, bool bia
   ScopeGuard scope = p.scope();
   Value weight = p.get("weight", {out, x.shape()[3] / options.groups, kernel, kernel});
   return conv2d(x, weight, bias ? p.get("bias", {out}) : Value(), options);
+}
+
+Value conv3d_layer(const Params& p, Value x, int64_t out, int64_t kernel, bool bias, const Conv3dOptions& options) {
+  ScopeGuard scope = p.scope();
+  Value weight = p.get("weight", {out, x.shape()[4] / options.groups, kernel, kernel, kernel});
+  return conv3d(x, weight, bias ? p.get("bias", {out}) : Value(), options);
+}
+
+Value causal_conv3d_layer(const Params& p, Value x, int64_t out, int64_t kernel, std::array<int64_t, 3> stride) {
+  if (kernel == 1) return conv1x1_layer(p / "conv", x, out, true);
+  int64_t side = kernel / 2;
+  Value padded = pad_edge(x, {0, kernel - 1, side, side, 0}, {0, 0, side, side, 0});
+  return conv3d_layer(p / "conv", padded, out, kernel, true, {.stride = stride});
+}
+
+Value group_norm_layer(const Params& p, Value x, int64_t groups, double eps, const std::string& act) {
+  ScopeGuard scope = p.scope();
+  int64_t channels = x.shape()[-1];
+  return group_norm(x, p.get("weight", {channels}), p.get("bias", {channels}), groups, eps, act);
 }
 
 Tensor sinusoid(const std::vector<double>& positions, int64_t dim, double theta, bool cosine_first) {

@@ -19,10 +19,19 @@ Value linear_part(const Params& p, Value x, int64_t out, int64_t begin, int64_t 
                   const std::string& act = "none");
 // residual + gate·linear_layer(x); gate undefined: one.
 Value linear_add_layer(const Params& p, Value x, bool bias, Value residual, Value gate = {});
-// A 1x1 convolution stored as [out, in, 1, 1], as a product over channels-last pictures.
+// A 1x1 convolution stored as [out, in, 1, 1] ([out, in, 1, 1, 1] when x is a film), as a product over channels.
 Value conv1x1_layer(const Params& p, Value x, int64_t out, bool bias, const std::string& act = "none");
 // x [batch, h, w, in] -> [batch, h', w', out].
 Value conv_layer(const Params& p, Value x, int64_t out, int64_t kernel, bool bias, Conv2dOptions options);
+
+// x [batch, t, h, w, in] -> [batch, t', h', w', out]; the kernel is as long in all three axes.
+Value conv3d_layer(const Params& p, Value x, int64_t out, int64_t kernel, bool bias, const Conv3dOptions& options);
+// A convolution that looks at no later frame, with edges repeated: kernel - 1 times before the first frame, half the
+// kernel around each frame. Its tensors are "<path>.conv.weight" and "<path>.conv.bias".
+Value causal_conv3d_layer(const Params& p, Value x, int64_t out, int64_t kernel,
+                          std::array<int64_t, 3> stride = {1, 1, 1});
+// "<path>.weight" and "<path>.bias" [channels], then the activation.
+Value group_norm_layer(const Params& p, Value x, int64_t groups, double eps, const std::string& act = "none");
 
 // sin/cos features of positions, computed in float64: [sin(p·ω), cos(p·ω)] with ω_k = theta^(-k / (dim / 2)),
 // or cosine first. Returns [positions, dim] float32.

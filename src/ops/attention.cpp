@@ -24,7 +24,7 @@ Value decompose_softmax(Inputs in, const Attrs&) {
   return cast(e / sum(e, {-1}), in[0].dtype());
 }
 
-TensorSpec infer_attention(Specs in, const Attrs&) {
+TensorSpec infer_attention(Specs in, const Attrs& attrs) {
   expect_inputs(in, 3, 4);
   const Shape &q = in[0].shape, &k = in[1].shape;
   if (q.rank() != 4 || k.rank() != 4 || k[0] != q[0] || k[3] != q[3] || k[2] < 1 || q[2] % k[2] != 0) {
@@ -41,15 +41,17 @@ TensorSpec infer_attention(Specs in, const Attrs&) {
                                     ", all keys given, not " + bias.str());
     }
   }
+  if (attrs.integer("block") < 1 || (attrs.integer("block") > 1 && attrs.integer("window") > 0))
+    fail(ErrorKind::internal, "a block must be positive, and goes without a window");
   return in[0];
 }
 
 // 0 where query i may see key j, else a number that softmax turns into zero.
-Value causal_bias(Graph& graph, int64_t queries, int64_t keys, int64_t window) {
+Value causal_bias(Graph& graph, int64_t queries, int64_t keys, int64_t window, int64_t block) {
   std::vector<float> bias(static_cast<size_t>(queries * keys), 0);
   for (int64_t i = 0; i < queries; ++i) {
-    for (int64_t j = 0; j < keys; ++j) {
-      if (j > i || (window > 0 && j <= i - window)) bias[static_cast<size_t>(i * keys + j)] = -1e30f;
+    for (int64_t j = 0, end = (i / block + 1) * block; j < keys; ++j) {
+      if (j >= end || (window > 0 && j <= i - window)) bias[static_cast<size_t>(i * keys + j)] = -1e30f;
     }
   }
   return graph.constant(Tensor::from({queries, keys}, bias));
@@ -64,7 +66,8 @@ Value decompose_attention(Inputs in, const Attrs& attrs) {
   Value scores = affine(matmul(q, k, false, true), attrs.real("scale"), 0);  // [b, heads, n, m]
   if (double cap = attrs.real("softcap"); cap > 0) scores = affine(tanh(affine(scores, 1 / cap, 0)), cap, 0);
   if (attrs.integer("causal")) {
-    scores = scores + causal_bias(q.graph(), q.shape()[2], k.shape()[2], attrs.integer("window"));
+    scores =
+        scores + causal_bias(q.graph(), q.shape()[2], k.shape()[2], attrs.integer("window"), attrs.integer("block"));
   }
   if (in.size() == 4) scores = scores + in[3];
   return cast(permute(matmul(softmax(scores), v), {0, 2, 1, 3}), in[0].dtype());
@@ -132,7 +135,11 @@ const OpDef kGlu{"glu", infer_glu, nullptr, decompose_glu};
 Value softmax(Value x) { return apply(kSoftmax, {x}); }
 
 Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& o) {
-  Attrs attrs{{"scale", o.scale}, {"softcap", o.softcap}, {"causal", int64_t{o.causal}}, {"window", o.window}};
+  Attrs attrs{{"scale", o.scale},
+              {"softcap", o.softcap},
+              {"causal", int64_t{o.causal}},
+              {"window", o.window},
+              {"block", o.block}};
   if (!bias.defined()) return apply(kAttention, {q, k, v}, attrs);
   const Shape s = bias.shape();
   return apply(kAttention, {q, k, v, s.rank() == 2 ? reshape(bias, {s[0], 1, 1, s[1]}) : bias}, attrs);

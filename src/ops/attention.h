@@ -13,6 +13,8 @@ struct AttentionOptions {
   double softcap = 0;   // > 0: scores become softcap·tanh(scores / softcap)   (Gemma-2)
   bool causal = false;  // query i sees keys <= i
   int64_t window = 0;   // > 0: with causal, query i sees only keys > i - window
+  int64_t block = 1;    // > 1: with causal, query i sees all keys of its own block of so many too: keys
+                        // < (i / block + 1)·block (the frames of a film); not together with window
 };
 // `bias` f32 is added to the scores (after scale and softcap), or undefined: [batch | 1, heads | 1, queries | 1, keys],
 // an extent of 1 standing for all, or [batch, keys] for [batch, 1, 1, keys]. heads is a multiple of kv_heads.

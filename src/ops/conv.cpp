@@ -82,6 +82,59 @@ Attrs depthwise_attrs(const Shape& weight) {
   return {{"stride", int64_t{1}}, {"padding", weight[2] / 2}, {"groups", weight[0]}, {"weight_layout", "oihw"}};
 }
 
+TensorSpec infer_conv3d(std::span<const TensorSpec> in, const Attrs& attrs) {
+  expect_inputs(in, 2, 3);
+  for (const TensorSpec& spec : in) expect_float(spec);
+  const Shape &x = in[0].shape, &w = in[1].shape;
+  const Ints &stride = attrs.ints("stride"), &padding = attrs.ints("padding");
+  int64_t groups = attrs.integer("groups");
+  if (x.rank() != 5 || w.rank() != 5 || stride.size() != 3 || padding.size() != 3)
+    fail(ErrorKind::internal, "x [b, t, h, w, c] and weight [o, c/groups, kt, kh, kw] are needed");
+  if (groups < 1 || w[1] * groups != x[4] || w[0] % groups != 0)
+    fail(ErrorKind::internal, "the channels do not fit " + std::to_string(groups) + " groups");
+  Shape out = x.with(4, w[0]);
+  for (int i = 0; i < 3; ++i) {
+    int64_t s = stride[static_cast<size_t>(i)], p = padding[static_cast<size_t>(i)], k = w[i + 2];
+    if (s < 1 || p < 0 || p >= k) fail(ErrorKind::internal, "padding must be less than the kernel, strides positive");
+    if (x[i + 1] + 2 * p < k) fail(ErrorKind::internal, "the kernel is larger than the film");
+    out = out.with(i + 1, (x[i + 1] + 2 * p - k) / s + 1);
+  }
+  if (in.size() == 3) expect_shape("bias", in[2].shape, {w[0]});
+  return {out, in[0].dtype};
+}
+
+// The sum over the kernel's frames of 2D convolutions of shifted films.
+Value decompose_conv3d(std::span<const Value> in, const Attrs& attrs) {
+  const Ints &stride = attrs.ints("stride"), &padding = attrs.ints("padding");
+  if (const std::string& act = attrs.text("act"); act != "none") {
+    Attrs plain = attrs;
+    plain.set("act", std::string("none"));
+    return activation(apply(kConv3d, in, plain), act);
+  }
+  Value x = in[0], w = in[1];
+  TensorSpec specs[] = {{x.shape(), x.dtype()}, {w.shape(), w.dtype()}};
+  Shape out = infer_conv3d(specs, attrs).shape;
+  bool square = stride[1] == stride[2] && padding[1] == padding[2];
+  x = pad(x, 1, padding[0], padding[0]);
+  if (!square) x = pad(pad(x, 2, padding[1], padding[1]), 3, padding[2], padding[2]);
+  Conv2dOptions plane{.stride = square ? stride[1] : 1, .padding = square ? padding[1] : 0};
+  plane.groups = attrs.integer("groups");
+  Value total;
+  for (int64_t t = 0; t < w.shape()[2]; ++t) {
+    Value frames = slice(x, 1, t, t + (out[1] - 1) * stride[0] + 1, stride[0]);
+    const Shape s = frames.shape(), k = w.shape();
+    Value y = conv2d(reshape(frames, {s[0] * s[1], s[2], s[3], s[4]}),
+                     reshape(slice(w, 2, t, t + 1), {k[0], k[1], k[3], k[4]}), {}, plane);
+    if (!square) {
+      y = slice(y, 1, 0, (out[2] - 1) * stride[1] + 1, stride[1]);
+      y = slice(y, 2, 0, (out[3] - 1) * stride[2] + 1, stride[2]);
+    }
+    y = reshape(y, out);
+    total = total.defined() ? total + y : y;
+  }
+  return in.size() == 3 ? total + cast(in[2], total.dtype()) : total;
+}
+
 TensorSpec infer_depthwise_glu(std::span<const TensorSpec> in, const Attrs&) {
   expect_inputs(in, 2, 3);
   const Shape& w = in[1].shape;
@@ -101,6 +154,7 @@ Value decompose_depthwise_glu(std::span<const Value> in, const Attrs& attrs) {
 }  // namespace
 
 const OpDef kConv2d{"conv2d", infer_conv2d, nullptr, decompose_conv2d};
+const OpDef kConv3d{"conv3d", infer_conv3d, nullptr, decompose_conv3d};
 const OpDef kDepthwiseGlu{"depthwise_glu", infer_depthwise_glu, nullptr, decompose_depthwise_glu};
 
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& o) {
@@ -110,6 +164,14 @@ Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& o) {
               {"act", o.act},
               {"weight_layout", o.weight_layout}};
   return bias.defined() ? apply(kConv2d, {x, weight, bias}, attrs) : apply(kConv2d, {x, weight}, attrs);
+}
+
+Value conv3d(Value x, Value weight, Value bias, const Conv3dOptions& o) {
+  Attrs attrs{{"stride", Ints(o.stride.begin(), o.stride.end())},
+              {"padding", Ints(o.padding.begin(), o.padding.end())},
+              {"groups", o.groups},
+              {"act", o.act}};
+  return bias.defined() ? apply(kConv3d, {x, weight, bias}, attrs) : apply(kConv3d, {x, weight}, attrs);
 }
 
 Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act) {

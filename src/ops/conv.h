@@ -1,5 +1,7 @@
-// Convolution on channels-last pictures.
+// Convolution on channels-last pictures and films.
 #pragma once
+
+#include <array>
 
 #include "graph/graph.h"
 
@@ -18,12 +20,24 @@ struct Conv2dOptions {
 // -> act(conv) [batch, (height + 2p - kh)/s + 1, (width + 2p - kw)/s + 1, out] in x's dtype.
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& options);
 
+struct Conv3dOptions {
+  std::array<int64_t, 3> stride{1, 1, 1};   // frames, height, width
+  std::array<int64_t, 3> padding{0, 0, 0};  // zeros before and after each axis, fewer than the kernel is long
+  int64_t groups = 1;
+  std::string act = "none";
+};
+
+// x [batch, frames, height, width, in], weight [out, in/groups, kt, kh, kw] (the checkpoint's order), bias [out] or
+// undefined -> act(conv) [batch, frames', height', width', out] in x's dtype, each extent (n + 2p - k)/s + 1.
+// A causal convolution has no padding here: `pad_edge` comes before it.
+Value conv3d(Value x, Value weight, Value bias, const Conv3dOptions& options);
+
 // The middle of Sana's and DC-AE's feed-forward (GLUMBConv): a depthwise convolution of act(x) (stride 1, padding
 // (k - 1)/2) and the gate after it. x [batch, height, width, 2r], weight [2r, 1, k, k] with odd k, bias [2r] or
 // undefined, act as of activation(); of the convolved channels, the first half · silu(second half)
 // -> [batch, height, width, r] in x's dtype.
 Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act = "none");
 
-extern const OpDef kConv2d, kDepthwiseGlu;
+extern const OpDef kConv2d, kConv3d, kDepthwiseGlu;
 
 }  // namespace kinora

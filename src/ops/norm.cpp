@@ -2,6 +2,7 @@
 
 #include "ops/elementwise.h"
 #include "ops/reduce.h"
+#include "ops/shaping.h"
 #include "ops/table.h"
 
 namespace kinora {
@@ -44,6 +45,28 @@ Value decompose_rms_norm(std::span<const Value> in, const Attrs& attrs) {
   return cast(y, in[0].dtype());
 }
 
+TensorSpec infer_group_norm(std::span<const TensorSpec> in, const Attrs& attrs) {
+  expect_inputs(in, 3);
+  for (const TensorSpec& spec : in) expect_float(spec);
+  const Shape& x = in[0].shape;
+  int64_t groups = attrs.integer("groups");
+  if (x.rank() < 2 || groups < 1 || x[-1] % groups != 0)
+    fail(ErrorKind::internal, "[batch, .., channels] is needed, the channels a multiple of " + std::to_string(groups));
+  expect_shape("weight", in[1].shape, {x[-1]});
+  expect_shape("bias", in[2].shape, {x[-1]});
+  return in[0];
+}
+
+Value decompose_group_norm(std::span<const Value> in, const Attrs& attrs) {
+  const Shape s = in[0].shape();
+  int64_t groups = attrs.integer("groups");
+  Value x = reshape(cast(in[0], DType::f32), {s[0], s.product(1, s.rank() - 1), groups, s[-1] / groups});
+  Value centred = x - mean(x, {1, 3});
+  Value y = centred * rsqrt(affine(mean(centred * centred, {1, 3}), 1, attrs.real("eps")));
+  y = reshape(y, s) * cast(in[1], DType::f32) + cast(in[2], DType::f32);
+  return cast(activation(y, attrs.text("act")), in[0].dtype());
+}
+
 // Inputs: x, residual, then as rms_norm.
 TensorSpec infer_rms_norm_add(std::span<const TensorSpec> in, const Attrs& attrs) {
   expect_inputs(in, 2, 4);
@@ -63,6 +86,7 @@ Value decompose_rms_norm_add(std::span<const Value> in, const Attrs& attrs) {
 
 const OpDef kLayerNorm{"layer_norm", infer_layer_norm, nullptr, decompose_layer_norm};
 const OpDef kRmsNorm{"rms_norm", infer_rms_norm, nullptr, decompose_rms_norm};
+const OpDef kGroupNorm{"group_norm", infer_group_norm, nullptr, decompose_group_norm};
 const OpDef kRmsNormAdd{"rms_norm_add", infer_rms_norm_add, nullptr, decompose_rms_norm_add};
 
 Value layer_norm(Value x, double eps, Value scale, Value shift) {
@@ -74,6 +98,10 @@ Value rms_norm(Value x, Value weight, Value bias, double eps, double offset) {
   Attrs attrs{{"eps", eps}, {"offset", offset}};
   if (!weight.defined()) return apply(kRmsNorm, {x}, attrs);
   return bias.defined() ? apply(kRmsNorm, {x, weight, bias}, attrs) : apply(kRmsNorm, {x, weight}, attrs);
+}
+
+Value group_norm(Value x, Value weight, Value bias, int64_t groups, double eps, const std::string& act) {
+  return apply(kGroupNorm, {x, weight, bias}, {{"groups", groups}, {"eps", eps}, {"act", act}});
 }
 
 Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps, double offset) {

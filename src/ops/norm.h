@@ -1,4 +1,4 @@
-// Normalisation over the last axis; statistics in float32.
+// Normalisation over the last axis, or over groups of channels; statistics in float32.
 #pragma once
 
 #include "graph/graph.h"
@@ -12,9 +12,13 @@ Value layer_norm(Value x, double eps, Value scale = {}, Value shift = {});
 // Gemma's norm has offset 1.
 Value rms_norm(Value x, Value weight, Value bias, double eps, double offset = 0);
 
+// torch.nn.GroupNorm on channels-last x [batch, .., C]: each of `groups` runs of neighbouring channels is normalised by
+// its mean and variance over all positions of one batch item; then · weight + bias ([C], any float type), then `act`.
+Value group_norm(Value x, Value weight, Value bias, int64_t groups, double eps, const std::string& act = "none");
+
 // residual + rms_norm(x, …), rounded once; residual is like x.
 Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps, double offset = 0);
 
-extern const OpDef kLayerNorm, kRmsNorm, kRmsNormAdd;
+extern const OpDef kLayerNorm, kRmsNorm, kRmsNormAdd, kGroupNorm;
 
 }  // namespace kinora

@@ -77,6 +77,21 @@ TensorSpec infer_pad(Specs in, const Attrs& attrs) {
   return {in[0].shape.with(axis, before + after + extent + std::max<int64_t>(extent - 1, 0) * interior), in[0].dtype};
 }
 
+TensorSpec infer_pad_edge(Specs in, const Attrs& attrs) {
+  expect_inputs(in, 1);
+  const Ints &before = attrs.ints("before"), &after = attrs.ints("after");
+  Shape shape = in[0].shape;
+  auto rank = static_cast<size_t>(shape.rank());
+  if (before.size() != rank || after.size() != rank) fail(ErrorKind::internal, "a padding for each axis is needed");
+  for (int i = 0; i < shape.rank(); ++i) {
+    int64_t b = before[static_cast<size_t>(i)], a = after[static_cast<size_t>(i)];
+    if (b < 0 || a < 0) fail(ErrorKind::internal, "padding cannot be negative");
+    if (b + a > 0 && shape[i] < 1) fail(ErrorKind::internal, "an empty axis has no edge to repeat");
+    shape = shape.with(i, b + shape[i] + a);
+  }
+  return {shape, in[0].dtype};
+}
+
 TensorSpec infer_upsample2(Specs in, const Attrs&) {
   expect_inputs(in, 1);
   const Shape& s = in[0].shape;
@@ -119,6 +134,20 @@ std::vector<Value> grad_pad(Inputs in, const Attrs& attrs, Value, Value g) {
   return {slice(g, axis, before, extent ? before + (extent - 1) * stride + 1 : before, stride)};
 }
 
+Value decompose_pad_edge(Inputs in, const Attrs& attrs) {
+  Value x = in[0];
+  for (int i = 0; i < x.shape().rank(); ++i) {
+    int64_t before = attrs.ints("before")[static_cast<size_t>(i)], after = attrs.ints("after")[static_cast<size_t>(i)];
+    int64_t extent = x.shape()[i];
+    std::vector<Value> parts;
+    if (before) parts.push_back(broadcast_to(slice(x, i, 0, 1), x.shape().with(i, before)));
+    parts.push_back(x);
+    if (after) parts.push_back(broadcast_to(slice(x, i, extent - 1, extent), x.shape().with(i, after)));
+    x = concat(parts, i);
+  }
+  return x;
+}
+
 Value decompose_upsample2(Inputs in, const Attrs&) { return repeat_interleave(repeat_interleave(in[0], 1, 2), 2, 2); }
 
 }  // namespace
@@ -129,6 +158,7 @@ const OpDef kSlice{"slice", infer_slice, grad_slice};
 const OpDef kConcat{"concat", infer_concat, grad_concat};
 const OpDef kBroadcast{"broadcast", infer_broadcast, grad_broadcast};
 const OpDef kPad{"pad", infer_pad, grad_pad};
+const OpDef kPadEdge{"pad_edge", infer_pad_edge, nullptr, decompose_pad_edge};
 const OpDef kUpsample2{"upsample_nearest2", infer_upsample2, nullptr, decompose_upsample2};
 
 static Ints as_ints(const Shape& shape) { return {shape.dims().begin(), shape.dims().end()}; }
@@ -176,6 +206,10 @@ Value pad(Value x, int axis, int64_t before, int64_t after, int64_t interior) {
   return apply(kPad, {x}, {{"axis", positive(x, axis)}, {"before", before}, {"after", after}, {"interior", interior}});
 }
 
+Value pad_edge(Value x, Ints before, Ints after) {
+  return apply(kPadEdge, {x}, {{"before", std::move(before)}, {"after", std::move(after)}});
+}
+
 Value repeat_interleave(Value x, int axis, int64_t times) {
   Ints dims = as_ints(x.shape());
   auto at = dims.begin() + positive(x, axis);
@@ -201,6 +235,32 @@ Value pixel_unshuffle(Value x, int64_t r) {
   const Shape s = x.shape();  // [batch, height, width, channels]
   Value y = reshape(x, {s[0], s[1] / r, r, s[2] / r, r, s[3]});
   return reshape(permute(y, {0, 1, 3, 5, 2, 4}), {s[0], s[1] / r, s[2] / r, s[3] * r * r});
+}
+
+Value upsample_nearest3d(Value x, bool frames) {
+  const Shape s = x.shape();
+  Value y = upsample_nearest2(reshape(x, {s[0] * s[1], s[2], s[3], s[4]}));
+  y = reshape(y, {s[0], s[1], 2 * s[2], 2 * s[3], s[4]});
+  return frames ? repeat_interleave(y, 1, 2) : y;
+}
+
+Value pixel_shuffle3d(Value x, int64_t rt, int64_t r) {
+  const Shape s = x.shape();
+  int64_t c = s[4] / (rt * r * r), rows = s[0] * s[1];
+  // Width first, so that the rank stays within Shape's: [rows, h, w, c·rt·r, rx] -> [rows, h, w·rx, c·rt·r].
+  Value y = permute(reshape(x, {rows, s[2], s[3], c * rt * r, r}), {0, 1, 2, 4, 3});
+  y = permute(reshape(y, {rows, s[2], s[3] * r, c * rt, r}), {0, 1, 4, 2, 3});  // [rows, h, ry, w, c·rt]
+  y = permute(reshape(y, {s[0], s[1], s[2] * r * s[3] * r, c, rt}), {0, 1, 4, 2, 3});
+  return reshape(y, {s[0], s[1] * rt, s[2] * r, s[3] * r, c});
+}
+
+Value pixel_unshuffle3d(Value x, int64_t rt, int64_t r) {
+  const Shape s = x.shape();
+  int64_t t = s[1] / rt, h = s[2] / r, w = s[3] / r, c = s[4];
+  Value y = permute(reshape(x, {s[0] * t, rt, s[2] * s[3], c}), {0, 2, 3, 1});  // [rows, h·w, c, rt]
+  y = permute(reshape(y, {s[0] * t, h, r, s[3], c * rt}), {0, 1, 3, 4, 2});     // [rows, h, w, c·rt, ry]
+  y = permute(reshape(y, {s[0] * t, h, w, r, c * rt * r}), {0, 1, 2, 4, 3});    // [.., c·rt·ry, rx]
+  return reshape(y, {s[0], t, h, w, c * rt * r * r});
 }
 
 }  // namespace kinora

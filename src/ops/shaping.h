@@ -16,6 +16,8 @@ Value concat(std::initializer_list<Value> parts, int axis);
 Value broadcast_to(Value x, const Shape& shape);
 // Zeros around one axis: `before`, `after`, and `interior` between neighbours.
 Value pad(Value x, int axis, int64_t before, int64_t after, int64_t interior = 0);
+// Repeats the first and the last element of each axis: before[i] and after[i] times along axis i.
+Value pad_edge(Value x, Ints before, Ints after);
 Value repeat_interleave(Value x, int axis, int64_t times);  // a a b b c c
 
 // Channels-last pictures: [batch, height, width, channels].
@@ -23,6 +25,13 @@ Value upsample_nearest2(Value x);           // twice the height and width
 Value pixel_shuffle(Value x, int64_t r);    // torch.nn.PixelShuffle: channels / r², height·r, width·r
 Value pixel_unshuffle(Value x, int64_t r);  // its inverse
 
-extern const OpDef kReshape, kPermute, kSlice, kConcat, kBroadcast, kPad, kUpsample2;
+// Channels-last films: [batch, frames, height, width, channels].
+// Nearest neighbour: height and width twice, with `frames` the number of frames too.
+Value upsample_nearest3d(Value x, bool frames);
+// Channels / (rt·r²), frames·rt, height·r, width·r, channel order (c, rt, ry, rx); rt is 1 or r. And its inverse.
+Value pixel_shuffle3d(Value x, int64_t rt, int64_t r);
+Value pixel_unshuffle3d(Value x, int64_t rt, int64_t r);
+
+extern const OpDef kReshape, kPermute, kSlice, kConcat, kBroadcast, kPad, kPadEdge, kUpsample2;
 
 }  // namespace kinora

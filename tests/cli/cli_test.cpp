@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <csignal>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 
 #include "io/image.h"
@@ -225,6 +227,19 @@ TEST_F(Cli, QuietAndVerbose) {
   EXPECT_NE(text.find("MiB of memory"), std::string::npos) << text;
   text = run("generate cat --steps 1 --tile 128 -o tiles.jpg").err;
   EXPECT_NE(text.find("decoding tile 9/9\n"), std::string::npos) << text;
+}
+
+// A handler would write its frame where the stack pointer is, which oneDNN's generated code moves into its data.
+TEST_F(Cli, InterruptsRunNoSignalHandler) {
+  temp_.write("script.sh", "'" KINORA_BINARY_DIR
+                           "/kinora' generate cat --steps 1000 >out.txt 2>err.txt </dev/null & p=$!\n"
+                           "until grep -q 'step 1/' err.txt; do sleep 0.05; done\n"
+                           "sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$p/status >caught.txt\n"
+                           "kill -INT $p; wait $p\n");
+  int status = std::system(("cd '" + temp_.path() + "' && timeout 60 sh script.sh").c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 130) << text("err.txt");
+  uint64_t caught = std::stoull(text("caught.txt"), nullptr, 16);
+  EXPECT_EQ(caught & (uint64_t{1} << (SIGINT - 1) | uint64_t{1} << (SIGTERM - 1)), 0u) << text("caught.txt");
 }
 
 TEST_F(Cli, KilledWhileWorkingLeavesNoBrokenPicture) {

@@ -183,6 +183,14 @@ void add_shaping(std::vector<OpCase>& c) {
                      {0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1}));
   c.push_back(
       moving("pad", {2, 2}, [](In x) { return pad(x[0], 1, 1, 2, 1); }, {-1, 0, -1, 1, -1, -1, -1, 2, -1, 3, -1, -1}));
+  c.push_back(moving("pad_edge", {2, 2},
+                     [](In x) {
+                       return pad_edge(x[0], {1, 0}, {0, 2});
+                     },
+                     {0, 1, 1, 1, 0, 1, 1, 1, 2, 3, 3, 3}));
+  c.push_back({.name = "pad_edge/causal", .shapes = {{2, 3, 2, 4, 5}}, .build = [](In x) {
+                 return pad_edge(x[0], {0, 2, 1, 1, 0}, {0, 0, 1, 1, 0});
+               }});
   c.push_back(
       {.name = "upsample_nearest2", .shapes = {{2, 3, 2, 5}}, .build = [](In x) { return upsample_nearest2(x[0]); }});
 }
@@ -357,6 +365,24 @@ void add_conv(std::vector<OpCase>& c) {
                .build = [](In x) { return depthwise_glu(x[0], x[1], {}); },
                .terms = 9,
                .gradient = false});
+  auto film = [&](std::string name, Shape x, Shape w, Conv3dOptions o, bool gradient = true) {
+    c.push_back({.name = std::move(name),
+                 .shapes = {x, w, {w[0]}},
+                 .build = [o](In in) { return conv3d(in[0], in[1], in[2], o); },
+                 .terms = w.product(1, 5),
+                 .gradient = gradient});
+  };
+  film("conv3d", {2, 4, 5, 4, 3}, {6, 3, 3, 3, 3}, {.padding = {1, 1, 1}});
+  film("conv3d/valid", {1, 5, 5, 6, 3}, {4, 3, 3, 3, 3}, {.act = "silu"});
+  film("conv3d/stride", {1, 5, 6, 5, 4}, {5, 4, 3, 3, 3}, {.stride = {2, 2, 2}, .padding = {1, 1, 1}, .act = "silu"});
+  film("conv3d/stride_plane", {1, 3, 6, 6, 4}, {5, 4, 3, 3, 3}, {.stride = {1, 2, 2}, .padding = {1, 1, 1}});
+  film("conv3d/unequal", {1, 3, 6, 9, 2}, {3, 2, 2, 3, 5}, {.stride = {1, 2, 3}, .padding = {1, 0, 2}});
+  film("conv3d/pointwise", {1, 3, 4, 4, 6}, {5, 6, 1, 1, 1}, {});
+  film("conv3d/depthwise", {2, 3, 5, 4, 20}, {20, 1, 3, 3, 3}, {.padding = {1, 1, 1}, .groups = 20});
+  film("conv3d/depthwise5", {1, 4, 7, 6, 3}, {3, 1, 5, 5, 5}, {.padding = {2, 2, 2}, .groups = 3, .act = "gelu_tanh"});
+  film("conv3d/grouped", {1, 2, 3, 4, 8}, {8, 4, 1, 1, 1}, {.groups = 2});
+  film("conv3d/blocks", {1, 3, 70, 40, 16}, {150, 16, 3, 3, 3}, {.padding = {1, 1, 1}}, false);
+  film("conv3d/depthwise_blocks", {1, 3, 50, 70, 80}, {80, 1, 3, 3, 3}, {.padding = {1, 1, 1}, .groups = 80}, false);
 }
 
 void add_norm_attention(std::vector<OpCase>& c) {
@@ -376,6 +402,15 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .shapes = {{2, 2, 16}, {16}},
                .build = [](In x) { return rms_norm(x[0], x[1], {}, 1e-6, 1); },
                .terms = 16});
+  c.push_back({.name = "group_norm",
+               .shapes = {{2, 3, 2, 4, 12}, {12}, {12}},
+               .build = [](In x) { return group_norm(x[0], x[1], x[2], 3, 1e-6, "silu"); },
+               .terms = 96});
+  c.push_back({.name = "group_norm/blocks",
+               .shapes = {{2, 5000, 40}, {40}, {40}},
+               .build = [](In x) { return group_norm(affine(x[0], 1, 3), x[1], x[2], 4, 1e-6); },
+               .terms = 50000,
+               .gradient = false});
   c.push_back({.name = "rms_norm_add",
                .shapes = {{4, 19}, {4, 19}, {19}, {19}},
                .build = [](In x) { return rms_norm_add(x[0], x[1], x[2], x[3], 1e-5); },
@@ -403,6 +438,20 @@ void add_norm_attention(std::vector<OpCase>& c) {
                      return attention(x[0], x[1], x[2], {}, {.scale = 2, .softcap = 1.5, .causal = true, .window = 3});
                    },
                .terms = 6});
+  c.push_back({.name = "attention/causal_blocks",
+               .shapes = {{2, 7, 1, 4}, {2, 7, 1, 4}, {2, 7, 1, 4}},
+               .build = [](In x) { return attention(x[0], x[1], x[2], {}, {.scale = 2, .causal = true, .block = 3}); },
+               .terms = 7});
+  c.push_back({.name = "attention/causal_blocks_bias",
+               .shapes = {{1, 7, 1, 4}, {1, 7, 1, 4}, {1, 7, 1, 4}, {1, 7}},
+               .build = [](In x) { return attention(x[0], x[1], x[2], x[3], {.causal = true, .block = 3}); },
+               .terms = 7});
+  c.push_back(
+      {.name = "attention/causal_tiles",
+       .shapes = {{1, 2700, 1, 8}, {1, 2700, 1, 8}, {1, 2700, 1, 8}},
+       .build = [](In x) { return attention(x[0], x[1], x[2], {}, {.scale = 2, .causal = true, .block = 300}); },
+       .terms = 2700,
+       .gradient = false});
   c.push_back({.name = "attention/blocks",
                .shapes = {{1, 150, 2, 32}, {1, 90, 2, 32}, {1, 90, 2, 32}},
                .build = [](In x) { return attention(x[0], x[1], x[2], {}, {.scale = 0.18}); },
