@@ -121,6 +121,7 @@ class FfmpegWriter : public VideoWriter {
   void finish() override {
     if (frames_ == 0) fail_without_frames(path_);
     encode(nullptr);
+    begun_ = false;
     expect(av_write_trailer(format_), "cannot write");
     expect(avio_closep(&format_->pb), "cannot write");
     file_.commit();
@@ -202,24 +203,22 @@ class FfmpegWriter : public VideoWriter {
     Dictionary settings;
     if (ending == "mp4") settings.set("movflags", "+faststart");
     expect(avformat_write_header(format_, settings.address()), "cannot write");
+    begun_ = true;
   }
 
-  // The image with its last column and row repeated where the film is larger by one.
+  // The image with its last column and row repeated where the film is larger by one, in memory that goes on for a
+  // while: swscale reads whole vectors.
   void fill_yuv(const Image& image) {
-    const uint8_t* rgb = image.rgb.data();
-    if (width_ != image.width || height_ != image.height) {
-      auto wide = static_cast<size_t>(width_) * 3, narrow = static_cast<size_t>(image.width) * 3;
-      padded_.resize(wide * static_cast<size_t>(height_));
-      for (int y = 0; y < height_; ++y) {
-        const uint8_t* from = rgb + static_cast<size_t>(std::min(y, image.height - 1)) * narrow;
-        uint8_t* to = padded_.data() + static_cast<size_t>(y) * wide;
-        std::memcpy(to, from, narrow);
-        if (wide > narrow) std::memcpy(to + narrow, from + narrow - 3, 3);
-      }
-      rgb = padded_.data();
+    auto wide = static_cast<size_t>(width_) * 3, narrow = static_cast<size_t>(image.width) * 3;
+    padded_.resize(wide * static_cast<size_t>(height_) + 64);
+    for (int y = 0; y < height_; ++y) {
+      const uint8_t* from = image.rgb.data() + static_cast<size_t>(std::min(y, image.height - 1)) * narrow;
+      uint8_t* to = padded_.data() + static_cast<size_t>(y) * wide;
+      std::memcpy(to, from, narrow);
+      if (wide > narrow) std::memcpy(to + narrow, from + narrow - 3, 3);
     }
-    const uint8_t* planes[] = {rgb};
-    int strides[] = {width_ * 3};
+    const uint8_t* planes[4] = {padded_.data()};
+    int strides[4] = {width_ * 3};
     expect(sws_scale(scaler_.get(), planes, strides, 0, height_, frame_->data, frame_->linesize), "cannot convert");
   }
 
@@ -250,6 +249,8 @@ class FfmpegWriter : public VideoWriter {
 
   void close() {
     if (!format_) return;
+    if (begun_) av_write_trailer(format_);  // of a film that is given up: nothing else frees what the format holds
+    begun_ = false;
     avio_closep(&format_->pb);
     avformat_free_context(format_);
     format_ = nullptr;
@@ -261,6 +262,7 @@ class FfmpegWriter : public VideoWriter {
   TemporaryFile file_;
   int width_ = 0, height_ = 0;
   int64_t frames_ = 0;
+  bool begun_ = false;  // between the file's head and its tail
   AVFormatContext* format_ = nullptr;
   AVStream* stream_ = nullptr;
   ffmpeg::Codec codec_;

@@ -230,8 +230,8 @@ void VideoReader::State::convert(Image& image) {
   image.height = height;
   auto line = static_cast<size_t>(width) * 3;
   image.rgb.resize(line * static_cast<size_t>(height) + 64);  // swscale may write whole vectors
-  uint8_t* planes[] = {image.rgb.data()};
-  int strides[] = {static_cast<int>(line)};
+  uint8_t* planes[4] = {image.rgb.data()};
+  int strides[4] = {static_cast<int>(line)};
   expect(sws_scale(scaler.get(), frame->data, frame->linesize, 0, height, planes, strides), "its colours are damaged");
   image.rgb.resize(line * static_cast<size_t>(height));
   for (int i = 0; i < turns; ++i) turn_right(image);
