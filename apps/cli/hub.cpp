@@ -201,10 +201,11 @@ Facts facts_of(const fs::path& folder) {
     for (const std::string& part : index.keys()) {
       if (part[0] == '_' || part.find('/') != std::string::npos || !fs::exists(folder / part / "config.json", error))
         continue;
-      bool transformers = !fs::exists(folder / part / "diffusion_pytorch_model.safetensors", error);
-      for (const fs::directory_entry& entry : fs::directory_iterator(folder / part))
-        transformers = transformers && !entry.path().filename().string().starts_with("diffusion_pytorch_model");
-      Weights weights = open_weights((folder / part).string(), transformers ? "model" : "diffusion_pytorch_model");
+      std::string base = "model";  // transformers' name for weights, unless there are files by diffusers' name
+      for (const fs::directory_entry& entry : fs::directory_iterator(folder / part, error)) {
+        if (entry.path().filename().string().starts_with("diffusion_pytorch_model")) base = "diffusion_pytorch_model";
+      }
+      Weights weights = open_weights((folder / part).string(), base);
       facts.weights += weights.bytes();
       for (const std::string& name : weights.names()) {
         const Tensor& tensor = *weights.find(name);
@@ -264,7 +265,7 @@ int list_models(bool as_json) {
       if (repository.partial_bytes) rows.back()["partial_bytes"] = repository.partial_bytes;
     }
   }
-  if (as_json) return std::printf("%s\n", rows.dump(1, ' ', true).c_str()), 0;
+  if (as_json) return std::printf("%s\n", rows.dump(1, ' ', true, Json::error_handler_t::replace).c_str()), 0;
   size_t width = 5;
   for (const Json& row : rows) width = std::max(width, row["name"].get<std::string>().size());
   std::printf("%-*s  %9s  %-20s %-10s %9s  %s\n", static_cast<int>(width), "model", "on disk", "type", "dtype",
@@ -282,18 +283,18 @@ int list_models(bool as_json) {
 }
 
 // The revisions of a cached repository that "ORG/NAME[@REVISION]" means; a commit may be shortened to 7 digits.
-std::vector<const hub::CachedRevision*> matching(const hub::CachedRepository& repository, const std::string& revision) {
-  std::vector<const hub::CachedRevision*> found;
+std::vector<hub::CachedRevision> matching(const hub::CachedRepository& repository, const std::string& revision) {
+  std::vector<hub::CachedRevision> found;
   for (const hub::CachedRevision& r : repository.revisions) {
     bool is_ref = std::find(r.refs.begin(), r.refs.end(), revision) != r.refs.end();
-    if (revision.empty() || is_ref || (revision.size() >= 7 && r.commit.starts_with(revision))) found.push_back(&r);
+    if (revision.empty() || is_ref || (revision.size() >= 7 && r.commit.starts_with(revision))) found.push_back(r);
   }
   return found;
 }
 
 struct Target {
   hub::CachedRepository repository;
-  std::vector<const hub::CachedRevision*> revisions;
+  std::vector<hub::CachedRevision> revisions;
   std::string revision;  // as asked for; empty: all
 };
 
@@ -305,13 +306,12 @@ std::vector<Target> targets_of(const hub::Settings& settings, const std::vector<
     std::string id = text.substr(0, at);
     auto found = std::find_if(cached.begin(), cached.end(), [&](const auto& r) { return r.id == id; });
     if (found == cached.end()) fail(ErrorKind::input, id + " is not in the cache " + settings.cache);
-    Target target{*found, {}, at == std::string::npos ? "" : text.substr(at + 1)};
-    targets.push_back(std::move(target));
-    targets.back().revisions = matching(targets.back().repository, targets.back().revision);
-    if (!targets.back().revision.empty() && targets.back().revisions.size() > 1)
+    std::string revision = at == std::string::npos ? "" : text.substr(at + 1);
+    targets.push_back({*found, matching(*found, revision), revision});
+    if (!revision.empty() && targets.back().revisions.size() > 1)
       fail(ErrorKind::usage, text + " may be one of several revisions; give more digits of the commit");
-    if (!targets.back().revision.empty() && targets.back().revisions.empty())
-      fail(ErrorKind::input, id + " has no revision " + targets.back().revision + " in the cache");
+    if (!revision.empty() && targets.back().revisions.empty())
+      fail(ErrorKind::input, id + " has no revision " + revision + " in the cache");
   }
   return targets;
 }
@@ -331,9 +331,11 @@ bool confirmed(const std::string& question, bool yes, const std::string& otherwi
 
 int remove_models(const std::vector<std::string>& names, bool yes) {
   hub::Settings settings = hub::read_settings();
-  for (const Target& target : targets_of(settings, names)) {
+  targets_of(settings, names);  // all or none
+  for (const std::string& name : names) {
+    Target target = targets_of(settings, {name})[0];  // after what the names before it removed
     uint64_t bytes = 0;
-    for (const auto* revision : target.revisions) bytes += revision->bytes;
+    for (const hub::CachedRevision& revision : target.revisions) bytes += revision.bytes;
     std::string what = target.repository.id + (target.revision.empty() ? "" : "@" + target.revision);
     if (!confirmed("Remove " + what + " (" + human(bytes) + ")?", yes,
                    "to remove " + what + " without being asked, add --yes"))
@@ -342,8 +344,8 @@ int remove_models(const std::vector<std::string>& names, bool yes) {
     if (target.revision.empty()) {
       freed = hub::remove_revision(settings.cache, target.repository, "", settings.symlinks);
     } else {
-      for (const auto* revision : target.revisions)
-        freed += hub::remove_revision(settings.cache, target.repository, revision->commit, settings.symlinks);
+      for (const hub::CachedRevision& revision : target.revisions)
+        freed += hub::remove_revision(settings.cache, target.repository, revision.commit, settings.symlinks);
     }
     std::printf("%s removed, %s freed\n", what.c_str(), human(freed).c_str());
   }
@@ -357,29 +359,25 @@ int verify_models(std::vector<std::string> names, bool delete_damaged) {
   }
   size_t bad = 0;
   for (const Target& target : targets_of(settings, names)) {
-    for (const auto* revision : target.revisions) {
+    std::set<std::string> damaged;
+    for (const hub::CachedRevision& revision : target.revisions) {
       size_t good = 0;
-      std::string name = target.repository.id + "@" + revision->commit.substr(0, 8);
-      std::set<std::string> gone;
+      std::string name = target.repository.id + "@" + revision.commit.substr(0, 8);
       for (const hub::FileCheck& check :
-           hub::verify_revision(settings.cache, target.repository, *revision, &stop_requested)) {
+           hub::verify_revision(settings.cache, target.repository, revision, &stop_requested)) {
         good += check.result == hub::FileCheck::good;
         if (check.result == hub::FileCheck::good) continue;
         std::printf("%s  %s: %s\n", name.c_str(), check.path.c_str(), check.why.c_str());
         if (check.result == hub::FileCheck::unknown) continue;
         ++bad;
-        if (!delete_damaged) continue;
-        // The entry and its blob; a blob that is a link goes, what it leads to stays.
-        fs::path pointer = fs::path(target.repository.folder) / "snapshots" / revision->commit / check.path;
-        auto file = std::find_if(revision->files.begin(), revision->files.end(),
-                                 [&](const auto& f) { return f.path == check.path; });
-        std::error_code error;
-        fs::remove(pointer, error);
-        if (file != revision->files.end() &&
-            fs::path(file->blob).parent_path() == fs::path(target.repository.folder) / "blobs")
-          fs::remove(file->blob, error);
+        for (const hub::CachedFile& file : revision.files) {
+          if (file.path == check.path) damaged.insert(file.blob);
+        }
       }
-      std::printf("%s  %zu of %zu files are as the hub announced them\n", name.c_str(), good, revision->files.size());
+      std::printf("%s  %zu of %zu files are as the hub announced them\n", name.c_str(), good, revision.files.size());
+    }
+    for (const std::string& blob : damaged) {
+      if (delete_damaged) hub::remove_blob(target.repository, blob);
     }
   }
   if (bad == 0) return 0;

@@ -120,6 +120,9 @@ std::vector<CachedRepository> scan_cache(const std::string& root);  // the model
 uint64_t remove_revision(const std::string& root, const CachedRepository& repository, const std::string& commit,
                          bool symlinks = true);
 
+// Removes one blob, as CachedFile names it, after every entry of a snapshot that stands for it.
+void remove_blob(const CachedRepository& repository, const std::string& blob);
+
 // The shared store. Linking makes blobs/<etag> of a repository a link to the store's file of that hash and size and
 // notes the reference; false when there is none, or the store is not Hugging Face's. Sweeping removes a file that
 // nothing refers to any more and returns its bytes.

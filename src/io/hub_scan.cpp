@@ -183,4 +183,15 @@ uint64_t remove_revision(const std::string& root, const CachedRepository& reposi
   return freed;
 }
 
+void remove_blob(const CachedRepository& repository, const std::string& blob) {
+  std::error_code error;
+  fs::path folder = repository.folder;
+  for (const CachedRevision& revision : repository.revisions) {
+    for (const CachedFile& file : revision.files) {
+      if (file.blob == blob) fs::remove(folder / "snapshots" / revision.commit / file.path, error);
+    }
+  }
+  if (fs::path(blob).parent_path() == folder / "blobs") fs::remove(blob, error);
+}
+
 }  // namespace kinora::hub

@@ -35,6 +35,7 @@ class HubCli : public Site {
     EXPECT_EQ(o.err.find('\n', last), o.err.size() - 1) << o.err;
     EXPECT_NE(o.err.find(word, last), std::string::npos) << o.err;
   }
+  hub::RepositoryCache repository_of(const std::string& id) { return hub::RepositoryCache(settings_.cache, id); }
   void put_tiny() {
     fs::create_directories(temp_.path("repos/org/tiny"));
     copy_tiny_sprint(temp_.path("repos/org/tiny/main"));
@@ -95,6 +96,20 @@ TEST_F(HubCli, PullsListsVerifiesAndRemoves) {
   expect_error("models rm org/tiny", 2, "add --yes");
   expect_error("models rm org/absent --yes", 3, "not in the cache");
   expect_error("models rm org/tiny@v9 --yes", 3, "no revision v9");
+  put("org/tiny/v2/extra.json", "{}");
+  put("org/tiny/v2/model.safetensors", "shared");
+  put("org/tiny/v3/model.safetensors", "shared");
+  ASSERT_EQ(run("pull org/tiny@v2 '*'").status, 0);
+  ASSERT_EQ(run("pull org/tiny@v3 '*'").status, 0);
+  std::string v2 = repository_of("org/tiny").commit_of("v2").value();
+  std::ofstream(fs::canonical(repository_of("org/tiny").file(v2, "model.safetensors"))) << "shaReD";
+  expect_error("models verify org/tiny --delete-damaged", 4, "2 files are damaged");  // one blob, in two revisions
+  expect_sound_cache();
+  ASSERT_EQ(run("pull org/tiny@v2 '*'").status, 0);
+  ASSERT_EQ(run("pull org/tiny@v3 '*'").status, 0);
+  o = run("models rm org/tiny@v2 org/tiny@v3 --yes");
+  EXPECT_EQ(o.out, "org/tiny@v2 removed, 2 B freed\norg/tiny@v3 removed, 6 B freed\n") << o.err;
+  EXPECT_EQ(run("models verify").status, 0);
   o = run("models rm org/tiny@main org/model --yes");
   ASSERT_EQ(o.status, 0) << o.err;
   EXPECT_TRUE(hub::scan_cache(settings_.cache).empty());
