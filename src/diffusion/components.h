@@ -67,6 +67,7 @@ class Denoiser {
  public:
   Denoiser(SanaConfig config, Weights weights, Runtime runtime);
   Tensor predict(const DenoiseInputs& inputs);  // [batch, height, width, out_channels] f32
+  void rest() { weights_.release_pages(); }     // after the last step: the autoencoder needs the memory
   const SanaConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const;

@@ -317,6 +317,7 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
     Tensor clean = scm ? scm->denoised() : latents;
     r.on_step({static_cast<int64_t>(i + 1 - p.first_step), static_cast<int64_t>(count - p.first_step), &clean});
   }
+  denoiser_->rest();
   if (!scm) return latents;
   Tensor result = scm->denoised().clone();
   for (int64_t i = 0; i < result.numel(); ++i) result.data<float>()[i] /= ScmScheduler::kSigmaData;
