@@ -63,6 +63,7 @@ class Denoiser {
  public:
   Denoiser(SanaConfig config, Weights weights, Runtime runtime);
   Tensor predict(const DenoiseInputs& inputs, Keep keep = Keep::on_host);  // [batch, height, width, out_channels] f32
+  void rest() { weights_.release_pages(); }  // after the last step: the autoencoder needs the memory
   const SanaConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   const Runtime& runtime() const { return runtime_; }

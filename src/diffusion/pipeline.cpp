@@ -319,6 +319,7 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
     Tensor clean = scm ? scm->denoised() : latents;
     r.on_step({static_cast<int64_t>(i + 1 - p.first_step), static_cast<int64_t>(count - p.first_step), &clean});
   }
+  denoiser_->rest();
   if (!scm) return latents;
   Tensor result = scm->denoised().clone();
   for (int64_t i = 0; i < result.numel(); ++i) result.data<float>()[i] /= ScmScheduler::kSigmaData;
@@ -348,6 +349,7 @@ Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const Denois
   }
   LoopResult result = device_sampler_->run(loop);
   Tensor latents = runtime_.context.device->to_host(scm ? result.clean : result.latents);
+  denoiser_->rest();
   check_finite(latents, "the transformer");
   for (int64_t i = 0; scm && i < latents.numel(); ++i) latents.data<float>()[i] /= ScmScheduler::kSigmaData;
   return latents;
