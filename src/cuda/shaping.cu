@@ -81,11 +81,13 @@ Step gathered(const StepSpec& spec, const Ints& from, int64_t offset) {
 }
 
 template <class From, class To>
-__global__ void gather_kernel(const From* table, const int32_t* ids, To* out, int64_t rows, int64_t width) {
+__global__ void gather_kernel(const From* table, const int32_t* ids, To* out, int64_t rows, int64_t width,
+                              int64_t entries) {
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= rows * width) return;
-  int64_t row = index / width, column = index - row * width;
-  out[index] = from_float<To>(to_float(table[int64_t{ids[row]} * width + column]));
+  int64_t row = index / width, column = index - row * width, id = ids[row];
+  // An id out of range cannot throw here; it must not read elsewhere either.
+  out[index] = from_float<To>(id >= 0 && id < entries ? to_float(table[id * width + column]) : NAN);
 }
 
 // Rows of g whose id is the block's row, added in their order.
@@ -174,7 +176,7 @@ Step make_pad(const StepSpec& spec) {
 }
 
 Step make_gather(const StepSpec& spec) {
-  int64_t width = spec.inputs[0].shape[1], rows = spec.inputs[1].shape.numel();
+  int64_t entries = spec.inputs[0].shape[0], width = spec.inputs[0].shape[1], rows = spec.inputs[1].shape.numel();
   DType from = spec.inputs[0].dtype, to = spec.output().dtype;
   Step step;
   step.run = [=](const StepArgs& args) {
@@ -183,7 +185,7 @@ Step make_gather(const StepSpec& spec) {
       with_float(to, [&]<class To>(To) {
         gather_kernel<<<static_cast<unsigned>(ceil_div(rows * width, kThreads)), kThreads, 0, stream_of(args)>>>(
             static_cast<const From*>(args.in[0]), static_cast<const int32_t*>(args.in[1]), static_cast<To*>(args.out),
-            rows, width);
+            rows, width, entries);
       });
     });
     check(cudaGetLastError());

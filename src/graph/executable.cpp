@@ -135,8 +135,13 @@ std::vector<Executable::StepTime> Executable::profile(const std::map<std::string
     }
     return times;
   }
-  // The device is kept busy while the steps are enqueued, so that it never waits for one.
-  for (int i = 0; i < 8; ++i) execute(memory, arena);
+  // The device is kept busy while the steps are enqueued, so that it never waits for one. A run may write over its
+  // inputs, so each has its own.
+  for (int i = 0; i < 8; ++i) {
+    bind(inputs, arena);
+    execute(memory, arena);
+  }
+  bind(inputs, arena);
   std::vector<std::unique_ptr<Device::Mark>> marks;
   marks.push_back(context_.device->mark());
   for (const Planned& planned : steps_) {

@@ -1,0 +1,176 @@
+// Times single steps of the models at full size on the GPU: bench_steps [NAME…], microseconds and the bandwidth that
+// reading each input once and writing the output once would need.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+
+#include "core/rng.h"
+#include "cuda/backend.h"
+#include "diffusion/backends.h"
+#include "ops/attention.h"
+#include "ops/conv.h"
+#include "ops/elementwise.h"
+#include "ops/matmul.h"
+#include "ops/norm.h"
+#include "ops/shaping.h"
+
+using namespace kinora;
+
+namespace {
+
+struct Case {
+  const char* name;
+  std::vector<Shape> shapes;
+  std::function<Value(std::span<const Value>)> build;
+};
+
+std::vector<Value> heads(Value qkv, int parts, int64_t count) {
+  std::vector<Value> result;
+  for (Value part : split(qkv, 2, parts)) {
+    const Shape& s = part.shape();
+    result.push_back(reshape(part, {s[0], s[1], count, s[2] / count}));
+  }
+  return result;
+}
+
+Value cross_attention(Value q, Value kv, int64_t count) {
+  const Shape& s = q.shape();
+  int64_t d = s[2];
+  auto part = [&](int64_t at) {
+    Value x = slice(kv, 2, at * d, (at + 1) * d);
+    return reshape(x, {s[0], x.shape()[1], count, d / count});
+  };
+  Value bias = q.graph().constant(Tensor::zeros({s[0], kv.shape()[1]}));
+  return attention(reshape(q, {s[0], s[1], count, d / count}), part(2), part(3), bias, {.scale = 0.1});
+}
+
+std::vector<Case> cases() {
+  using In = std::span<const Value>;
+  return {
+      {"glu-1.6b",
+       {{2, 32, 32, 11200}, {11200, 1, 3, 3}, {11200}},
+       [](In x) { return depthwise_glu(x[0], x[1], x[2], "silu"); }},
+      {"glu-1.6b-4k",
+       {{2, 128, 128, 11200}, {11200, 1, 3, 3}, {11200}},
+       [](In x) { return depthwise_glu(x[0], x[1], x[2], "silu"); }},
+      {"glu-0.6b",
+       {{2, 32, 32, 5760}, {5760, 1, 3, 3}, {5760}},
+       [](In x) { return depthwise_glu(x[0], x[1], x[2], "silu"); }},
+      {"glu-dcae",
+       {{1, 128, 128, 4096}, {4096, 1, 3, 3}, {4096}},
+       [](In x) { return depthwise_glu(x[0], x[1], x[2], "silu"); }},
+      {"cross-1.6b", {{2, 1024, 2240}, {2, 300, 31360}}, [](In x) { return cross_attention(x[0], x[1], 20); }},
+      {"cross-1.6b-4k", {{2, 16384, 2240}, {2, 300, 31360}}, [](In x) { return cross_attention(x[0], x[1], 20); }},
+      {"cross-0.6b", {{2, 1024, 1152}, {2, 300, 32256}}, [](In x) { return cross_attention(x[0], x[1], 16); }},
+      {"linear-1.6b",
+       {{2, 1024, 6720}},
+       [](In x) {
+         auto h = heads(x[0], 3, 70);
+         return linear_attention(h[0], h[1], h[2]);
+       }},
+      {"linear-1.6b-4k",
+       {{2, 16384, 6720}},
+       [](In x) {
+         auto h = heads(x[0], 3, 70);
+         return linear_attention(h[0], h[1], h[2]);
+       }},
+      {"linear-0.6b",
+       {{2, 1024, 3456}},
+       [](In x) {
+         auto h = heads(x[0], 3, 36);
+         return linear_attention(h[0], h[1], h[2]);
+       }},
+      {"linear-dcae",
+       {{1, 16384, 32, 96}},
+       [](In x) {
+         auto p = split(x[0], 3, 3);
+         return linear_attention(p[0], p[1], p[2]);
+       }},
+      {"norm-1.6b",
+       {{2, 1024, 2240}, {2, 1, 2240}, {2, 1, 2240}},
+       [](In x) { return layer_norm(x[0], 1e-6, x[1], x[2]); }},
+      {"gate-1.6b", {{2, 1, 2240}, {2, 1024, 2240}, {2, 1024, 2240}}, [](In x) { return mul_add(x[0], x[1], x[2]); }},
+      {"rms-add-dcae",
+       {{1, 1024, 1024, 128}, {1, 1024, 1024, 128}, {128}, {128}},
+       [](In x) { return rms_norm_add(x[0], x[1], x[2], x[3], 1e-5); }},
+      {"relu-dcae", {{1, 1024, 1024, 128}}, [](In x) { return relu(x[0]); }},
+      {"add-dcae", {{1, 1024, 1024, 128}, {1, 1024, 1024, 128}}, [](In x) { return x[0] + x[1]; }},
+      {"depthwise5-dcae",
+       {{1, 128, 128, 1536}, {1536, 1, 5, 5}},
+       [](In x) { return conv2d(x[0], x[1], {}, {.padding = 2, .groups = 1536}); }},
+      {"grouped-dcae",
+       {{1, 128, 128, 1536}, {1536, 32, 1, 1}},
+       [](In x) { return conv2d(x[0], x[1], {}, {.groups = 48}); }},
+      {"conv-128",
+       {{1, 1024, 1024, 128}, {128, 128, 3, 3}},
+       [](In x) { return conv2d(x[0], x[1], {}, {.padding = 1}); }},
+      {"conv-256", {{1, 512, 512, 256}, {256, 256, 3, 3}}, [](In x) { return conv2d(x[0], x[1], {}, {.padding = 1}); }},
+      {"conv-512", {{1, 256, 256, 512}, {512, 512, 3, 3}}, [](In x) { return conv2d(x[0], x[1], {}, {.padding = 1}); }},
+      {"up-256-128",
+       {{1, 512, 512, 256}, {128, 256, 3, 3}, {128}},
+       [](In x) { return conv2d(upsample_nearest2(x[0]), x[1], x[2], {.padding = 1}); }},
+      {"gemma-attention",
+       {{2, 300, 4096}},
+       [](In x) {
+         auto part = [&](int64_t at, int64_t count) {
+           return reshape(slice(x[0], 2, at, at + count * 256), {2, 300, count, 256});
+         };
+         return attention(part(0, 8), part(2048, 4), part(3072, 4), {}, {.scale = 0.06, .softcap = 50, .causal = true});
+       }},
+  };
+}
+
+Tensor filled(const Shape& shape) {
+  constexpr int64_t kDrawn = 1 << 20;
+  static const Tensor drawn = CpuGenerator(1).randn({kDrawn}).to(DType::bf16);
+  Tensor all(shape, DType::bf16);
+  for (int64_t at = 0; at < all.numel(); at += kDrawn) {
+    std::memcpy(all.data<bf16>() + at, drawn.raw(), static_cast<size_t>(std::min(kDrawn, all.numel() - at)) * 2);
+  }
+  return all;
+}
+
+void measure(const Case& c, const Runtime& runtime) {
+  Graph graph;
+  std::vector<Value> inputs;
+  std::map<std::string, Tensor> feed;
+  size_t bytes = 0;
+  for (size_t i = 0; i < c.shapes.size(); ++i) {
+    std::string name = "x" + std::to_string(i);
+    bool weight = i > 0 && c.shapes[i].rank() != 3 && c.shapes[i].product(1, c.shapes[i].rank()) < 100000;
+    Tensor values = filled(c.shapes[i]);
+    bytes += values.bytes();
+    if (weight) {
+      inputs.push_back(graph.parameter(name, values));
+    } else {
+      inputs.push_back(graph.input(name, c.shapes[i], DType::bf16));
+      feed[name] = runtime.context.device->to_device(values);
+    }
+  }
+  Value y = c.build(inputs);
+  bytes += static_cast<size_t>(y.shape().numel()) * 2;
+  graph.output("y", y);
+  Executable exe = compile(graph, *runtime.backend, runtime.context);
+  std::vector<double> totals;
+  for (int i = 0; i < 7; ++i) {
+    double total = 0;
+    for (const Executable::StepTime& step : exe.profile(feed)) total += step.seconds;
+    totals.push_back(total);
+  }
+  std::sort(totals.begin(), totals.end());
+  std::printf("%-18s %9.1f us  %6.2f TB/s\n", c.name, totals[3] * 1e6, static_cast<double>(bytes) / totals[3] / 1e12);
+  std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Runtime runtime = make_runtime("cuda", "bfloat16", 1, nullptr);
+  std::printf("%s\n", describe(runtime).c_str());
+  for (const Case& c : cases()) {
+    bool wanted =
+        argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char* name) { return !std::strcmp(name, c.name); });
+    if (wanted) measure(c, runtime);
+  }
+}
