@@ -132,9 +132,9 @@ def kinora(program, *arguments):
 
 def bench(program, model, part, dtype, threads, size, repeats):
     component = {"mini": "picture"}.get(part, part)
-    out = json.loads(kinora(program, "bench", "--model", model, "--dtype", dtype, "--size", size, "--threads", threads, "--repeats", repeats,
+    out = json.loads(kinora(program, "bench", "--model", model, "--device", "cpu", "--dtype", dtype, "--size", size, "--threads", threads, "--repeats", repeats,
                             "--json", "--component", component))
-    return out["rows"][0] | {"cpu": out["cpu"]}
+    return out["rows"][0] | {"cpu": out["device"]}
 
 
 def distance(a, b):
@@ -147,7 +147,7 @@ def compare(o, program, model, part, dtype, threads, folder):
         import numpy
         from PIL import Image
         peer(part=part, dtype=dtype, threads=threads, model=model, output=str(folder / "peer.png"))
-        kinora(program, "generate", PROMPT, "--model", model, "--dtype", dtype, "--seed", 0, "-t", threads, "-q", "-o", folder / "ours.png")
+        kinora(program, "generate", PROMPT, "--model", model, "--device", "cpu", "--dtype", dtype, "--seed", 0, "-t", threads, "-q", "-o", folder / "ours.png")
         a, b = (numpy.asarray(Image.open(folder / name).convert("RGB")).astype(int) for name in ("ours.png", "peer.png"))
         worst = int(abs(a - b).max())
         # diffusers' default attention leaves out Gemma-2's soft-cap, so the prompt differs a little.
@@ -161,7 +161,7 @@ def compare(o, program, model, part, dtype, threads, folder):
             peer(part=part, dtype=d, threads=threads, model=str(model), input=str(given), output=str(path))
         return load_file(path)["sample"]
     reference = peer_result("float32")
-    kinora(program, "eval", model, part, given, "-o", folder / "ours.safetensors", "--dtype", dtype, "-t", threads)
+    kinora(program, "eval", model, part, given, "-o", folder / "ours.safetensors", "--device", "cpu", "--dtype", dtype, "-t", threads)
     ours = distance(load_file(folder / "ours.safetensors")["sample"], reference)
     theirs = 0.0 if dtype == "float32" else distance(peer_result(dtype), reference)
     return {"kinora from float32": ours, "torch from float32": theirs, "agree": ours < (2e-4 if dtype == "float32" else 2 * theirs)}
