@@ -228,6 +228,7 @@ std::optional<std::vector<TreeEntry>> RepositoryCache::read_tree(const std::stri
 void RepositoryCache::create(const std::string& commit) {
   std::string staging = root_ + "/.locks/" + name_;
   create_folders(staging);
+  remove_leftovers(staging);
   if (::access((root_ + "/CACHEDIR.TAG").c_str(), F_OK) != 0) place(staging, root_ + "/CACHEDIR.TAG", kCacheTag);
   if (::access(folder_.c_str(), F_OK) != 0) {
     // A model's folder without snapshots/ counts as damaged, so it comes into being with it.

@@ -120,6 +120,8 @@ std::vector<CachedRepository> scan_cache(const std::string& root);  // the model
 uint64_t remove_revision(const std::string& root, const CachedRepository& repository, const std::string& commit,
                          bool symlinks = true);
 
+// Deletes what a removal that was killed left beside the locks of a repository.
+void remove_leftovers(const std::string& staging);
 // Removes one blob, as CachedFile names it, after every entry of a snapshot that stands for it.
 void remove_blob(const CachedRepository& repository, const std::string& blob);
 

@@ -131,6 +131,13 @@ void remove_tree(const fs::path& path, const std::string& staging) {
 
 }  // namespace
 
+void remove_leftovers(const std::string& staging) {
+  std::error_code error;
+  for (const fs::directory_entry& entry : entries_of(staging)) {
+    if (entry.path().extension() == ".old") fs::remove_all(entry.path(), error);
+  }
+}
+
 std::vector<CachedRepository> scan_cache(const std::string& root) {
   std::vector<CachedRepository> repositories;
   for (const fs::directory_entry& entry : entries_of(root)) {
@@ -149,6 +156,7 @@ uint64_t remove_revision(const std::string& root, const CachedRepository& reposi
   if (cache.busy()) fail(ErrorKind::io, repository.id + " is being downloaded by another process; nothing was removed");
   fs::path folder = repository.folder;
   std::string staging = root + "/.locks/" + folder.filename().string();
+  remove_leftovers(staging);
   std::set<std::string> going, staying, shared;
   const CachedRevision* revision = nullptr;
   for (const CachedRevision& r : repository.revisions) {
@@ -165,7 +173,8 @@ uint64_t remove_revision(const std::string& root, const CachedRepository& reposi
   for (const std::string& blob : going) {
     if (staying.count(blob)) continue;
     if (auto file = shared_store_file(root, blob)) shared.insert(*file);
-    if (fs::symlink_status(blob, error).type() == fs::file_type::regular) freed += size_of(blob);
+    bool ours = blob.starts_with(folder.string() + "/");
+    if (ours && fs::symlink_status(blob, error).type() == fs::file_type::regular) freed += size_of(blob);
   }
   if (whole) {
     if (fs::is_symlink(folder, error)) freed = 0;

@@ -80,8 +80,6 @@ class Selector {
     Selection result;
     result.files.assign(taken_.begin(), taken_.end());
     result.missing = missing_;
-    result.whole_pipeline =
-        options_.patterns.empty() && options_.components.empty() && names_.count("model_index.json");
     for (const std::string& name : names_) {
       if (!taken_.count(name))
         result.left_out.emplace_back(name, options_.patterns.empty() ? reason_for(name).why : "not asked for");

@@ -20,7 +20,6 @@ struct Selection {
   std::vector<std::string> files;                             // sorted
   std::vector<std::pair<std::string, std::string>> left_out;  // a path and why, sorted
   std::vector<std::string> missing;                           // what the model would need besides, in words
-  bool whole_pipeline = false;                                // a diffusers folder, by its model_index.json
 };
 
 // `names`: all paths of the repository. `read` gives a small file of it (model_index.json, an index of shards). Throws

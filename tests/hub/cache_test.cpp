@@ -120,6 +120,15 @@ TEST_F(HubCache, NeverDeletesThroughALink) {
   EXPECT_TRUE(fs::exists(temp_.path("disk/snapshots")));
 }
 
+TEST_F(HubCache, ARemovalThatWasKilledIsFinishedLater) {
+  put(kFirst, "a", "bytes");
+  std::string aside = root_ + "/.locks/models--org--model/123-snapshots.old";
+  fs::create_directories(aside + "/inner");
+  cache_.create(kFirst);
+  EXPECT_FALSE(fs::exists(aside));
+  EXPECT_TRUE(cache_.has(kFirst, "a"));
+}
+
 TEST_F(HubCache, DamageIsSaidAndRemovable) {
   put(kFirst, "a", "bytes");
   fs::remove(fs::canonical(cache_.file(kFirst, "a")));

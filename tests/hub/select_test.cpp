@@ -70,7 +70,6 @@ TEST(HubSelect, OneCopyOfEachWeight) {
                   "text_encoder/model.safetensors.index.json", "transformer/diffusion_pytorch_model.safetensors",
                   "vae/diffusion_pytorch_model.safetensors"}));
   EXPECT_TRUE(s.missing.empty());
-  EXPECT_TRUE(s.whole_pipeline);
   std::map<std::string, std::string> why(s.left_out.begin(), s.left_out.end());
   EXPECT_EQ(why.size() + s.files.size(), published().size());
   EXPECT_EQ(why["text_encoder/pytorch_model.bin"], "pickled weights, which are never read");
