@@ -48,6 +48,10 @@ Step make_linear_attention(const StepSpec& spec);
 bool supports_linear_attention(const StepSpec& spec);
 Step make_rope(const StepSpec& spec);
 
+// For each row of x, the index of the row that it reads of an operand which broadcasts against x and whose last axis is
+// full.
+std::vector<int64_t> row_index(const Shape& operand, const Shape& x);
+
 // Scratch memory divided among the threads: `bytes` each, 64-byte aligned.
 class Workspace {
  public:

@@ -29,7 +29,7 @@ Unary activation_of(const std::string& name) {
 
 // Where the inputs of `linear` and `linear_add` stand, and what is done to their product.
 struct Inputs {
-  size_t x = 0, weight = 1, bias = 0, gate = 0, residual = 0;  // 0: absent, but for x and for residual of linear_add
+  size_t x = 0, weight = 1, residual = 0, gate = 3, bias = 2;
   bool has_bias = false, has_gate = false, has_residual = false, has_act = false;
   Unary act = Unary::silu;
 
@@ -41,7 +41,6 @@ struct Inputs {
       weight = 2;
       has_gate = attrs.integer("gate");
       has_bias = attrs.integer("bias");
-      gate = 3;
     } else {
       has_bias = spec.inputs.size() == 3;
       has_act = attrs.text("act") != "none";
@@ -50,23 +49,6 @@ struct Inputs {
     bias = spec.inputs.size() - 1;
   }
 };
-
-// The index of the gate's row for each row of the result.
-std::vector<int64_t> gate_rows(const Shape& gate, const Shape& out) {
-  std::vector<int64_t> rows(static_cast<size_t>(out.product(0, out.rank() - 1)));
-  int extra = out.rank() - gate.rank();
-  for (size_t r = 0; r < rows.size(); ++r) {
-    int64_t rest = static_cast<int64_t>(r), stride = 1;
-    for (int i = out.rank() - 2; i >= 0; --i) {
-      int64_t at = rest % out[i];
-      rest /= out[i];
-      if (i < extra) continue;
-      if (gate[i - extra] != 1) rows[r] += at * stride;
-      stride *= gate[i - extra];
-    }
-  }
-  return rows;
-}
 
 // What happens to a tile of the product before it is stored.
 struct Epilogue {
@@ -77,7 +59,7 @@ struct Epilogue {
 
   explicit Epilogue(const StepSpec& spec) : in(spec), type(spec.output().dtype), n(spec.output().shape[-1]) {
     if (in.has_bias) bias_type = spec.inputs[in.bias].dtype;
-    if (in.has_gate) gates = gate_rows(spec.inputs[in.gate].shape, spec.output().shape);
+    if (in.has_gate) gates = row_index(spec.inputs[in.gate].shape, spec.output().shape);
   }
 
   // c [rows, width] is the product at (row, column) of the result.

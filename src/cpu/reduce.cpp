@@ -107,7 +107,8 @@ std::shared_ptr<std::vector<float>> known_vector(const StepSpec& spec, size_t in
   return values;
 }
 
-// Where row `row` of x reads a broadcast operand whose last axis is full: the index of its row.
+}  // namespace
+
 std::vector<int64_t> row_index(const Shape& operand, const Shape& x) {
   int extra = x.rank() - operand.rank();
   int64_t rows = x.numel() / x[-1];
@@ -125,8 +126,6 @@ std::vector<int64_t> row_index(const Shape& operand, const Shape& x) {
   }
   return index;
 }
-
-}  // namespace
 
 Step make_sum(const StepSpec& spec) { return make_reduce<false>(spec); }
 Step make_max(const StepSpec& spec) { return make_reduce<true>(spec); }

@@ -58,6 +58,24 @@ std::string seconds_since(std::chrono::steady_clock::time_point start) {
   return text;
 }
 
+// Leaves out padding behind the last token of all captions: its weight in the attention is exactly zero.
+void trim_padding(DenoiseInputs& in) {
+  constexpr int64_t kMultiple = 16;    // few lengths, so that few graphs are compiled
+  const Shape s = in.caption.shape();  // [batch, tokens, width]
+  int64_t used = 1;
+  for (int64_t i = 0; i < s[0] * s[1]; ++i) {
+    if (in.mask.data<float>()[i] > 0) used = std::max(used, i % s[1] + 1);
+  }
+  int64_t keep = std::min(s[1], (used + kMultiple - 1) / kMultiple * kMultiple);
+  Tensor caption({s[0], keep, s[2]}, DType::f32), mask({s[0], keep}, DType::f32);
+  for (int64_t b = 0; b < s[0]; ++b) {
+    std::copy_n(in.caption.data<float>() + b * s[1] * s[2], keep * s[2], caption.data<float>() + b * keep * s[2]);
+    std::copy_n(in.mask.data<float>() + b * s[1], keep, mask.data<float>() + b * keep);
+  }
+  in.caption = caption;
+  in.mask = mask;
+}
+
 void check_finite(const Tensor& tensor, const std::string& what) {
   for (float v : tensor.values<float>()) {
     if (!std::isfinite(v)) {
@@ -291,6 +309,7 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
     in.caption = concat_rows(std::vector{repeat_rows(p.negative.hidden, p.batch), in.caption});
     in.mask = concat_rows(std::vector{repeat_rows(p.negative.mask, p.batch), in.mask});
   }
+  if (!device_sampler_) trim_padding(in);  // on a device one graph serves all prompts
   auto guidance = static_cast<float>(p.guidance) * static_cast<float>(denoiser_->config().guidance_embeds_scale);
   in.guidance = Tensor::from({p.batch}, std::vector<float>(static_cast<size_t>(p.batch), guidance));
   // Noise is drawn in torch's order and turned to channels last.
