@@ -31,7 +31,7 @@ Value clamp(Value x, double low, double high);
 Value silu(Value x);       // x * sigmoid(x)
 Value gelu_tanh(Value x);  // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
 Value cast(Value x, DType dtype);
-Value mul_add(Value a, Value b, Value c);                  // a · b + c, rounded once
+Value mul_add(Value a, Value b, Value c);                 // a · b + c, rounded once
 Value act_mul(Value a, Value b, const std::string& act);  // act(a) · b, rounded once; "silu" or "gelu_tanh"
 
 // The activation of that name ("silu", "relu", "relu6", "gelu_tanh", "none"); throws Error(model) on another.

@@ -76,7 +76,6 @@ Value rms_norm(Value x, Value weight, Value bias, double eps, double offset) {
   return bias.defined() ? apply(kRmsNorm, {x, weight, bias}, attrs) : apply(kRmsNorm, {x, weight}, attrs);
 }
 
-
 Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps, double offset) {
   std::vector<Value> inputs{x, residual};
   if (weight.defined()) inputs.push_back(weight);
