@@ -49,6 +49,7 @@ const Backend& backend() {
       Kernel{&kBroadcast, make_broadcast, nullptr, kStrided},
       Kernel{&kPad, make_pad, nullptr, kStrided},
       Kernel{&kUpsample2, make_upsample2, nullptr, kStrided},
+      Kernel{&kInterleavePhases, make_interleave_phases},
       Kernel{&kSum, make_sum, nullptr, kStrided},
       Kernel{&kMax, make_max, nullptr, kStrided},
       Kernel{&kSoftmax, make_softmax},
@@ -69,9 +70,10 @@ const Backend& backend() {
       Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention, kStrided},
       Kernel{&kRope, make_rope, nullptr, kStrided},
   };
-  static constexpr std::array<Graph (*)(const Graph&), 7> kPasses{
-      split_gates,   fuse_depthwise_glu,   channels_last_weights, match_weight_types,
-      merge_linears, drop_rejoined_slices, fuse_pointwise};
+  static constexpr Graph (*kPasses[])(const Graph&) = {
+      split_gates,        fuse_depthwise_glu, fold_upsampling,      add_without_repeating, channels_last_weights,
+      match_weight_types, merge_linears,      drop_rejoined_slices, fuse_pointwise,
+  };
   static const Backend instance{"cuda", kernels, kPasses, &cpu::backend()};
   return instance;
 }

@@ -32,11 +32,16 @@ struct alignas(16) Pack {
 };
 template <class T>
 __device__ inline Pack<T> load_pack(const T* address) {
-  return *reinterpret_cast<const Pack<T>*>(address);
+  uint4 bits = *reinterpret_cast<const uint4*>(address);  // as one word, which the compiler does not take apart
+  Pack<T> pack;
+  memcpy(&pack, &bits, sizeof bits);
+  return pack;
 }
 template <class T>
 __device__ inline void store_pack(T* address, const Pack<T>& pack) {
-  *reinterpret_cast<Pack<T>*>(address) = pack;
+  uint4 bits;
+  memcpy(&bits, &pack, sizeof bits);
+  *reinterpret_cast<uint4*>(address) = bits;
 }
 
 __device__ inline float warp_sum(float x) {

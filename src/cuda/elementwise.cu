@@ -94,28 +94,33 @@ template <class T, int N, int Group>
 __device__ void load_group(const T* base, int64_t offset, int64_t stride, float (&out)[Group]) {
   if (stride == 0) {
     float value = to_float(base[offset]);
+#pragma unroll
     for (int i = 0; i < Group; ++i) out[i] = value;
   } else if constexpr (Group * sizeof(T) == 16) {
     Pack<T> pack = load_pack(base + offset);
+#pragma unroll
     for (int i = 0; i < Group; ++i) out[i] = to_float(pack.values[i]);
   } else {
+#pragma unroll
     for (int i = 0; i < Group; ++i) out[i] = to_float(base[offset + i]);
   }
 }
 
 // One result group a thread. The layout counts groups along its innermost axis.
 template <class T, int N, int Group, class F>
-__global__ void map_kernel(Pointers<N> from, T* out, Layout<N> layout, F f) {
+__global__ void map_kernel(Pointers<N> from, T* out, const __grid_constant__ Layout<N> layout, F f) {
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= layout.count) return;
   int64_t offsets[N];
   layout.offsets(static_cast<uint32_t>(index), offsets);
   float values[N][Group];
+#pragma unroll
   for (int t = 0; t < N; ++t) {
     int64_t inner = layout.rank ? layout.strides[t][layout.rank - 1] : 0;
     load_group<T, N, Group>(static_cast<const T*>(from.in[t]), offsets[t], inner, values[t]);
   }
   T results[Group];
+#pragma unroll
   for (int i = 0; i < Group; ++i) {
     if constexpr (N == 1) results[i] = from_float<T>(f(values[0][i]));
     if constexpr (N == 2) results[i] = from_float<T>(f(values[0][i], values[1][i]));
@@ -123,9 +128,11 @@ __global__ void map_kernel(Pointers<N> from, T* out, Layout<N> layout, F f) {
   }
   if constexpr (Group * sizeof(T) == 16) {
     Pack<T> pack;
+#pragma unroll
     for (int i = 0; i < Group; ++i) pack.values[i] = results[i];
     store_pack(out + index * Group, pack);
   } else {
+#pragma unroll
     for (int i = 0; i < Group; ++i) out[index * Group + i] = results[i];
   }
 }
@@ -137,6 +144,7 @@ Layout<N> grouped(Layout<N> layout, int group) {
   int last = layout.rank - 1;
   layout.count /= group;
   layout.extents[last] /= static_cast<uint32_t>(group);
+#pragma unroll
   for (int t = 0; t < N; ++t) layout.strides[t][last] *= group;
   return layout;
 }
@@ -144,6 +152,7 @@ Layout<N> grouped(Layout<N> layout, int group) {
 template <int N>
 bool aligned(const StepArgs& args) {
   bool ok = reinterpret_cast<uintptr_t>(args.out) % 16 == 0;
+#pragma unroll
   for (int t = 0; t < N; ++t) ok = ok && reinterpret_cast<uintptr_t>(args.in[size_t(t)]) % 16 == 0;
   return ok;
 }
@@ -151,6 +160,7 @@ bool aligned(const StepArgs& args) {
 template <class T, int N, int Group, class F>
 void launch(const StepArgs& args, const Layout<N>& layout, F f) {
   Pointers<N> from;
+#pragma unroll
   for (int t = 0; t < N; ++t) from.in[t] = args.in[size_t(t)];
   Layout<N> groups = grouped(layout, Group);
   map_kernel<T, N, Group, F><<<static_cast<unsigned>(ceil_div(groups.count, kThreads)), kThreads, 0, stream_of(args)>>>(
@@ -192,10 +202,13 @@ __global__ void cast_kernel(const From* in, To* out, int64_t count) {
     From values[8];
     To results[8];
     constexpr int kFromPacks = static_cast<int>(sizeof(From) / 2), kToPacks = static_cast<int>(sizeof(To) / 2);
+#pragma unroll
     for (int i = 0; i < kFromPacks; ++i) {
       reinterpret_cast<Pack<From>*>(values)[i] = load_pack(in + at + i * Pack<From>::kSize);
     }
+#pragma unroll
     for (int i = 0; i < 8; ++i) results[i] = from_float<To>(to_float(values[i]));
+#pragma unroll
     for (int i = 0; i < kToPacks; ++i) {
       store_pack(out + at + i * Pack<To>::kSize, reinterpret_cast<Pack<To>*>(results)[i]);
     }

@@ -24,6 +24,7 @@ Step make_concat(const StepSpec& spec);
 Step make_broadcast(const StepSpec& spec);
 Step make_pad(const StepSpec& spec);
 Step make_upsample2(const StepSpec& spec);
+Step make_interleave_phases(const StepSpec& spec);
 Step make_gather(const StepSpec& spec);
 Step make_scatter_rows(const StepSpec& spec);
 

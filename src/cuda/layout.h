@@ -21,11 +21,13 @@ struct Layout {
 #ifdef __CUDACC__
   // Elements from each tensor's start, for the linear index of a result element.
   __device__ void offsets(uint32_t index, int64_t (&out)[N]) const {
+#pragma unroll
     for (int t = 0; t < N; ++t) out[t] = 0;
 #pragma unroll
     for (int axis = kMaxAxes - 1; axis >= 0; --axis) {
       if (axis >= rank) continue;
       uint32_t next = index / extents[axis], at = index - next * extents[axis];
+#pragma unroll
       for (int t = 0; t < N; ++t) out[t] += at * strides[t][axis];
       index = next;
     }

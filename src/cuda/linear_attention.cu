@@ -316,7 +316,7 @@ __global__ void apply_plain_kernel(const __grid_constant__ LinearArgs a) {
 }
 
 // Depends on the number of tokens alone: enough blocks to fill a GPU at few tokens, few partial sums at many.
-int64_t chunk_of(int64_t tokens) { return tokens <= 2048 ? 64 : tokens <= 8192 ? 256 : 512; }
+int64_t chunk_of(int64_t tokens) { return tokens <= 2048 ? 192 : tokens <= 8192 ? 256 : 512; }
 
 template <class T>
 void run_tensor(const LinearArgs& a, int64_t batch, cudaStream_t stream) {

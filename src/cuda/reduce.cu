@@ -23,7 +23,8 @@ struct Max {
 
 // `outer` finds a result's first element, `inner` the elements that it is made of.
 template <class T, class R>
-__global__ void warp_reduce_kernel(const T* in, T* out, Layout<1> outer, Layout<1> inner) {
+__global__ void warp_reduce_kernel(const T* in, T* out, const __grid_constant__ Layout<1> outer,
+                                   const __grid_constant__ Layout<1> inner) {
   int64_t index = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
   if (index >= outer.count) return;
   int64_t base[1], at[1];
@@ -38,7 +39,8 @@ __global__ void warp_reduce_kernel(const T* in, T* out, Layout<1> outer, Layout<
 }
 
 template <class T, class R>
-__global__ void thread_reduce_kernel(const T* in, T* out, Layout<1> outer, Layout<1> inner) {
+__global__ void thread_reduce_kernel(const T* in, T* out, const __grid_constant__ Layout<1> outer,
+                                     const __grid_constant__ Layout<1> inner) {
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= outer.count) return;
   int64_t base[1], at[1];

@@ -13,7 +13,7 @@ constexpr int kThreads = 256;
 
 // Tensor 0 is read, tensor 1 written.
 template <class Word>
-__global__ void copy_kernel(const Word* in, Word* out, Layout<2> layout) {
+__global__ void copy_kernel(const Word* in, Word* out, const __grid_constant__ Layout<2> layout) {
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= layout.count) return;
   int64_t offsets[2];
@@ -128,6 +128,18 @@ Step make_upsample2(const StepSpec& spec) {
   const Shape& s = spec.inputs[0].shape;
   const Ints& x = spec.strides[0];
   Ints extents{s[0], s[1], 2, s[2], 2, s[3]}, from{x[0], x[1], 0, x[2], 0, x[3]};
+  Copy copy(extents, from, contiguous_strides(Shape(std::span<const int64_t>(extents))),
+            dtype_size(spec.output().dtype));
+  Step step;
+  step.run = [=](const StepArgs& args) { copy(args.in[0], args.out, stream_of(args)); };
+  return step;
+}
+
+// Result (i, r, j, s, c) is x[i + r, j + s] of channel (2r + s)C + c.
+Step make_interleave_phases(const StepSpec& spec) {
+  const Shape& y = spec.output().shape;
+  const Ints& x = spec.strides[0];
+  Ints extents{y[0], y[1] / 2, 2, y[2] / 2, 2, y[3]}, from{x[0], x[1], x[1] + 2 * y[3], x[2], x[2] + y[3], 1};
   Copy copy(extents, from, contiguous_strides(Shape(std::span<const int64_t>(extents))),
             dtype_size(spec.output().dtype));
   Step step;

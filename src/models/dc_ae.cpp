@@ -149,6 +149,11 @@ Value up_block(const Params& p, Value x, int64_t out, bool shuffle, bool shortcu
   int64_t repeats = out * 4 / x.shape()[3];
   // Repeating by a multiple of four before the shuffle is nearest upsampling.
   if (repeats % 4 == 0) return y + upsample_nearest2(repeat_interleave(x, 3, repeats / 4));
+  if (repeats == 2) {  // each pixel's channels are its two rows, and its columns are alike
+    const Shape s = x.shape();
+    Value rows = reshape(permute(reshape(x, {s[0], s[1], s[2], out, 2}), {0, 1, 4, 2, 3}), {s[0], 2 * s[1], s[2], out});
+    return y + repeat_interleave(rows, 2, 2);
+  }
   return y + pixel_shuffle(repeat_interleave(x, 3, repeats), 2);
 }
 

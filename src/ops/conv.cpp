@@ -151,10 +151,36 @@ Value decompose_depthwise_glu(std::span<const Value> in, const Attrs& attrs) {
   return glu(conv2d(x, in[1], in.size() == 3 ? in[2] : Value(), {.padding = w[2] / 2, .groups = w[0]}));
 }
 
+TensorSpec infer_interleave_phases(std::span<const TensorSpec> in, const Attrs&) {
+  expect_inputs(in, 1);
+  const Shape& s = in[0].shape;
+  if (s.rank() != 4 || s[1] < 2 || s[2] < 2 || s[3] % 4 != 0) {
+    fail(ErrorKind::internal, "[batch, h + 1, w + 1, 4 channels] is needed");
+  }
+  return {{s[0], 2 * (s[1] - 1), 2 * (s[2] - 1), s[3] / 4}, in[0].dtype};
+}
+
+Value decompose_interleave_phases(std::span<const Value> in, const Attrs&) {
+  const Shape& s = in[0].shape();
+  int64_t h = s[1] - 1, w = s[2] - 1, c = s[3] / 4;
+  std::vector<Value> rows;
+  for (int64_t r = 0; r < 2; ++r) {
+    std::vector<Value> columns;
+    for (int64_t column = 0; column < 2; ++column) {
+      int64_t phase = 2 * r + column;
+      Value part = slice(slice(in[0], 1, r, r + h), 2, column, column + w);
+      columns.push_back(reshape(slice(part, 3, phase * c, (phase + 1) * c), {s[0], h, 1, w, 1, c}));
+    }
+    rows.push_back(concat(columns, 4));
+  }
+  return reshape(concat(rows, 2), {s[0], 2 * h, 2 * w, c});
+}
+
 }  // namespace
 
 const OpDef kConv2d{"conv2d", infer_conv2d, nullptr, decompose_conv2d};
 const OpDef kConv3d{"conv3d", infer_conv3d, nullptr, decompose_conv3d};
+const OpDef kInterleavePhases{"interleave_phases", infer_interleave_phases, nullptr, decompose_interleave_phases};
 const OpDef kDepthwiseGlu{"depthwise_glu", infer_depthwise_glu, nullptr, decompose_depthwise_glu};
 
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& o) {
@@ -178,5 +204,7 @@ Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act) {
   Attrs attrs{{"act", act}};
   return bias.defined() ? apply(kDepthwiseGlu, {x, weight, bias}, attrs) : apply(kDepthwiseGlu, {x, weight}, attrs);
 }
+
+Value interleave_phases(Value x) { return apply(kInterleavePhases, {x}); }
 
 }  // namespace kinora

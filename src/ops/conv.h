@@ -38,6 +38,11 @@ Value conv3d(Value x, Value weight, Value bias, const Conv3dOptions& options);
 // -> [batch, height, width, r] in x's dtype.
 Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act = "none");
 
-extern const OpDef kConv2d, kConv3d, kDepthwiseGlu;
+// What four 2x2 filters over a picture leave to do when they stand for one 3x3 filter over the picture at twice its
+// size: x [batch, h + 1, w + 1, 4C] -> [batch, 2h, 2w, C], where pixel (2i + r, 2j + s) is x[i + r, j + s] of channels
+// (2r + s)C and on.
+Value interleave_phases(Value x);
+
+extern const OpDef kConv2d, kConv3d, kDepthwiseGlu, kInterleavePhases;
 
 }  // namespace kinora

@@ -62,7 +62,69 @@ std::map<const Node*, Role> find_chains(const Graph& graph) {
   return roles;
 }
 
+// The taps of a 3x3 filter along `axis` as two phases of two: phase 0 sees the pixel before and its own (the first tap;
+// the other two), phase 1 its own and the next.
+Value phase_taps(Value weight, int axis, int phase) {
+  auto tap = [&](int64_t i) { return slice(weight, axis, i, i + 1); };
+  return phase == 0 ? concat({tap(0), tap(1) + tap(2)}, axis) : concat({tap(0) + tap(1), tap(2)}, axis);
+}
+
+bool is_3x3_same(const Node& node, const Shape& weight) {
+  return node.op == &kConv2d && weight[2] == 3 && weight[3] == 3 && node.attrs.integer("stride") == 1 &&
+         node.attrs.integer("padding") == 1 && node.attrs.integer("groups") == 1 &&
+         node.attrs.text("weight_layout") == "oihw";
+}
+
+Value input_of(const Value& value) { return Value(&value.graph(), value.graph().node(value.id()).inputs[0]); }
+const OpDef* op_of(const Value& value) { return value.graph().node(value.id()).op; }
+
+// a + repeated, when the latter repeats elements along axes of extent one of some shape; else undefined.
+Value repeat_by_broadcast(Value a, Value repeated) {
+  const Shape s = repeated.shape();
+  if (op_of(repeated) == &kUpsample2) {
+    Value x = input_of(repeated);
+    const Shape& from = x.shape();
+    Shape wide{from[0], from[1], 2, from[2], 2, from[3]}, narrow{from[0], from[1], 1, from[2], 1, from[3]};
+    return reshape(reshape(a, wide) + reshape(x, narrow), s);
+  }
+  if (op_of(repeated) != &kReshape || op_of(input_of(repeated)) != &kBroadcast) return Value();
+  Value wide = input_of(repeated);
+  return reshape(reshape(a, wide.shape()) + input_of(wide), s);
+}
+
 }  // namespace
+
+Graph fold_upsampling(const Graph& graph) {
+  std::vector<int> users = count_users(graph);
+  return rewrite(graph, [&](Graph&, const Node& node, Inputs in) {
+    if (node.op != &kConv2d || !is_3x3_same(node, in[1].shape()) || op_of(in[0]) != &kUpsample2 ||
+        users[static_cast<size_t>(node.inputs[0])] != 1) {
+      return Value();
+    }
+    Value x = input_of(in[0]), weight = cast(in[1], DType::f32);
+    std::vector<Value> phases, biases;
+    for (int row : {0, 1}) {
+      for (int column : {0, 1}) {
+        phases.push_back(phase_taps(phase_taps(weight, 2, row), 3, column));
+        if (in.size() == 3) biases.push_back(in[2]);
+      }
+    }
+    Value joined = cast(concat(phases, 0), x.dtype()), bias = biases.empty() ? Value() : concat(biases, 0);
+    return interleave_phases(conv2d(x, joined, bias, {.padding = 1, .act = node.attrs.text("act")}));
+  });
+}
+
+Graph add_without_repeating(const Graph& graph) {
+  std::vector<int> users = count_users(graph);
+  return rewrite(graph, [&](Graph&, const Node& node, Inputs in) {
+    if (node.op != &kAdd || !(in[0].shape() == in[1].shape())) return Value();
+    for (size_t k : {size_t{1}, size_t{0}}) {
+      if (users[static_cast<size_t>(node.inputs[k])] != 1) continue;
+      if (Value sum = repeat_by_broadcast(in[1 - k], in[k]); sum.defined()) return sum;
+    }
+    return Value();
+  });
+}
 
 Graph channels_last_weights(const Graph& graph) {
   return rewrite(graph, [](Graph&, const Node& node, Inputs in) {

@@ -14,4 +14,11 @@ Graph channels_last_weights(const Graph& graph);
 // else reads, the linear's silu moves into the new op.
 Graph fuse_depthwise_glu(const Graph& graph);
 
+// conv2d(upsample_nearest2(x)) with 3x3 filters becomes four 2x2 filters over x, whose taps are sums of the three: 4/9
+// of the products, and no upsampled picture.
+Graph fold_upsampling(const Graph& graph);
+
+// a + upsample_nearest2(x), or another repetition of x's elements, reads x in place of a repeated copy.
+Graph add_without_repeating(const Graph& graph);
+
 }  // namespace kinora

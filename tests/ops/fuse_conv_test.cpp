@@ -54,6 +54,38 @@ TEST(ChannelsLastWeights, RewritesDenseKernelsOnly) {
   expect_same(graph, after);
 }
 
+TEST(FoldUpsampling, TurnsThreeTapsOverTheLargeIntoTwoOverTheSmall) {
+  Graph graph;
+  Value x = graph.input("x", {2, 3, 4, 8});
+  Value up = upsample_nearest2(x);
+  graph.output("y", conv2d(up, parameter(graph, "w", {6, 8, 3, 3}), parameter(graph, "bias", {6}),
+                           {.padding = 1, .act = "silu"}));
+  Value shared = upsample_nearest2(affine(x, 2, 1));  // read twice, so it is there anyway
+  graph.output("kept", conv2d(shared, parameter(graph, "kept", {6, 8, 3, 3}), {}, {.padding = 1}));
+  graph.output("shared", shared);
+
+  Graph after = fold_upsampling(graph);
+  std::vector<const Node*> convs = nodes_of(after, kConv2d);
+  ASSERT_EQ(convs.size(), 2u);
+  EXPECT_EQ(after.node(convs[0]->inputs[1]).spec.shape, Shape({24, 8, 2, 2}));
+  EXPECT_EQ(after.node(convs[1]->inputs[1]).spec.shape, Shape({6, 8, 3, 3}));
+  EXPECT_EQ(nodes_of(after, kInterleavePhases).size(), 1u);
+  expect_same(graph, after);
+}
+
+TEST(AddWithoutRepeating, ReadsTheElementsInPlace) {
+  Graph graph;
+  Value x = graph.input("x", {2, 3, 4, 8}), y = graph.input("y", {2, 6, 8, 8}), z = graph.input("z", {2, 3, 4, 16});
+  graph.output("up", y + upsample_nearest2(affine(x, 2, 0)));
+  graph.output("repeated", repeat_interleave(x, 3, 2) + z);
+
+  Graph after = add_without_repeating(graph);
+  Graph pruned = add_without_repeating(after);  // without what is unread now
+  EXPECT_TRUE(nodes_of(pruned, kUpsample2).empty());
+  EXPECT_TRUE(nodes_of(pruned, kBroadcast).empty());
+  expect_same(graph, pruned);
+}
+
 // The feed-forward of Sana's blocks, with a picture of tokens.
 Value feed_forward(Graph& graph, Value tokens, const std::string& act) {
   Value y = linear(tokens, parameter(graph, "inverted", {12, 8}), parameter(graph, "inverted.bias", {12}), act);

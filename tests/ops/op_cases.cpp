@@ -192,6 +192,11 @@ void add_shaping(std::vector<OpCase>& c) {
                  return pad_edge(x[0], {0, 2, 1, 1, 0}, {0, 0, 1, 1, 0});
                }});
   c.push_back(
+      {.name = "interleave_phases", .shapes = {{2, 4, 3, 20}}, .build = [](In x) { return interleave_phases(x[0]); }});
+  c.push_back({.name = "interleave_phases/packs", .shapes = {{1, 3, 5, 64}}, .build = [](In x) {
+                 return interleave_phases(x[0]);
+               }});
+  c.push_back(
       {.name = "upsample_nearest2", .shapes = {{2, 3, 2, 5}}, .build = [](In x) { return upsample_nearest2(x[0]); }});
 }
 
