@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <new>
+#include <thread>
 
 #include "cli.h"
 
@@ -15,8 +16,19 @@ namespace kinora::cli {
 std::atomic<bool> stop_requested{false};
 
 // The first Ctrl-C asks for a clean stop, the second ends the program at once; files are only ever renamed into place.
-static void on_interrupt(int) {
-  if (stop_requested.exchange(true)) _exit(130);
+// A thread waits for it: a handler would run on the stack of whatever thread is interrupted, and oneDNN's kernels use
+// theirs so that a handler's frame overwrites the heap.
+static void watch_interrupts() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // threads started later inherit it
+  std::thread([signals] {
+    for (int signal = 0;;) {
+      if (sigwait(&signals, &signal) == 0 && stop_requested.exchange(true)) _exit(130);
+    }
+  }).detach();
 }
 
 std::string models_beside_program() {
@@ -85,10 +97,7 @@ static int run(int argc, char** argv) {
 }  // namespace kinora::cli
 
 int main(int argc, char** argv) {
-  struct sigaction action {};
-  action.sa_handler = kinora::cli::on_interrupt;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+  kinora::cli::watch_interrupts();
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN);  // writing fails with an error instead
   try {
