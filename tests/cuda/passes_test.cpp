@@ -1,0 +1,80 @@
+// What the CUDA backend's passes make of whole models, computed on the CPU; needs no GPU.
+#include <memory>
+
+#include "cuda/backend.h"
+#include "diffusion/backends.h"
+#include "diffusion/components.h"
+#include "golden.h"
+#include "graph/rewrite.h"
+#include "ops/conv.h"
+#include "ops/matmul.h"
+#include "support.h"
+
+namespace kinora::test {
+namespace {
+
+constexpr int64_t kModelTerms = 1 << 14;  // as in models/golden_test.cpp
+
+Runtime cpu_runtime() { return make_runtime("cpu", "float32", 2, nullptr); }
+
+std::unique_ptr<Graph> as_on_the_gpu(const Graph& model) {
+  std::unique_ptr<Graph> graph;
+  for (Graph (*pass)(const Graph&) : cuda::backend().passes)
+    graph = std::make_unique<Graph>(pass(graph ? *graph : model));
+  return graph;
+}
+
+template <class F>
+int64_t count_nodes(const Graph& graph, const F& matches) {
+  std::vector<bool> live = live_nodes(graph);
+  int64_t count = 0;
+  for (size_t i = 0; i < live.size(); ++i) count += live[i] && matches(graph.nodes()[i]);
+  return count;
+}
+
+class CudaPassesSana : public testing::TestWithParam<const char*> {};
+
+TEST_P(CudaPassesSana, EqualTheGolden) {
+  Golden golden(GetParam());
+  Denoiser model(read_sana_config(golden.config), golden.weights, cpu_runtime());
+  DenoiseInputs in;
+  in.latents = golden.channels_last("in.latents");
+  in.timestep = golden.tensor("in.timestep");
+  if (model.config().guidance_embeds) in.guidance = golden.tensor("in.guidance");
+  in.caption = golden.tensor("in.caption");
+  in.mask = golden.tensor("in.mask");
+  const Shape& s = in.latents.shape();
+  auto fused = as_on_the_gpu(model.graph(s[0], s[1], s[2], in.caption.shape()[1]));
+  const Graph& graph = *fused;
+  expect_close(run_graph(graph, model.feed(in)).at("sample"), golden.channels_last("out.sample"), DType::f32,
+               kModelTerms, GetParam());
+  EXPECT_EQ(count_nodes(graph, [](const Node& n) { return n.op == &kLinearAdd && n.attrs.integer("gate"); }), 0);
+  EXPECT_GT(count_nodes(graph, [](const Node& n) { return n.op == &kLinearAdd; }), 0);
+  auto gated = [](const Node& n) { return n.op == &kDepthwiseGlu; };
+  auto with_silu = [&](const Node& n) { return gated(n) && n.attrs.text("act") == "silu"; };
+  EXPECT_GT(count_nodes(graph, gated), 0);
+  EXPECT_EQ(count_nodes(graph, with_silu), count_nodes(graph, gated));
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, CudaPassesSana,
+                         testing::Values("sana_base", "sana_qk_norm", "sana_sprint", "sana_positions", "sana_patch2"));
+
+class CudaPassesDcAe : public testing::TestWithParam<const char*> {};
+
+TEST_P(CudaPassesDcAe, EqualTheGolden) {
+  Golden golden(GetParam());
+  Autoencoder model(read_dc_ae_config(golden.config), golden.weights, cpu_runtime());
+  Tensor picture = golden.channels_last("in.picture"), latents = golden.channels_last("in.latents");
+  for (bool encoder : {true, false}) {
+    const Tensor& x = encoder ? picture : latents;
+    auto graph = as_on_the_gpu(model.graph(encoder, x.shape()));
+    expect_close(run_graph(*graph, {{"x", x}}).at("y"), golden.channels_last(encoder ? "out.latents" : "out.picture"),
+                 DType::f32, kModelTerms, GetParam());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, CudaPassesDcAe,
+                         testing::Values("dcae_published", "dcae_shuffle", "dcae_small", "dcae_lite"));
+
+}  // namespace
+}  // namespace kinora::test
