@@ -30,7 +30,6 @@ __device__ float lanes_sum(float x, float* shared) {
     __syncthreads();
     x = 0;
     int first = threadIdx.x / Lanes * kWarps;
-#pragma unroll
     for (int i = 0; i < kWarps; ++i) x += shared[first + i];
     __syncthreads();
   }
@@ -43,14 +42,13 @@ __device__ void read_group(const T* address, float (&out)[Group]) {
     out[0] = to_float(*address);
   } else {
     Pack<T> pack = load_pack(address);
-#pragma unroll
     for (int i = 0; i < Group; ++i) out[i] = to_float(pack.values[i]);
   }
 }
 
 // Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes.
 template <class T, int Group, int Groups, int Lanes, bool Layer>
-__global__ void norm_kernel(const __grid_constant__ NormArgs p) {
+__global__ void norm_kernel(NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int lane = threadIdx.x % Lanes;
   int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / Lanes;
@@ -60,27 +58,22 @@ __global__ void norm_kernel(const __grid_constant__ NormArgs p) {
   const auto* x = static_cast<const T*>(p.x) + at[0];
   float values[Groups][Group];
   float total = 0;
-#pragma unroll
   for (int g = 0; g < Groups; ++g) {
     int64_t column = (int64_t{g} * Lanes + lane) * Group;
     if (active && column < p.width) {
       read_group<T, Group>(x + column, values[g]);
     } else {
-#pragma unroll
       for (int i = 0; i < Group; ++i) values[g][i] = 0;
     }
     if (Layer) {
-#pragma unroll
       for (int i = 0; i < Group; ++i) total += values[g][i];
     }
   }
   float mean = Layer ? lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) : 0;
   total = 0;
-#pragma unroll
   for (int g = 0; g < Groups; ++g) {
     int64_t column = (int64_t{g} * Lanes + lane) * Group;
     if (column >= p.width) continue;
-#pragma unroll
     for (int i = 0; i < Group; ++i) {
       float centred = values[g][i] - mean;
       total += centred * centred;
@@ -88,7 +81,6 @@ __global__ void norm_kernel(const __grid_constant__ NormArgs p) {
   }
   float scale = rsqrtf(lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) + p.eps);
   if (!active) return;
-#pragma unroll
   for (int g = 0; g < Groups; ++g) {
     int64_t column = (int64_t{g} * Lanes + lane) * Group;
     if (column >= p.width) continue;
@@ -97,7 +89,6 @@ __global__ void norm_kernel(const __grid_constant__ NormArgs p) {
     if (p.b) read_group<T, Group>(static_cast<const T*>(p.b) + at[2] + column, b);
     if (p.residual) read_group<T, Group>(static_cast<const T*>(p.residual) + at[3] + column, r);
     Pack<T> pack;
-#pragma unroll
     for (int i = 0; i < Group; ++i) {
       float y = (values[g][i] - mean) * scale;
       if (p.a) y *= a[i] + p.offset;
@@ -116,7 +107,7 @@ __global__ void norm_kernel(const __grid_constant__ NormArgs p) {
 
 // Any width: the row is read three times.
 template <class T, bool Layer>
-__global__ void wide_norm_kernel(const __grid_constant__ NormArgs p) {
+__global__ void wide_norm_kernel(NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int64_t row = blockIdx.x, at[4];
   p.rows.offsets(static_cast<uint32_t>(row), at);
@@ -147,10 +138,9 @@ bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
     norm_kernel<T, Group, Groups, Lanes, Layer><<<blocks, kThreads, 0, stream>>>(p);
     return true;
   };
-  // A warp a row keeps its sums free of barriers; wider rows need more registers than it has.
-  return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<1, 32>() ||
-         run.template operator()<3, 32>() || run.template operator()<5, 32>() || run.template operator()<9, 32>() ||
-         run.template operator()<4, 128>() || run.template operator()<8, 128>();
+  return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<2, 16>() ||
+         run.template operator()<2, 32>() || run.template operator()<2, 64>() || run.template operator()<2, 128>() ||
+         run.template operator()<3, 128>() || run.template operator()<6, 128>();
 }
 
 template <bool Layer>

@@ -1,6 +1,7 @@
 #include "io/image.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numbers>
 
@@ -183,7 +184,8 @@ Image to_image(const Tensor& picture, int64_t index) {
   for (size_t i = 0; i < count; ++i) {
     float v = x[i] * 0.5f + 0.5f;
     v = v < 0 ? 0 : v > 1 ? 1 : v;
-    image.rgb[i] = static_cast<uint8_t>(std::nearbyint(v * 255.0f));
+    // Adding 1.5 · 2^23 rounds to a whole number, half to even as nearbyint, in the low bits; and compiles to vectors.
+    image.rgb[i] = static_cast<uint8_t>(std::bit_cast<uint32_t>(v * 255.0f + 12582912.0f));
   }
   return image;
 }

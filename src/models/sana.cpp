@@ -64,7 +64,7 @@ Value position_embedding(Graph& graph, const SanaConfig& c, int64_t height, int6
 }
 
 struct Conditioning {
-  Value modulation;  // [batch, 6, D]: what each block adds to its scale_shift_table
+  Value modulation;  // [batch, 6, D]: what is added to each block's scale_shift_table
   Value embedded;    // [batch, D]: the time embedding before its last layer, for the output norm
   Value caption;     // [batch, tokens, D]
   Value mask_bias;   // [batch, tokens] f32, or undefined
@@ -138,11 +138,23 @@ Value mix_ffn(const Params& p, const SanaConfig& c, Value x, Value normed, Value
   return linear_add(reshape(a, {batch, rows * width, hidden}), weight, {}, x, gate);
 }
 
-Value block(const Params& p, const SanaConfig& c, Value x, const Conditioning& cond, int64_t rows) {
-  ScopeGuard scope = p.scope();
+// Every block's scale_shift_table + the modulation, in one sum: [batch, 6·layers, D].
+Value block_modulations(const Params& p, const SanaConfig& c, const Conditioning& cond) {
   int64_t d = c.width();
-  Value table = cast(reshape(p.f32("scale_shift_table", {6, d}), {1, 6, d}), x.dtype());
-  std::vector<Value> m = split(table + cond.modulation, 1, 6);  // each [batch, 1, D]: shift, scale, gate, twice
+  Value modulation = cond.modulation;
+  std::vector<Value> tables;
+  for (int64_t i = 0; i < c.layers; ++i) {
+    tables.push_back((p / "transformer_blocks" / static_cast<int>(i)).f32("scale_shift_table", {6, d}));
+  }
+  Value all = cast(reshape(concat(tables, 0), {1, c.layers, 6, d}), modulation.dtype());
+  Value sum = all + reshape(modulation, {modulation.shape()[0], 1, 6, d});
+  return reshape(sum, {modulation.shape()[0], 6 * c.layers, d});
+}
+
+// `modulation` [batch, 6, D]: shift, scale and gate, twice.
+Value block(const Params& p, const SanaConfig& c, Value x, const Conditioning& cond, Value modulation, int64_t rows) {
+  ScopeGuard scope = p.scope();
+  std::vector<Value> m = split(modulation, 1, 6);  // each [batch, 1, D]
   x = self_attention(p / "attn1", c, x, layer_norm(x, c.norm_eps, m[1], m[0]), m[2]);
   x = cross_attention(p / "attn2", c, x, cond);
   return mix_ffn(p / "ff", c, x, layer_norm(x, c.norm_eps, m[4], m[3]), m[5], rows);
@@ -171,8 +183,10 @@ Value build_sana(const Params& p, const SanaConfig& c, const SanaInputs& in) {
                    embed.get("bias", {d}));  // [batch, tokens, D]
   if (c.interpolation_scale) x = x + cast(position_embedding(p.graph(), c, height, width), x.dtype());
 
+  Value modulations = block_modulations(p, c, cond);
   for (int64_t i = 0; i < c.layers; ++i) {
-    x = block(p / "transformer_blocks" / static_cast<int>(i), c, x, cond, height);
+    Value modulation = slice(modulations, 1, 6 * i, 6 * (i + 1));
+    x = block(p / "transformer_blocks" / static_cast<int>(i), c, x, cond, modulation, height);
   }
 
   ScopeGuard scope = (p / "proj_out").scope();
