@@ -68,6 +68,7 @@ void apply_record(GenerateOptions& o) {
   if (text.empty()) fail(ErrorKind::input, o.from + " holds no record of how it was made by kinora");
   Config record = Config::parse(text, o.from);
   if (is_film_record(record)) return apply_film_record(o, record);
+  if (o.film.make) fail(ErrorKind::usage, o.from + " is a picture's; leave --video out to make it again");
   o.prompt = record.text("prompt", "");
   o.negative = record.text("negative_prompt", "");
   o.width = record.integer("width", 1, 1 << 20);

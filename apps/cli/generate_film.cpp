@@ -189,7 +189,7 @@ int generate_films(const GenerateOptions& o) {
       request.prompt = prompt;
       request.seed = o.seed + static_cast<uint64_t>(i);
       request.on_stage = [&](const StageReport& report) { progress.report(report); };
-      progress.begin(index + 1, films);
+      progress.begin(index + 1, films, "film");
       FilmRequest complete = pipeline.complete(request);
       std::string path = film_path(o.output, request.seed, index);
       make_film(o, pipeline, complete, path, output_path(o.film.contact_sheet, request.seed, index),

@@ -132,6 +132,7 @@ TEST_F(FilmCli, SeveralFilms) {
   Outcome o = film("--prompt-file given.txt --count 2 --seed 5 -o '{index}.mp4'");
   ASSERT_EQ(o.status, 0) << o.err;
   EXPECT_EQ(o.out, "0.mp4\n1.mp4\n2.mp4\n3.mp4\n");
+  EXPECT_NE(o.err.find("film 4/4"), std::string::npos) << o.err;
   ASSERT_EQ(film("'a cat' --seed 6 -o one.mp4").status, 0);
   EXPECT_EQ(text("3.mp4"), text("one.mp4"));
   ASSERT_EQ(film("'a cat' --seed 6").status, 0);
@@ -166,6 +167,9 @@ TEST_F(FilmCli, WrongRequestsAreOneLineAndLeaveNothing) {
   expect_film_error("star --contact-sheet sheet.doc -o film.mp4", 2, "sheet.doc");
   expect_film_error("star --scheduler euler -o film.mp4", 2, "--scheduler is for pictures");
   expect_film_error("star --frames 65 -o film.mp4", 5, "film.mp4", "ulimit -f 1;");  // a full disk
+  ASSERT_EQ(run("generate cat --steps 1 -o given-picture.jpg").status, 0);
+  expect_error("generate --video --from given-picture.jpg -o film.mp4", 2, "leave --video out");
+  expect_error("generate --from given.jpg -o film.mp4", 3, "no record");
   expect_error("generate star --frames 5", 2, "--frames is for films; add --video");
   expect_error("generate --video star --model none -o film.mp4", 5, "none is no folder");
   expect_error("generate --video star -o film.mp4", 2, "no model that makes films", "unset KINORA_MODEL;");
