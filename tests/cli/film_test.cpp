@@ -203,18 +203,23 @@ TEST_F(FilmCli, AFolderWithHalfOfTheFilesNamesWhatIsMissing) {
   expect_error("generate --video star --model given-other -o film.mp4", 4, "do not belong together");
 }
 
-TEST_F(FilmCli, InterruptsLeaveNothing) {
-  for (const char* word : {"step 1/", "decoding tile 1/"}) {
-    bool decode = std::string(word).starts_with("decoding");
+TEST_F(FilmCli, InterruptsAndKillsLeaveNothing) {
+  auto stop_at = [&](const std::string& word, const std::string& arguments, const char* signal) {
     temp_.write("given.sh", "'" KINORA_BINARY_DIR "/kinora' generate --video star --model model --device cpu " +
-                                std::string(decode ? "--steps 1 --width 512 --height 512 --tile 64" : "--steps 1000") +
-                                " -o film.mp4 >out.txt 2>err.txt </dev/null & p=$!\nuntil grep -q '" + word +
-                                "' err.txt 2>/dev/null; do sleep 0.02; done\nkill -INT $p; wait $p\n");
+                                arguments + " -o film.mp4 >out.txt 2>err.txt </dev/null & p=$!\nuntil grep -q '" +
+                                word + "' err.txt 2>/dev/null; do sleep 0.02; done\nkill -" + signal +
+                                " $p; wait $p\n");
     int status = std::system(("cd '" + temp_.path() + "' && timeout 60 sh given.sh").c_str());
-    EXPECT_EQ(WEXITSTATUS(status), 130) << text("err.txt");
-    EXPECT_TRUE(text("err.txt").ends_with("kinora: stopped\n")) << text("err.txt");
-    expect_no_film(word);
-  }
+    expect_no_film(word + signal);
+    return WEXITSTATUS(status);
+  };
+  std::string denoise = "--steps 1000", decode = "--steps 1 --width 512 --height 512 --tile 64";
+  std::string both = decode + " --frames 29 --tile-frames 16";  // frames of the first stretch are being written
+  EXPECT_EQ(stop_at("step 1/", denoise, "INT"), 130);
+  EXPECT_TRUE(text("err.txt").ends_with("kinora: stopped\n")) << text("err.txt");
+  EXPECT_EQ(stop_at("decoding tile 1/", decode, "INT"), 130);
+  EXPECT_TRUE(text("err.txt").ends_with("kinora: stopped\n")) << text("err.txt");
+  EXPECT_EQ(stop_at("decoding tile 130/", both, "KILL"), 128 + 9);
 }
 
 }  // namespace
