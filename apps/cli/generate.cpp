@@ -97,14 +97,18 @@ void check_options(const GenerateOptions& o, size_t pictures) {
   if (!o.preview.empty()) check_image_path(o.preview);
 }
 
+// By a flag or --set, not by a file.
+bool given_now(const Settings& settings, std::string_view key) {
+  const Settings::Item* item = settings.find(key);
+  return item && (item->source.kind == SettingSource::Kind::flag || item->source.kind == SettingSource::Kind::set);
+}
+
 // Flags that would do nothing.
 void refuse_useless(const Settings& settings, bool film) {
   constexpr const char* kPicturesOnly[] = {"sampling.scheduler", "sampling.batch", "sampling.strength",
                                            "noise.file",         "noise.save",     "output.preview"};
   for (const SettingDef& def : setting_table()) {
-    const Settings::Item* item = settings.find(def.key);
-    if (!item || (item->source.kind != SettingSource::Kind::flag && item->source.kind != SettingSource::Kind::set))
-      continue;
+    if (!given_now(settings, def.key)) continue;
     bool of_pictures =
         std::find(std::begin(kPicturesOnly), std::end(kPicturesOnly), def.key) != std::end(kPicturesOnly);
     bool of_films = def.key.starts_with("film.") && def.key != "film.make";
@@ -169,11 +173,20 @@ int generate_pictures(const GenerateOptions& o) {
   return 0;
 }
 
+// A named size on the command line wins over pixels in a file, and the other way round.
+void settle_film_size(GenerateOptions& o, const Settings& settings) {
+  bool named = given_now(settings, "film.resolution") || given_now(settings, "film.aspect_ratio");
+  bool sized = given_now(settings, "size.width") || given_now(settings, "size.height");
+  if (named && !sized) o.width = o.height = 0;
+  if (sized && !named) o.film.resolution = o.film.aspect = "";
+}
+
 int generate(GenerateOptions o, const Settings& settings) {
   if (o.verbose) set_log_level(LogLevel::info);
   if (!o.from.empty()) apply_record(o);
   refuse_useless(settings, o.film.make);
   if (!o.film.make) return generate_pictures(o);
+  if (o.from.empty()) settle_film_size(o, settings);
   const Settings::Item* output = settings.find("output.file");
   if (output->source.kind == SettingSource::Kind::fallback) o.output = "kinora-{seed}.mp4";
   return generate_films(o);

@@ -1,6 +1,7 @@
 // kinora generate --video as a user meets it, with tiny random models in the published layout.
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "cli/cli.h"
 #include "film_folder.h"
@@ -125,6 +126,20 @@ TEST_F(FilmCli, TheOtherPairAndOtherFormats) {
   ASSERT_EQ(film("star -o film.webp").status, 0) << text("err.txt");
   ASSERT_EQ(run("generate --from film.webp -o again.webp").status, 0) << text("err.txt");
   EXPECT_EQ(text("again.webp"), text("film.webp"));
+}
+
+TEST_F(FilmCli, ASizeOnTheCommandLineWinsOverAFile) {
+  temp_.write("given.yaml", "size: {width: 64, height: 64}\nfilm: {make: true}\nmodel: {name: model}\n");
+  temp_.write("given-named.yaml", "film: {make: true, resolution: 64px, aspect_ratio: '1:1'}\nmodel: {name: model}\n");
+  std::tuple<const char*, const char*, int> cases[] = {{"given.yaml", "", 64},
+                                                       {"given.yaml", "--resolution 32px --aspect-ratio 1:1", 32},
+                                                       {"given-named.yaml", "", 64},
+                                                       {"given-named.yaml", "-W 32 -H 32", 32}};
+  for (const auto& [file, flags, width] : cases) {
+    ASSERT_EQ(run("generate star --config " + std::string(file) + " -o film.mp4 " + flags).status, 0)
+        << text("err.txt");
+    EXPECT_EQ(frames("film.mp4")[0].width, width) << file << " " << flags;
+  }
 }
 
 TEST_F(FilmCli, SeveralFilms) {
