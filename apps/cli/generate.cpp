@@ -187,6 +187,8 @@ int generate(GenerateOptions o, const Settings& settings) {
   refuse_useless(settings, o.film.make);
   if (!o.film.make) return generate_pictures(o);
   if (o.from.empty()) settle_film_size(o, settings);
+  if (given_now(settings, "film.reference_frames") && o.film.head_film.empty() && o.film.tail_film.empty())
+    fail(ErrorKind::usage, "--reference-frames goes with --video-head or --video-tail");
   const Settings::Item* output = settings.find("output.file");
   if (output->source.kind == SettingSource::Kind::fallback) o.output = "kinora-{seed}.mp4";
   return generate_films(o);
@@ -202,6 +204,9 @@ void bind_film_flags(SettingFlags& flags, FilmOptions& o) {
   flags.bind("film.image_guidance", o.image_guidance);
   flags.bind("film.flow_shift", o.flow_shift);
   flags.bind("film.tail_image", o.tail);
+  flags.bind("film.head", o.head_film);
+  flags.bind("film.tail", o.tail_film);
+  flags.bind("film.reference_frames", o.reference_frames);
   flags.bind("film.times", o.times);
   flags.bind("film.key_frames", o.key_frames);
   flags.bind("film.no_skip", o.no_skip);

@@ -61,6 +61,9 @@ Json to_record(const GenerateOptions& o, const FilmRequest& r, const FilmPipelin
               {"noise", o.noise_kind}};
   if (!o.init.empty()) record["init_image"] = absolute(o.init);
   if (!o.film.tail.empty()) record["tail_image"] = absolute(o.film.tail);
+  if (!o.film.head_film.empty()) record["head_film"] = absolute(o.film.head_film);
+  if (!o.film.tail_film.empty()) record["tail_film"] = absolute(o.film.tail_film);
+  if (!r.head.empty() || !r.tail.empty()) record["reference_frames"] = o.film.reference_frames;
   record["times"] = is_times_file(r.times) ? absolute(r.times) : r.times;
   if (!o.film.key_frames.empty()) record["key_frames"] = o.film.key_frames;
   if (o.tile) record["tile"] = o.tile;
@@ -93,6 +96,19 @@ FilmRequest to_request(const GenerateOptions& o) {
   if (!o.init.empty()) r.first = load_image(o.init);
   if (!o.film.tail.empty()) r.last = load_image(o.film.tail);
   return r;
+}
+
+// How many frames fit is the pipeline's to say.
+void read_films(const FilmOptions& o, const FilmPipeline& pipeline, FilmRequest& request) {
+  int64_t count = pipeline.reference_frames(o.reference_frames);
+  if (!o.head_film.empty()) {
+    VideoReader reader = VideoReader::open(o.head_film);
+    request.head = first_frames(reader, count);
+  }
+  if (!o.tail_film.empty()) {
+    VideoReader reader = VideoReader::open(o.tail_film);
+    request.tail = last_frames(reader, count);
+  }
 }
 
 bool is_row_of_pictures(const std::string& path) { return std::filesystem::path(path).extension() == ".png"; }
@@ -153,6 +169,9 @@ void apply_film_record(GenerateOptions& o, const Config& record) {
   o.noise_kind = record.text("noise", "cpu");
   o.init = record.text("init_image", "");
   o.film.tail = record.text("tail_image", "");
+  o.film.head_film = record.text("head_film", "");
+  o.film.tail_film = record.text("tail_film", "");
+  o.film.reference_frames = record.integer("reference_frames", 33, 65, 33);
   o.film.times = record.text("times", "uniform");
   o.film.key_frames = record.text("key_frames", "");
   o.tile = record.integer("tile", 0, 1 << 16, 0);
@@ -182,6 +201,7 @@ int generate_films(const GenerateOptions& o) {
   FilmRequest request = to_request(o);
   std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
   FilmPipeline pipeline = FilmPipeline::load(folder, o.load);
+  read_films(o.film, pipeline, request);
   Progress progress(o.quiet);
   int64_t index = 0;
   for (const std::string& prompt : prompts) {

@@ -9,6 +9,7 @@
 #include "diffusion/video_prompt.h"
 #include "diffusion/video_times.h"
 #include "io/file.h"
+#include "io/video.h"
 #include "text/tokenizer.h"
 
 namespace kinora {
@@ -57,11 +58,6 @@ FilmDefaults read_defaults(const fs::path& root, bool causal) {
 Tensor ids_of(const Tokenizer& tokenizer, const std::string& text, int64_t length) {
   std::vector<int32_t> ids = tokenizer.encode_padded(text, static_cast<size_t>(length));
   return Tensor::from({1, length}, ids);
-}
-
-VideoTaskInfo task_of(const FilmRequest& r) {
-  if (r.first && r.last) return {VideoTask::loop};
-  return {r.first ? VideoTask::head : r.last ? VideoTask::tail : VideoTask::text};
 }
 
 std::vector<double> positions_of(const FilmRequest& r, const VideoShape& shape) {
@@ -131,6 +127,22 @@ VideoAutoencoder FilmPipeline::open_autoencoder(const FilmRequest& r) const {
   return autoencoder;
 }
 
+VideoTaskInfo FilmPipeline::task_of(const FilmRequest& r) const {
+  const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
+  if (film.empty()) {
+    if (r.first && r.last) return {VideoTask::loop};
+    return {r.first ? VideoTask::head : r.last ? VideoTask::tail : VideoTask::text};
+  }
+  if (r.first || r.last || (!r.head.empty() && !r.tail.empty()))
+    fail(ErrorKind::usage, "a film begins or ends either with pictures or with one film given");
+  for (int64_t frames : {33, 65}) {
+    if (static_cast<int64_t>(film.size()) == reference_frames(frames))
+      return {r.head.empty() ? VideoTask::extend_tail : VideoTask::extend_head, frames};
+  }
+  fail(ErrorKind::usage, "a film of " + std::to_string(film.size()) + " frames cannot be extended, only one of " +
+                             std::to_string(reference_frames(33)) + " or " + std::to_string(reference_frames(65)));
+}
+
 VideoShape FilmPipeline::shape_of(const FilmRequest& r) const {
   return video_shape(layout_, r.width, r.height, r.frames);
 }
@@ -166,11 +178,14 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
   positions_of(r, shape);
   check_tile("pixels", r.tile, layout_.spatial);
   check_tile("frames", r.tile_frames, layout_.temporal);
-  VideoTaskInfo task = task_of(r);  // enough frames for the pictures?
-  Tensor frame = Tensor::zeros({1, 1, shape.latent_height, shape.latent_width, layout_.channels});
-  std::vector<Tensor> pictures(static_cast<size_t>(r.first.has_value()) + static_cast<size_t>(r.last.has_value()),
-                               frame);
-  VideoCondition condition = video_condition(task, shape, pictures);
+  VideoTaskInfo task = task_of(r);  // enough frames for what is given?
+  std::vector<Tensor> references;
+  if (task.task != VideoTask::text) {
+    int64_t given = latent_frames_of(layout_, kinora::reference_frames(task, layout_));
+    Tensor nothing = Tensor::zeros({1, given, shape.latent_height, shape.latent_width, layout_.channels});
+    references.assign(task.task == VideoTask::loop ? 2 : 1, nothing);
+  }
+  VideoCondition condition = video_condition(task, shape, references);
   guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
   flow_levels(r.steps, r.flow_shift);
   return r;
@@ -210,17 +225,21 @@ std::vector<VideoText> FilmPipeline::encode_texts(const std::vector<std::string>
   return results;
 }
 
-// The mode of the posterior, so that the picture comes without noise of its own.
-std::vector<Tensor> FilmPipeline::encode_pictures(const FilmRequest& r, const VideoShape& shape) {
+// The mode of the posterior, so that what is given comes without noise of its own.
+std::vector<Tensor> FilmPipeline::encode_references(const FilmRequest& r, const VideoShape& shape) {
   std::vector<Tensor> latents;
-  if (!r.first && !r.last) return latents;
+  const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
+  if (!r.first && !r.last && film.empty()) return latents;
+  auto width = static_cast<int>(shape.width), height = static_cast<int>(shape.height);
   {
     VideoAutoencoder autoencoder = open_autoencoder(r);
+    auto encode = [&](const Tensor& frames) {
+      Tensor z = autoencoder.encode(frames);
+      latents.push_back(z.reshaped({1, z.shape()[0], z.shape()[1], z.shape()[2], z.shape()[3]}));
+    };
+    if (!film.empty()) encode(fill_crop_frames(film, width, height));
     for (const std::optional<Image>* picture : {&r.first, &r.last}) {
-      if (!*picture) continue;
-      Image fitted = fill_crop(**picture, static_cast<int>(shape.width), static_cast<int>(shape.height));
-      latents.push_back(autoencoder.encode(to_tensor(fitted))
-                            .reshaped({1, 1, shape.latent_height, shape.latent_width, layout_.channels}));
+      if (*picture) encode(to_tensor(fill_crop(**picture, width, height)));
     }
   }
   free_memory();
@@ -258,12 +277,12 @@ FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& s
   VideoShape shape = shape_of(r);
   report(r, Stage::encode, 0, 1);
   std::vector<VideoText> texts = encode_texts({video_prompt(r.prompt, r.fps, r.motion_score), r.negative_prompt});
-  std::vector<Tensor> pictures = encode_pictures(r, shape);
+  std::vector<Tensor> references = encode_references(r, shape);
   report(r, Stage::encode, 1, 1);
   VideoTaskInfo task = task_of(r);
-  VideoSample sample = denoise(r, shape, texts, video_condition(task, shape, pictures));
+  VideoSample sample = denoise(r, shape, texts, video_condition(task, shape, references));
   Tensor latents = unpack_latents(sample.latents, shape);
-  restore_pictures(latents, task.task, pictures);
+  restore_pictures(latents, task.task, references);
   latents = latents.reshaped({shape.latent_frames, shape.latent_height, shape.latent_width, layout_.channels});
   report(r, Stage::decode, 0, 1);
   {

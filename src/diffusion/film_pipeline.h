@@ -32,10 +32,11 @@ struct FilmRequest {
   double guidance = -1, image_guidance = -1;
   double flow_shift = -1;  // negative: that of the size and the number of frames
   uint64_t seed = 0;
-  bool cuda_noise = false;            // torch's CUDA generator, rounded to bfloat16, instead of its CPU generator
-  bool skip = true;                   // see VideoSampleOptions
-  std::optional<Image> first, last;   // pictures that the film is to begin and to end with
-  std::string times = "uniform";      // "uniform", "adaptive" or a file for parse_positions
+  bool cuda_noise = false;           // torch's CUDA generator, rounded to bfloat16, instead of its CPU generator
+  bool skip = true;                  // see VideoSampleOptions
+  std::optional<Image> first, last;  // pictures that the film is to begin and to end with
+  std::vector<Image> head, tail;  // or the frames of a film, as many as reference_frames() says (not both, no pictures)
+  std::string times = "uniform";  // "uniform", "adaptive" or a file for parse_positions
   std::vector<double> key_frames;     // of "adaptive"
   int64_t tile = 0, tile_frames = 0;  // pixels and frames decoded at once; 0: as the reference
   std::function<void(const StageReport&)> on_stage;
@@ -60,16 +61,19 @@ class FilmPipeline {
 
   // T5's and CLIP's results for texts that go to both as they are; the last few are remembered.
   std::vector<VideoText> encode_texts(const std::vector<std::string>& texts);
+  // Frames of a film that is given, of 33 or 65 as the reference counts them: one fewer if the model is not causal.
+  int64_t reference_frames(int64_t frames) const { return layout_.causal ? frames : frames - 1; }
   const FilmDefaults& defaults() const { return defaults_; }
   const VideoLayout& layout() const { return layout_; }
   const Runtime& runtime() const { return runtime_; }
 
  private:
   FilmPipeline() = default;
+  VideoTaskInfo task_of(const FilmRequest& request) const;
   VideoShape shape_of(const FilmRequest& request) const;
   VideoDenoiser open_denoiser() const;
   VideoAutoencoder open_autoencoder(const FilmRequest& request) const;
-  std::vector<Tensor> encode_pictures(const FilmRequest& request, const VideoShape& shape);
+  std::vector<Tensor> encode_references(const FilmRequest& request, const VideoShape& shape);
   VideoSample denoise(const FilmRequest& request, const VideoShape& shape, const std::vector<VideoText>& texts,
                       const VideoCondition& condition);
   void free_memory();

@@ -109,6 +109,29 @@ TEST_F(FilmCli, PicturesBeginAndEndFilms) {
   EXPECT_EQ(films.size(), 5u);
 }
 
+TEST_F(FilmCli, FilmsAreExtended) {
+  ASSERT_EQ(film("star -q --frames 41 -o given.mp4").status, 0) << text("err.txt");
+  std::set<std::string> films;
+  for (std::string option : {"--seed 1", "--seed 1 --video-head given.mp4", "--seed 1 --video-tail given.mp4"}) {
+    ASSERT_EQ(film("star -q --frames 37 -o film.mp4 " + option).status, 0) << text("err.txt");
+    ASSERT_EQ(run("generate -q --from film.mp4 -o again.mp4").status, 0) << text("err.txt");
+    EXPECT_EQ(text("again.mp4"), text("film.mp4")) << option;
+    EXPECT_EQ(frames("film.mp4").size(), 37u);
+    films.insert(text("film.mp4"));
+  }
+  EXPECT_EQ(films.size(), 3u);
+  for (const char* made : {"film.mp4", "again.mp4"}) std::filesystem::remove(temp_.path(made));
+  write_picture("given.jpg");
+  expect_film_error("star --frames 33 --video-head given.mp4 -o film.mp4", 2, "37 frames or more");
+  expect_film_error("star --frames 69 --video-head given.mp4 --reference-frames 65 -o film.mp4", 3, "65 are needed");
+  expect_film_error("star --frames 37 --video-head given.mp4 -i given.jpg -o film.mp4", 2, "either with pictures");
+  expect_film_error("star --video-head given.mp4 --video-tail given.mp4 -o film.mp4", 2, "exclude one another");
+  expect_film_error("star --video-head given.mp4 --reference-frames 34 -o film.mp4", 2, "only one of 33 or 65");
+  expect_film_error("star --reference-frames 65 -o film.mp4", 2, "--video-head or --video-tail");
+  expect_film_error("star --video-head none.mp4 -o film.mp4", 5, "none.mp4");
+  expect_film_error("star --video-tail given.jpg -o film.mp4", 3, "given.jpg");
+}
+
 TEST_F(FilmCli, TilesSaveMemoryAndSayHowFarTheyAre) {
   Outcome o = film("star --width 64 --height 48 --frames 29 --tile 32 --tile-frames 16 -o film.mp4");
   ASSERT_EQ(o.status, 0) << o.err;
