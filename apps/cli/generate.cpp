@@ -1,7 +1,10 @@
-// kinora generate: prompts to picture files, each with a record from which it can be made again.
+// kinora generate: prompts to picture files, each with a record from which it can be made again; and its flags.
+#include "generate.h"
+
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -12,6 +15,7 @@
 #include "io/file.h"
 #include "io/hub.h"
 #include "io/safetensors.h"
+#include "io/video.h"
 #include "progress.h"
 #include "setting_flags.h"
 #include "text/unicode.h"
@@ -21,17 +25,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-struct Options {
-  std::string prompt, negative, prompt_file, model, scheduler, output, init, from, preview;
-  std::string noise, save_noise, noise_kind;
-  LoadOptions load;
-  int64_t width = 0, height = 0, steps = 0, count = 1, batch = 1, tile = 0;
-  double guidance = -1, strength = 0;
-  uint64_t seed = 0;
-  bool yes = false, quiet = false, verbose = false;
-};
-
-Json to_record(const Options& o, const Result& r, uint64_t seed, const std::string& prompt, const std::string& model) {
+Json to_record(const GenerateOptions& o, const Result& r, uint64_t seed, const std::string& prompt,
+               const std::string& model) {
   Json record{{"program", "kinora " KINORA_VERSION},
               {"model", model},
               {"variant", o.load.variant},
@@ -68,10 +63,12 @@ std::string to_parameters(const Json& r) {
          ", Version: kinora " KINORA_VERSION;
 }
 
-void apply_record(Options& o) {
-  std::string text = read_record(o.from).json;
+void apply_record(GenerateOptions& o) {
+  std::string text = is_video_path(o.from) ? read_video_record(o.from) : read_record(o.from).json;
   if (text.empty()) fail(ErrorKind::input, o.from + " holds no record of how it was made by kinora");
   Config record = Config::parse(text, o.from);
+  if (is_film_record(record)) return apply_film_record(o, record);
+  if (o.film.make) fail(ErrorKind::usage, o.from + " is a picture's; leave --video out to make it again");
   o.prompt = record.text("prompt", "");
   o.negative = record.text("negative_prompt", "");
   o.width = record.integer("width", 1, 1 << 20);
@@ -92,51 +89,37 @@ void apply_record(Options& o) {
   o.count = o.batch = 1;
 }
 
-std::vector<std::string> read_prompts(const Options& o) {
-  if (o.prompt_file.empty()) return {o.prompt};
-  std::vector<std::string> prompts;
-  std::string text = read_file(o.prompt_file, size_t{16} << 20), line;
-  for (char c : text + "\n") {
-    if (c != '\n') {
-      line += c;
-    } else if (!strip(line).empty()) {
-      prompts.push_back(strip(line));
-      line.clear();
-    } else {
-      line.clear();
-    }
-  }
-  if (prompts.empty()) fail(ErrorKind::input, o.prompt_file + " holds no prompt");
-  return prompts;
-}
-
-std::string output_path(std::string pattern, uint64_t seed, int64_t index) {
-  auto replace = [&](const std::string& key, const std::string& value) {
-    for (size_t at; (at = pattern.find(key)) != std::string::npos;) pattern.replace(at, key.size(), value);
-  };
-  replace("{seed}", std::to_string(seed));
-  replace("{index}", std::to_string(index));
-  return pattern;
-}
-
-void check_options(const Options& o, size_t pictures) {
+void check_options(const GenerateOptions& o, size_t pictures) {
   if (o.width < 0 || o.height < 0) fail(ErrorKind::usage, "width and height must be positive");
   if (o.noise_kind != "cpu" && o.noise_kind != "cuda") fail(ErrorKind::usage, "--rng must be cpu or cuda");
-  if (pictures > 1 && o.output.find('{') == std::string::npos) {
-    fail(ErrorKind::usage, "-o must hold {seed} or {index} when several pictures are drawn");
-  }
+  check_output(o, pictures);
   check_image_path(o.output);
   if (!o.preview.empty()) check_image_path(o.preview);
-  if (o.prompt.size() > (size_t{1} << 24)) fail(ErrorKind::input, "the prompt is longer than 16 MiB");
-  std::filesystem::path folder = std::filesystem::path(output_path(o.output, o.seed, 0)).parent_path();
-  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
-    fail(ErrorKind::io, "the output folder " + folder.string() + " does not exist; create it first");
+}
+
+// By a flag or --set, not by a file.
+bool given_now(const Settings& settings, std::string_view key) {
+  const Settings::Item* item = settings.find(key);
+  return item && (item->source.kind == SettingSource::Kind::flag || item->source.kind == SettingSource::Kind::set);
+}
+
+// Flags that would do nothing.
+void refuse_useless(const Settings& settings, bool film) {
+  constexpr const char* kPicturesOnly[] = {"sampling.scheduler", "sampling.batch", "sampling.strength",
+                                           "noise.file",         "noise.save",     "output.preview"};
+  for (const SettingDef& def : setting_table()) {
+    if (!given_now(settings, def.key)) continue;
+    bool of_pictures =
+        std::find(std::begin(kPicturesOnly), std::end(kPicturesOnly), def.key) != std::end(kPicturesOnly);
+    bool of_films = def.key.starts_with("film.") && def.key != "film.make";
+    if (film ? !of_pictures : !of_films) continue;
+    std::string flag(def.flags.substr(def.flags.find("--")));
+    fail(ErrorKind::usage,
+         flag + (film ? " is for pictures, not for films" : " is for films; add --video to make one"));
   }
 }
 
-int generate(Options o) {
-  if (o.verbose) set_log_level(LogLevel::info);
-  if (!o.from.empty()) apply_record(o);
+int generate_pictures(const GenerateOptions& o) {
   std::vector<std::string> prompts = read_prompts(o);
   check_options(o, prompts.size() * static_cast<size_t>(o.count));
   std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
@@ -190,11 +173,92 @@ int generate(Options o) {
   return 0;
 }
 
+// A named size on the command line wins over pixels in a file, and the other way round.
+void settle_film_size(GenerateOptions& o, const Settings& settings) {
+  bool named = given_now(settings, "film.resolution") || given_now(settings, "film.aspect_ratio");
+  bool sized = given_now(settings, "size.width") || given_now(settings, "size.height");
+  if (named && !sized) o.width = o.height = 0;
+  if (sized && !named) o.film.resolution = o.film.aspect = "";
+}
+
+int generate(GenerateOptions o, const Settings& settings) {
+  if (o.verbose) set_log_level(LogLevel::info);
+  if (!o.from.empty()) apply_record(o);
+  refuse_useless(settings, o.film.make);
+  if (!o.film.make) return generate_pictures(o);
+  if (o.from.empty()) settle_film_size(o, settings);
+  if (given_now(settings, "film.reference_frames") && o.film.head_film.empty() && o.film.tail_film.empty())
+    fail(ErrorKind::usage, "--reference-frames goes with --video-head or --video-tail");
+  const Settings::Item* output = settings.find("output.file");
+  if (output->source.kind == SettingSource::Kind::fallback) o.output = "kinora-{seed}.mp4";
+  return generate_films(o);
+}
+
+void bind_film_flags(SettingFlags& flags, FilmOptions& o) {
+  flags.bind("film.make", o.make);
+  flags.bind("film.resolution", o.resolution);
+  flags.bind("film.aspect_ratio", o.aspect);
+  flags.bind("film.frames", o.frames);
+  flags.bind("film.fps", o.fps);
+  flags.bind("film.motion_score", o.motion_score);
+  flags.bind("film.image_guidance", o.image_guidance);
+  flags.bind("film.flow_shift", o.flow_shift);
+  flags.bind("film.tail_image", o.tail);
+  flags.bind("film.head", o.head_film);
+  flags.bind("film.tail", o.tail_film);
+  flags.bind("film.reference_frames", o.reference_frames);
+  flags.bind("film.times", o.times);
+  flags.bind("film.key_frames", o.key_frames);
+  flags.bind("film.no_skip", o.no_skip);
+  flags.bind("film.tile_frames", o.tile_frames);
+  flags.bind("film.codec", o.codec);
+  flags.bind("film.quality", o.quality);
+  flags.bind("film.contact_sheet", o.contact_sheet);
+}
+
 }  // namespace
 
+std::vector<std::string> read_prompts(const GenerateOptions& o) {
+  if (o.prompt_file.empty()) return {o.prompt};
+  std::vector<std::string> prompts;
+  std::string text = read_file(o.prompt_file, size_t{16} << 20), line;
+  for (char c : text + "\n") {
+    if (c != '\n') {
+      line += c;
+    } else if (!strip(line).empty()) {
+      prompts.push_back(strip(line));
+      line.clear();
+    } else {
+      line.clear();
+    }
+  }
+  if (prompts.empty()) fail(ErrorKind::input, o.prompt_file + " holds no prompt");
+  return prompts;
+}
+
+std::string output_path(std::string pattern, uint64_t seed, int64_t index) {
+  auto replace = [&](const std::string& key, const std::string& value) {
+    for (size_t at; (at = pattern.find(key)) != std::string::npos;) pattern.replace(at, key.size(), value);
+  };
+  replace("{seed}", std::to_string(seed));
+  replace("{index}", std::to_string(index));
+  return pattern;
+}
+
+void check_output(const GenerateOptions& o, size_t outputs) {
+  if (outputs > 1 && o.output.find('{') == std::string::npos) {
+    fail(ErrorKind::usage, "-o must hold {seed} or {index} when several pictures or films are made");
+  }
+  if (o.prompt.size() > (size_t{1} << 24)) fail(ErrorKind::input, "the prompt is longer than 16 MiB");
+  std::filesystem::path folder = std::filesystem::path(output_path(o.output, o.seed, 0)).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+    fail(ErrorKind::io, "the output folder " + folder.string() + " does not exist; create it first");
+  }
+}
+
 Command add_generate(CLI::App& app) {
-  auto o = std::make_shared<Options>();
-  CLI::App* c = app.add_subcommand("generate", "Draw a picture of a prompt");
+  auto o = std::make_shared<GenerateOptions>();
+  CLI::App* c = app.add_subcommand("generate", "Draw a picture of a prompt, or make a film of it");
   auto flags = std::make_shared<SettingFlags>(*c);
   flags->bind("prompt.text", o->prompt);
   flags->bind("model.name", o->model);
@@ -214,16 +278,17 @@ Command add_generate(CLI::App& app) {
   bind_load_options(*flags, o->load);
   flags->bind("memory.tile", o->tile);
   flags->bind("output.file", o->output);
-  c->add_option("--from", o->from, "Make this kinora picture again, from the record inside it");
+  c->add_option("--from", o->from, "Make this kinora picture or film again, from the record inside it");
   flags->bind("output.preview", o->preview);
+  bind_film_flags(*flags, o->film);
   flags->bind("noise.rng", o->noise_kind);
   flags->bind("noise.file", o->noise);
   flags->bind("noise.save", o->save_noise);
   c->add_flag("-q,--quiet", o->quiet, "No progress");
   c->add_flag("-v,--verbose", o->verbose, "Also say what takes how long and how much memory");
   return [o, flags] {
-    flags->resolve();
-    return generate(*o);
+    Settings settings = flags->resolve();
+    return generate(*o, settings);
   };
 }
 

@@ -55,7 +55,8 @@ void Progress::clear() {
   drawn_ = false;
 }
 
-void Progress::begin(int64_t picture, int64_t pictures) {
+void Progress::begin(int64_t picture, int64_t pictures, const char* noun) {
+  noun_ = noun;
   picture_ = picture;
   pictures_ = pictures;
 }
@@ -80,7 +81,7 @@ std::string Progress::plain(const StageReport& r) const {
   if (r.stage == Stage::encode) return r.done == 0 ? "encoding the prompt" : "";
   if (r.stage == Stage::decode && r.total == 1) return r.done == 0 ? "decoding" : "";
   if (r.stage == Stage::decode) return r.done == 0 ? "" : fmt::format("decoding tile {}/{}", r.done, r.total);
-  if (r.done == 0) return pictures_ > 1 ? fmt::format("picture {}/{}", picture_, pictures_) : "";
+  if (r.done == 0) return pictures_ > 1 ? fmt::format("{} {}/{}", noun_, picture_, pictures_) : "";
   double left = spent_ / static_cast<double>(r.done) * static_cast<double>(r.total - r.done);
   return fmt::format("step {}/{}  {:.2f} s/step  {} left", r.done, r.total, last_part_, duration(left));
 }
@@ -91,7 +92,7 @@ std::string Progress::redrawn(const StageReport& r, int width) const {
   std::string count = fmt::format("{}/{}", r.done, r.total);
   if (width < static_cast<int>(count.size())) return "";
   std::string head = verb(r.stage);
-  if (pictures_ > 1) head = fmt::format("picture {}/{}  {}", picture_, pictures_, head);
+  if (pictures_ > 1) head = fmt::format("{} {}/{}  {}", noun_, picture_, pictures_, head);
   std::string tail = count;
   if (r.done > 0 && r.total > 1) {
     double left = spent_ / static_cast<double>(r.done) * static_cast<double>(r.total - r.done);

@@ -16,7 +16,8 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  void begin(int64_t picture, int64_t pictures);  // first picture of a batch, from 1, and how many are asked for
+  // The first picture of a batch, from 1, and how many are asked for; "film" for films.
+  void begin(int64_t picture, int64_t pictures, const char* noun = "picture");
   void report(const StageReport& report);
   void clear();  // takes the redrawn line away, for other output
 
@@ -27,6 +28,7 @@ class Progress {
 
   bool quiet_, terminal_, drawn_ = false;
   int64_t picture_ = 1, pictures_ = 1;
+  const char* noun_ = "picture";
   Clock::time_point stage_start_, part_start_;
   double last_part_ = 0, spent_ = 0;  // seconds of the last part and of the stage so far
 };

@@ -53,6 +53,12 @@ Runtime make_runtime(const std::string& device, const std::string& dtype, int th
   return runtime;
 }
 
+std::string device_name(const Runtime& runtime) { return runtime.context.device ? "cuda" : "cpu"; }
+
+std::string dtype_name(const Runtime& runtime) {
+  return runtime.dtype == DType::f32 ? "float32" : runtime.dtype == DType::bf16 ? "bfloat16" : "float16";
+}
+
 std::string describe(const Runtime& runtime) {
 #ifdef KINORA_CUDA
   if (runtime.context.device) return cuda::description();

@@ -20,6 +20,10 @@ struct Runtime {
 // that is not known, Error(resource) with what is missing when a GPU was asked for and cannot be used.
 Runtime make_runtime(const std::string& device, const std::string& dtype, int threads, const std::atomic<bool>* stop);
 
+// As --device and --dtype name them, without the number of a GPU.
+std::string device_name(const Runtime& runtime);
+std::string dtype_name(const Runtime& runtime);
+
 // One line about the device that the runtime uses.
 std::string describe(const Runtime& runtime);
 

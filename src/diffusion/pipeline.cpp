@@ -422,8 +422,8 @@ Result Pipeline::generate(const Request& r) {
   result.steps = r.steps ? r.steps : defaults_.steps;
   result.guidance = p.guidance;
   result.scheduler = p.scheduler->name();
-  result.device = runtime_.context.device ? "cuda" : "cpu";
-  result.dtype = runtime_.dtype == DType::f32 ? "float32" : runtime_.dtype == DType::bf16 ? "bfloat16" : "float16";
+  result.device = device_name(runtime_);
+  result.dtype = dtype_name(runtime_);
   return result;
 }
 

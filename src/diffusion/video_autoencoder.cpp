@@ -318,12 +318,14 @@ std::string find_file(const std::string& path, std::initializer_list<const char*
   return "";
 }
 
-// Only diffusers' layout has a config of its own; the published single files have the published sizes.
+// <name>.json beside a single file, config.json in diffusers' layout; the published single files have neither and are
+// of the published sizes.
 Config config_beside(const std::string& file) {
-  fs::path config = fs::path(file).parent_path() / "config.json";
+  fs::path path(file), own = fs::path(file).replace_extension(".json"), shared = path.parent_path() / "config.json";
   std::error_code ignored;
-  bool diffusers = fs::path(file).filename() == "diffusion_pytorch_model.safetensors" && fs::exists(config, ignored);
-  return diffusers ? Config::load(config.string()) : Config::parse("{}", file);
+  if (fs::exists(own, ignored)) return Config::load(own.string());
+  bool diffusers = path.filename() == "diffusion_pytorch_model.safetensors" && fs::exists(shared, ignored);
+  return diffusers ? Config::load(shared.string()) : Config::parse("{}", file);
 }
 
 }  // namespace

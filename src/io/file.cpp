@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <utility>
 
 #include "core/error.h"
 
@@ -53,15 +54,38 @@ void move_into_place(const std::string& temporary, const std::string& path) {
   if (::rename(temporary.c_str(), path.c_str()) != 0) refuse(path);
 }
 
+std::string descriptor_path(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
+
+// A file without a name, which is gone when the program is killed; -1 where the system has none.
+int open_nameless(const std::string& path) {
+  if (::access("/proc/self/fd", X_OK) != 0) return -1;
+  std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  return ::open(folder.empty() ? "." : folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+}
+
+void give_name(int fd, const std::string& name, const std::string& path) {
+  ::unlink(name.c_str());  // left by a killed process of the same number
+  if (::linkat(AT_FDCWD, descriptor_path(fd).c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) refuse(path);
+}
+
 }  // namespace
 
-TemporaryFile::TemporaryFile(const std::string& path) : path_(path), name_(temporary_name(path)) {
+TemporaryFile::TemporaryFile(const std::string& path, bool many) : path_(path), name_(temporary_name(path)) {
+  if (!many) nameless_ = open_nameless(path);
+  if (nameless_ >= 0) {
+    name_ = descriptor_path(nameless_);
+    return;
+  }
   Descriptor file(::open(name_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
   if (file.fd < 0) refuse(path);
 }
 
 TemporaryFile::~TemporaryFile() {
-  if (!name_.empty()) ::unlink(name_.c_str());
+  if (nameless_ >= 0) {
+    ::close(nameless_);
+  } else if (!name_.empty()) {
+    ::unlink(name_.c_str());
+  }
 }
 
 void TemporaryFile::write(std::string_view bytes) {
@@ -74,6 +98,12 @@ void TemporaryFile::commit() {
   Descriptor file(::open(name_.c_str(), O_RDONLY | O_CLOEXEC));
   if (file.fd < 0) refuse(path_);
   flush(file.fd, path_);
+  if (nameless_ >= 0) {
+    std::string name = temporary_name(path_);
+    give_name(nameless_, name, path_);
+    ::close(std::exchange(nameless_, -1));
+    name_ = name;  // goes away with the object if it cannot be moved
+  }
   move_into_place(name_, path_);
   name_.clear();
 }
@@ -125,12 +155,8 @@ void write_all(int fd, const void* data, size_t size, const std::string& path) {
 }
 
 void write_atomically(const std::string& path, const std::function<void(int fd)>& write) {
-  std::filesystem::path folder = std::filesystem::path(path).parent_path();
   std::string temporary = temporary_name(path);
-  // A file without a name is gone when the program is killed; where the system has none, a hidden name does.
-  bool can_name = ::access("/proc/self/fd", X_OK) == 0;
-  Descriptor file(can_name ? ::open(folder.empty() ? "." : folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666)
-                           : -1);
+  Descriptor file(open_nameless(path));
   bool nameless = file.fd >= 0;
   if (!nameless) file.fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (file.fd < 0) refuse(path);
@@ -139,9 +165,7 @@ void write_atomically(const std::string& path, const std::function<void(int fd)>
     write(file.fd);
     flush(file.fd, path);
     if (nameless) {
-      ::unlink(temporary.c_str());  // left by a killed process of the same number
-      std::string self = "/proc/self/fd/" + std::to_string(file.fd);
-      if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, temporary.c_str(), AT_SYMLINK_FOLLOW) != 0) refuse(path);
+      give_name(file.fd, temporary, path);
       named = true;
     }
     move_into_place(temporary, path);

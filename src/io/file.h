@@ -35,21 +35,23 @@ std::string read_file(const std::string& path, size_t limit);
 void write_atomically(const std::string& path, const std::function<void(int fd)>& write);
 void write_atomically(const std::string& path, std::string_view bytes);
 
-// A new file that takes its place only when it is complete. Until commit() it has a temporary name as above, and goes
-// away with the object. For what must be written by name; `write_atomically` is simpler.
+// A new file that takes its place only when it is complete. Until commit() it has no name in its folder, as above, or a
+// temporary one, and goes away with the object. For what must be written by name; `write_atomically` is simpler.
 class TemporaryFile {
  public:
-  explicit TemporaryFile(const std::string& path);  // creates an empty file; throws Error(io)
+  // Creates an empty file; throws Error(io). One of `many` is always given a temporary name, as without it stays open.
+  explicit TemporaryFile(const std::string& path, bool many = false);
   ~TemporaryFile();
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
 
-  const std::string& name() const { return name_; }
-  void write(std::string_view bytes);  // as its whole content; throws Error(io)
-  void commit();                       // to the disk, then to `path`; throws Error(io)
+  const std::string& name() const { return name_; }  // to be opened by this process
+  void write(std::string_view bytes);                // as its whole content; throws Error(io)
+  void commit();                                     // to the disk, then to `path`; throws Error(io)
 
  private:
   std::string path_, name_;
+  int nameless_ = -1;  // the descriptor of a file without a name; `name_` leads to it
 };
 
 // Writes all bytes; throws Error(io) naming `path`.

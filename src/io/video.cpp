@@ -39,7 +39,7 @@ class PngFrames : public VideoWriter {
     std::filesystem::path pattern(path_);
     std::string name = pattern.filename().string();
     name.replace(name.find(kIndex), std::string(kIndex).size(), digits);
-    files_.push_back(std::make_unique<TemporaryFile>((pattern.parent_path() / name).string()));
+    files_.push_back(std::make_unique<TemporaryFile>((pattern.parent_path() / name).string(), true));
     files_.back()->write(encode_image("png", frame, options_.record));
   }
   void finish() override {

@@ -21,7 +21,8 @@ struct VideoOptions {
 };
 
 // Writes a film; the same frames and options give the same bytes, on any machine with the same libraries.
-// The film has a temporary name until finish(); a writer that goes away before leaves nothing.
+// Until finish() the film has no name (rows of pictures: temporary ones); a writer that goes away before leaves
+// nothing.
 class VideoWriter {
  public:
   virtual ~VideoWriter() = default;

@@ -1,0 +1,42 @@
+// What `kinora generate` was asked for, shared by pictures and films.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "diffusion/film_pipeline.h"
+#include "io/config.h"
+
+namespace kinora::cli {
+
+struct FilmOptions {
+  bool make = false, no_skip = false;
+  std::string resolution, aspect, tail, head_film, tail_film, times, key_frames, codec, contact_sheet;
+  int64_t reference_frames = 33, frames = 0, fps = 0, motion_score = 0, tile_frames = 0, quality = -1;
+  double image_guidance = -1, flow_shift = -1;
+};
+
+struct GenerateOptions {
+  std::string prompt, negative, prompt_file, model, scheduler, output, init, from, preview;
+  std::string noise, save_noise, noise_kind;
+  LoadOptions load;
+  int64_t width = 0, height = 0, steps = 0, count = 1, batch = 1, tile = 0;
+  double guidance = -1, strength = 0;
+  uint64_t seed = 0;
+  bool yes = false, quiet = false, verbose = false;
+  FilmOptions film;
+};
+
+// The file's lines without those that are blank, or the one prompt given.
+std::vector<std::string> read_prompts(const GenerateOptions& options);
+// `pattern` with {seed} and {index} filled in.
+std::string output_path(std::string pattern, uint64_t seed, int64_t index);
+// Throws Error(io) when the folder of `path` does not exist, Error(usage) when several outputs would have one name.
+void check_output(const GenerateOptions& options, size_t outputs);
+
+bool is_film_record(const Config& record);
+void apply_film_record(GenerateOptions& options, const Config& record);
+int generate_films(const GenerateOptions& options);
+
+}  // namespace kinora::cli

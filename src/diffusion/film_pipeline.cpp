@@ -1,0 +1,296 @@
+#include "diffusion/film_pipeline.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <tuple>
+
+#include "diffusion/text_encoders.h"
+#include "diffusion/video_prompt.h"
+#include "diffusion/video_times.h"
+#include "io/file.h"
+#include "io/video.h"
+#include "text/tokenizer.h"
+
+namespace kinora {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kRememberedTexts = 16;
+constexpr int64_t kLargestSide = 8192, kMostFrames = 1 << 14;
+constexpr const char *kResolution = "256px", *kAspect = "16:9";
+
+// The first of `names` in `root` that holds a model.
+std::string find_encoder(const fs::path& root, const std::string& what, std::initializer_list<const char*> names) {
+  std::error_code ignored;
+  for (const char* name : names) {
+    if (fs::exists(root / name / "config.json", ignored)) return (root / name).string();
+  }
+  fail(ErrorKind::io, root.string() + " holds no text encoder " + what + ": " + *names.begin() +
+                          "/config.json is missing (with model.safetensors and the tokenizer beside it)");
+}
+
+void expect_equal(const std::string& folder, const std::string& first, int64_t a, const std::string& second,
+                  int64_t b) {
+  if (a == b) return;
+  fail(ErrorKind::model, folder + ": " + first + " (" + std::to_string(a) + ") and " + second + " (" +
+                             std::to_string(b) + ") differ; these files do not belong together");
+}
+
+FilmDefaults read_defaults(const fs::path& root, bool causal) {
+  FilmDefaults d;
+  if (!causal) d.frames = 128;
+  if (!fs::exists(root / "kinora.json")) return d;
+  Config json = Config::load((root / "kinora.json").string());
+  d.width = json.integer("width", 0, kLargestSide, d.width);
+  d.height = json.integer("height", 0, kLargestSide, d.height);
+  d.frames = json.integer("frames", 1, kMostFrames, d.frames);
+  d.steps = json.integer("steps", 1, 1000, d.steps);
+  d.fps = json.integer("fps", 1, 240, d.fps);
+  d.motion_score = json.integer("motion_score", 1, 15, d.motion_score);
+  d.text_tokens = json.integer("max_sequence_length", 2, 4096, d.text_tokens);
+  d.guidance = json.real("guidance", 0, 1000, d.guidance);
+  d.image_guidance = json.real("image_guidance", 0, 1000, d.image_guidance);
+  return d;
+}
+
+Tensor ids_of(const Tokenizer& tokenizer, const std::string& text, int64_t length) {
+  std::vector<int32_t> ids = tokenizer.encode_padded(text, static_cast<size_t>(length));
+  return Tensor::from({1, length}, ids);
+}
+
+std::vector<double> positions_of(const FilmRequest& r, const VideoShape& shape) {
+  bool adaptive = r.times == "adaptive";
+  if (!adaptive && !r.key_frames.empty()) fail(ErrorKind::usage, "key frames go with adaptive times alone");
+  if (adaptive) return adaptive_positions(shape, r.key_frames);
+  if (r.times == "uniform") return uniform_positions(shape);
+  return parse_positions(shape, read_file(r.times, size_t{1} << 20), r.times);
+}
+
+// A quarter of a tile is shared with the next one, in whole latents.
+void check_tile(const std::string& what, int64_t tile, int64_t latent) {
+  int64_t multiple = 4 * latent;
+  if (tile == 0 || (tile > 0 && tile % multiple == 0)) return;
+  fail(ErrorKind::usage, "tiles of " + std::to_string(tile) + " " + what + " do not fit this model; they must be " +
+                             "multiples of " + std::to_string(multiple));
+}
+
+void report(const FilmRequest& r, Stage stage, int64_t done, int64_t total) {
+  if (r.on_stage) r.on_stage({stage, done, total});
+}
+
+}  // namespace
+
+FilmPipeline FilmPipeline::load(const std::string& folder, const LoadOptions& options) {
+  fs::path root(folder);
+  if (!fs::is_directory(root))
+    fail(ErrorKind::io, folder + " is no folder; films need one with the published files of Open-Sora 2.0");
+  FilmPipeline p;
+  p.folder_ = folder;
+  p.variant_ = options.variant;
+  p.runtime_ = p.others_ = make_runtime(options.device, options.dtype, options.threads, options.stop);
+  // Only transformers are run in float16.
+  if (p.others_.dtype == DType::f16) p.others_.dtype = p.others_.context.device ? DType::bf16 : DType::f32;
+  VideoDenoiser denoiser = p.open_denoiser();
+  VideoAutoencoder autoencoder = p.open_autoencoder({});
+  p.t5_folder_ = find_encoder(root, "T5", {"google/t5-v1_1-xxl", "t5"});
+  p.clip_folder_ = find_encoder(root, "CLIP", {"openai/clip-vit-large-patch14", "clip"});
+  T5Encoder t5 = T5Encoder::load(p.t5_folder_, p.others_, p.variant_);
+  ClipTextEncoder clip = ClipTextEncoder::load(p.clip_folder_, p.others_, p.variant_);
+  load_tokenizer(p.t5_folder_);
+  load_tokenizer(p.clip_folder_);
+
+  const MmditConfig& c = denoiser.config();
+  expect_equal(folder, "the transformer's latent channels", c.latent_channels(), "the autoencoder's",
+               autoencoder.latent_channels());
+  expect_equal(folder, "the transformer's context_in_dim", c.text_dim, "T5's d_model", t5.config().d_model);
+  expect_equal(folder, "the transformer's vec_in_dim", c.pooled_dim, "CLIP's hidden_size", clip.config().hidden_size);
+  p.layout_ = {autoencoder.latent_channels(), autoencoder.time_compression(), autoencoder.space_compression(),
+               c.patch_size, autoencoder.causal()};
+  p.defaults_ = read_defaults(root, p.layout_.causal);
+  return p;
+}
+
+VideoDenoiser FilmPipeline::open_denoiser() const {
+  MmditFiles files = open_mmdit(folder_, MmditRole::film);
+  return {files.config, std::move(files.weights), runtime_};
+}
+
+VideoAutoencoder FilmPipeline::open_autoencoder(const FilmRequest& r) const {
+  VideoAutoencoder autoencoder = load_video_autoencoder(folder_, others_);
+  if (r.tile) autoencoder.tiling.size = r.tile;
+  if (r.tile_frames) {
+    autoencoder.tiling.time = true;
+    autoencoder.tiling.frames = r.tile_frames;
+  }
+  return autoencoder;
+}
+
+VideoTaskInfo FilmPipeline::task_of(const FilmRequest& r) const {
+  const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
+  if (film.empty()) {
+    if (r.first && r.last) return {VideoTask::loop};
+    return {r.first ? VideoTask::head : r.last ? VideoTask::tail : VideoTask::text};
+  }
+  if (r.first || r.last || (!r.head.empty() && !r.tail.empty()))
+    fail(ErrorKind::usage, "a film begins or ends either with pictures or with one film given");
+  for (int64_t frames : {33, 65}) {
+    if (static_cast<int64_t>(film.size()) == reference_frames(frames))
+      return {r.head.empty() ? VideoTask::extend_tail : VideoTask::extend_head, frames};
+  }
+  fail(ErrorKind::usage, "a film of " + std::to_string(film.size()) + " frames cannot be extended, only one of " +
+                             std::to_string(reference_frames(33)) + " or " + std::to_string(reference_frames(65)));
+}
+
+VideoShape FilmPipeline::shape_of(const FilmRequest& r) const {
+  return video_shape(layout_, r.width, r.height, r.frames);
+}
+
+FilmRequest FilmPipeline::complete(FilmRequest r) const {
+  bool named = !r.resolution.empty() || !r.aspect.empty();
+  if (named && (r.width || r.height))
+    fail(ErrorKind::usage, "a film has either a named resolution and aspect ratio or a width and a height");
+  if (!r.width != !r.height) fail(ErrorKind::usage, "a film's width and height go together; give both");
+  if (!named && !r.width) {
+    r.width = defaults_.width;
+    r.height = defaults_.height;
+  }
+  if (!r.width) {
+    std::tie(r.width, r.height) = named_size(r.resolution.empty() ? kResolution : r.resolution,
+                                             r.aspect.empty() ? kAspect : r.aspect, layout_.cell());
+  }
+  r.resolution.clear();
+  r.aspect.clear();
+  auto fill = [](auto& value, auto fallback, bool silent) {
+    if (silent) value = fallback;
+  };
+  fill(r.frames, defaults_.frames, r.frames == 0);
+  fill(r.steps, defaults_.steps, r.steps == 0);
+  fill(r.fps, defaults_.fps, r.fps == 0);
+  fill(r.motion_score, defaults_.motion_score, r.motion_score == 0);
+  fill(r.guidance, defaults_.guidance, r.guidance < 0);
+  fill(r.image_guidance, defaults_.image_guidance, r.image_guidance < 0);
+  VideoShape shape = shape_of(r);
+  fill(r.flow_shift, flow_shift(shape.tokens_per_frame(), shape.latent_frames), r.flow_shift < 0);
+
+  video_prompt(r.prompt, r.fps, r.motion_score);
+  positions_of(r, shape);
+  check_tile("pixels", r.tile, layout_.spatial);
+  check_tile("frames", r.tile_frames, layout_.temporal);
+  VideoTaskInfo task = task_of(r);  // enough frames for what is given?
+  std::vector<Tensor> references;
+  if (task.task != VideoTask::text) {
+    int64_t given = latent_frames_of(layout_, kinora::reference_frames(task, layout_));
+    Tensor nothing = Tensor::zeros({1, given, shape.latent_height, shape.latent_width, layout_.channels});
+    references.assign(task.task == VideoTask::loop ? 2 : 1, nothing);
+  }
+  VideoCondition condition = video_condition(task, shape, references);
+  guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
+  flow_levels(r.steps, r.flow_shift);
+  return r;
+}
+
+void FilmPipeline::free_memory() {
+  runtime_.context.arena->release();  // shared with others_
+}
+
+std::vector<VideoText> FilmPipeline::encode_texts(const std::vector<std::string>& texts) {
+  auto known = [&](const std::string& text) {
+    return std::find_if(texts_.begin(), texts_.end(), [&](const auto& entry) { return entry.first == text; });
+  };
+  std::vector<std::pair<std::string, VideoText>> fresh;
+  for (const std::string& text : texts) {
+    bool listed = std::any_of(fresh.begin(), fresh.end(), [&](const auto& entry) { return entry.first == text; });
+    if (known(text) == texts_.end() && !listed) fresh.push_back({text, {}});
+  }
+  if (!fresh.empty()) {
+    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(t5_folder_);
+    T5Encoder encoder = T5Encoder::load(t5_folder_, others_, variant_);
+    for (auto& [text, result] : fresh) result.hidden = encoder.encode(ids_of(*tokenizer, text, defaults_.text_tokens));
+  }
+  free_memory();
+  if (!fresh.empty()) {
+    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(clip_folder_);
+    ClipTextEncoder encoder = ClipTextEncoder::load(clip_folder_, others_, variant_);
+    for (auto& [text, result] : fresh)
+      result.pooled = encoder.encode(ids_of(*tokenizer, text, encoder.config().max_positions)).pooled;
+  }
+  free_memory();
+  texts_.insert(texts_.end(), fresh.begin(), fresh.end());
+  std::vector<VideoText> results;
+  for (const std::string& text : texts) results.push_back(known(text)->second);
+  if (texts_.size() > kRememberedTexts)
+    texts_.erase(texts_.begin(), texts_.end() - static_cast<std::ptrdiff_t>(kRememberedTexts));
+  return results;
+}
+
+// The mode of the posterior, so that what is given comes without noise of its own.
+std::vector<Tensor> FilmPipeline::encode_references(const FilmRequest& r, const VideoShape& shape) {
+  std::vector<Tensor> latents;
+  const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
+  if (!r.first && !r.last && film.empty()) return latents;
+  auto width = static_cast<int>(shape.width), height = static_cast<int>(shape.height);
+  {
+    VideoAutoencoder autoencoder = open_autoencoder(r);
+    auto encode = [&](const Tensor& frames) {
+      Tensor z = autoencoder.encode(frames);
+      latents.push_back(z.reshaped({1, z.shape()[0], z.shape()[1], z.shape()[2], z.shape()[3]}));
+    };
+    if (!film.empty()) encode(fill_crop_frames(film, width, height));
+    for (const std::optional<Image>* picture : {&r.first, &r.last}) {
+      if (*picture) encode(to_tensor(fill_crop(**picture, width, height)));
+    }
+  }
+  free_memory();
+  return latents;
+}
+
+VideoSample FilmPipeline::denoise(const FilmRequest& r, const VideoShape& shape, const std::vector<VideoText>& texts,
+                                  const VideoCondition& condition) {
+  VideoSample sample;
+  {
+    VideoDenoiser denoiser = open_denoiser();
+    VideoSampleInputs in;
+    in.latents =
+        pack_latents(video_noise(shape, r.seed, r.cuda_noise ? NoiseKind::cuda : NoiseKind::cpu), layout_.patch);
+    in.prompt = texts[0];
+    in.negative = texts[1];
+    in.condition = condition;
+    in.positions = MmditPositions::grid(shape.latent_frames, shape.rows(), shape.columns());
+    in.positions.frames = positions_of(r, shape);
+    VideoSampleOptions options;
+    options.levels = flow_levels(r.steps, r.flow_shift);
+    options.guidance =
+        guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
+    options.skip = r.skip;
+    options.on_step = [&](const VideoStepReport& step) { report(r, Stage::denoise, step.step, step.steps); };
+    report(r, Stage::denoise, 0, r.steps);
+    sample = sample_film(denoiser, in, options);
+  }
+  free_memory();
+  return sample;
+}
+
+FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& sink) {
+  FilmRequest r = complete(request);
+  VideoShape shape = shape_of(r);
+  report(r, Stage::encode, 0, 1);
+  std::vector<VideoText> texts = encode_texts({video_prompt(r.prompt, r.fps, r.motion_score), r.negative_prompt});
+  std::vector<Tensor> references = encode_references(r, shape);
+  report(r, Stage::encode, 1, 1);
+  VideoTaskInfo task = task_of(r);
+  VideoSample sample = denoise(r, shape, texts, video_condition(task, shape, references));
+  Tensor latents = unpack_latents(sample.latents, shape);
+  restore_pictures(latents, task.task, references);
+  latents = latents.reshaped({shape.latent_frames, shape.latent_height, shape.latent_width, layout_.channels});
+  report(r, Stage::decode, 0, 1);
+  {
+    VideoAutoencoder autoencoder = open_autoencoder(r);
+    autoencoder.decode(latents, sink, [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
+  }
+  free_memory();
+  return {latents, sample.forwards};
+}
+
+}  // namespace kinora

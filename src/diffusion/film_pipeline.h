@@ -1,0 +1,88 @@
+// Text, and perhaps pictures, to film with the published files of Open-Sora 2.0: T5, CLIP, the transformer and the
+// autoencoder, one after another. Each is opened when it is needed and gone before the next, so that the most memory
+// needed is that of the largest.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "diffusion/pipeline.h"
+#include "diffusion/video_autoencoder.h"
+#include "diffusion/video_denoiser.h"
+#include "diffusion/video_sampler.h"
+
+namespace kinora {
+
+// What a folder asks for where a request is silent. From kinora.json when the folder has one, else as the reference.
+struct FilmDefaults {
+  int64_t width = 0, height = 0;  // 0: those of 256px, 16:9
+  int64_t frames = 129, steps = 50, fps = 24, motion_score = 4;
+  int64_t text_tokens = 512;  // that T5 reads; padding counts
+  double guidance = 7.5, image_guidance = 3;
+};
+
+// Where a number is 0, or a strength negative, the model's default stands.
+struct FilmRequest {
+  std::string prompt, negative_prompt;
+  std::string resolution, aspect;  // "256px" and "16:9", as named_size; or
+  int64_t width = 0, height = 0;   // pixels
+  int64_t frames = 0, steps = 0;
+  int64_t fps = 0, motion_score = 0;  // told to the model after the prompt
+  double guidance = -1, image_guidance = -1;
+  double flow_shift = -1;  // negative: that of the size and the number of frames
+  uint64_t seed = 0;
+  bool cuda_noise = false;           // torch's CUDA generator, rounded to bfloat16, instead of its CPU generator
+  bool skip = true;                  // see VideoSampleOptions
+  std::optional<Image> first, last;  // pictures that the film is to begin and to end with
+  std::vector<Image> head, tail;  // or the frames of a film, as many as reference_frames() says (not both, no pictures)
+  std::string times = "uniform";  // "uniform", "adaptive" or a file for parse_positions
+  std::vector<double> key_frames;     // of "adaptive"
+  int64_t tile = 0, tile_frames = 0;  // pixels and frames decoded at once; 0: as the reference
+  std::function<void(const StageReport&)> on_stage;
+};
+
+struct FilmResult {
+  Tensor latents;        // [t, h, w, C] f32, scaled, as decoded
+  int64_t forwards = 0;  // runs of the transformer
+};
+
+class FilmPipeline {
+ public:
+  // A folder with Open_Sora_v2.safetensors and hunyuan_vae.safetensors, or the pair Open_Sora_v2_Video_DC_AE and
+  // F32T4C128_AE, and the folders google/t5-v1_1-xxl and openai/clip-vit-large-patch14 (or t5 and clip). Every name and
+  // shape is checked, nothing is read yet. Throws Error(io) naming what is missing, Error(model) for what does not fit.
+  static FilmPipeline load(const std::string& folder, const LoadOptions& options = {});
+
+  // The request with every default filled in, and checked. Throws Error(usage).
+  FilmRequest complete(FilmRequest request) const;
+  // Makes a film; its frames go to `sink` in order, [n, height, width, 3] f32, as the autoencoder gives them out.
+  FilmResult generate(const FilmRequest& request, const FrameSink& sink);
+
+  // T5's and CLIP's results for texts that go to both as they are; the last few are remembered.
+  std::vector<VideoText> encode_texts(const std::vector<std::string>& texts);
+  // Frames of a film that is given, of 33 or 65 as the reference counts them: one fewer if the model is not causal.
+  int64_t reference_frames(int64_t frames) const { return layout_.causal ? frames : frames - 1; }
+  const FilmDefaults& defaults() const { return defaults_; }
+  const VideoLayout& layout() const { return layout_; }
+  const Runtime& runtime() const { return runtime_; }
+
+ private:
+  FilmPipeline() = default;
+  VideoTaskInfo task_of(const FilmRequest& request) const;
+  VideoShape shape_of(const FilmRequest& request) const;
+  VideoDenoiser open_denoiser() const;
+  VideoAutoencoder open_autoencoder(const FilmRequest& request) const;
+  std::vector<Tensor> encode_references(const FilmRequest& request, const VideoShape& shape);
+  VideoSample denoise(const FilmRequest& request, const VideoShape& shape, const std::vector<VideoText>& texts,
+                      const VideoCondition& condition);
+  void free_memory();
+
+  std::string folder_, t5_folder_, clip_folder_, variant_;
+  Runtime runtime_, others_;  // of the transformer, and of the rest
+  FilmDefaults defaults_;
+  VideoLayout layout_;
+  std::vector<std::pair<std::string, VideoText>> texts_;  // most recent last
+};
+
+}  // namespace kinora

@@ -1,0 +1,264 @@
+// kinora generate --video as a user meets it, with tiny random models in the published layout.
+#include <algorithm>
+#include <set>
+#include <tuple>
+
+#include "cli/cli.h"
+#include "film_folder.h"
+#include "io/video.h"
+
+namespace kinora::test {
+namespace {
+
+class FilmCli : public Cli {
+ protected:
+  FilmCli() : model_(temp_.path("model")) {}
+
+  // `arguments` begin after "generate --video --model model".
+  Outcome film(const std::string& arguments, const std::string& before = "") {
+    return run("generate --video --model model --device cpu " + arguments, before);
+  }
+  void expect_film_error(const std::string& arguments, int status, const std::string& word,
+                         const std::string& before = "") {
+    expect_error("generate --video --model model --device cpu " + arguments, status, word, before);
+    expect_no_film(arguments);
+  }
+  void expect_no_film(const std::string& what) {
+    for (const auto& entry : std::filesystem::directory_iterator(temp_.path())) {
+      std::string name = entry.path().filename();
+      EXPECT_TRUE(name == "model" || name == "out.txt" || name == "err.txt" || name.starts_with("given"))
+          << what << " left " << name;
+    }
+  }
+  std::vector<Image> frames(const std::string& name) {
+    VideoReader reader = VideoReader::open(temp_.path(name));
+    std::vector<Image> frames;
+    for (Image frame; reader.next(frame);) frames.push_back(frame);
+    return frames;
+  }
+  void write_picture(const std::string& name, int width = 40, int height = 48) {
+    Image image{width, height, {}};
+    for (int i = 0; i < width * height * 3; ++i) image.rgb.push_back(static_cast<uint8_t>(i * 7 % 251));
+    save_image(temp_.path(name), image);
+  }
+
+  FilmFolder model_;
+};
+
+TEST_F(FilmCli, MakesAFilmAndTheSameBytesAgain) {
+  Outcome o = film(
+      "'a yellow star, naïve' --seed 7 -n 'blue' --motion-score 3 --fps-save 12 -o film.mp4 "
+      "--contact-sheet sheet.png");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(o.out, "film.mp4\n");
+  EXPECT_NE(o.err.find("step 3/3"), std::string::npos) << o.err;
+  EXPECT_EQ(frames("film.mp4").size(), 5u);
+  EXPECT_EQ(load_image(temp_.path("sheet.png")).width, 4 * 260 + 4);
+  VideoReader reader = VideoReader::open(temp_.path("film.mp4"));
+  EXPECT_EQ(reader.info().width, 32);
+  EXPECT_EQ(reader.info().height, 32);
+  EXPECT_EQ(reader.info().fps, 12);
+  auto record = nlohmann::json::parse(reader.info().record);
+  EXPECT_EQ(record["prompt"], "a yellow star, naïve");
+  EXPECT_EQ(record["steps"], 3);
+  EXPECT_EQ(record["guidance"], 7.5);
+
+  ASSERT_EQ(film("'a yellow star, naïve' --seed 7 -n 'blue' --motion-score 3 --fps-save 12 -o second.mp4").status, 0);
+  EXPECT_EQ(text("second.mp4"), text("film.mp4"));
+  o = run("generate --from film.mp4 -o again.mp4 --threads 1");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(text("again.mp4"), text("film.mp4"));
+}
+
+// The frames that options give, against those without them.
+TEST_F(FilmCli, EveryOptionMatters) {
+  temp_.write("given.txt", "0\n7\n");
+  auto pixels = [&](const std::string& arguments) {
+    Outcome o = film("star -q -o 'film-{index}.png' " + arguments);
+    EXPECT_EQ(o.status, 0) << o.err;
+    std::vector<uint8_t> all;
+    for (int i = 0; i < 5; ++i) {
+      Image frame = load_image(temp_.path("film-000" + std::to_string(i) + ".png"));
+      all.insert(all.end(), frame.rgb.begin(), frame.rgb.end());
+    }
+    return all;
+  };
+  std::vector<uint8_t> plain = pixels("");
+  for (const char* option : {"--seed 1", "--rng cuda", "-n red", "--guidance 1", "--flow-shift 9", "--steps 2",
+                             "--motion-score 9", "--fps-save 12", "--temporal-sampling given.txt"})
+    EXPECT_NE(pixels(option), plain) << option;
+  for (const char* option : {"--no-skip", "--width 32 --height 32", "--resolution 32px --aspect-ratio 1:1", "-t 1"})
+    EXPECT_EQ(pixels(option), plain) << option;
+}
+
+TEST_F(FilmCli, PicturesBeginAndEndFilms) {
+  write_picture("given.jpg");
+  write_picture("given-tail.png", 64, 32);
+  std::set<std::string> films;
+  int count = 0;
+  for (const char* pictures : {"", "-i given.jpg", "--tail-image given-tail.png",
+                               "-i given.jpg --tail-image given-tail.png", "-i given.jpg --image-guidance 1"}) {
+    std::string name = std::to_string(++count) + ".mp4";
+    Outcome o = film("star --frames 9 -o " + name + " " + pictures);
+    ASSERT_EQ(o.status, 0) << o.err;
+    ASSERT_EQ(run("generate -q --from " + name + " -o again.mp4").status, 0) << text("err.txt");
+    EXPECT_EQ(text("again.mp4"), text(name)) << pictures;
+    EXPECT_EQ(frames(name).size(), 9u);
+    films.insert(text(name));
+  }
+  EXPECT_EQ(films.size(), 5u);
+}
+
+TEST_F(FilmCli, FilmsAreExtended) {
+  ASSERT_EQ(film("star -q --frames 41 -o given.mp4").status, 0) << text("err.txt");
+  std::set<std::string> films;
+  for (std::string option : {"--seed 1", "--seed 1 --video-head given.mp4", "--seed 1 --video-tail given.mp4"}) {
+    ASSERT_EQ(film("star -q --frames 37 -o film.mp4 " + option).status, 0) << text("err.txt");
+    ASSERT_EQ(run("generate -q --from film.mp4 -o again.mp4").status, 0) << text("err.txt");
+    EXPECT_EQ(text("again.mp4"), text("film.mp4")) << option;
+    EXPECT_EQ(frames("film.mp4").size(), 37u);
+    films.insert(text("film.mp4"));
+  }
+  EXPECT_EQ(films.size(), 3u);
+  for (const char* made : {"film.mp4", "again.mp4"}) std::filesystem::remove(temp_.path(made));
+  write_picture("given.jpg");
+  expect_film_error("star --frames 33 --video-head given.mp4 -o film.mp4", 2, "37 frames or more");
+  expect_film_error("star --frames 69 --video-head given.mp4 --reference-frames 65 -o film.mp4", 3, "65 are needed");
+  expect_film_error("star --frames 37 --video-head given.mp4 -i given.jpg -o film.mp4", 2, "either with pictures");
+  expect_film_error("star --video-head given.mp4 --video-tail given.mp4 -o film.mp4", 2, "exclude one another");
+  expect_film_error("star --video-head given.mp4 --reference-frames 34 -o film.mp4", 2, "only one of 33 or 65");
+  expect_film_error("star --reference-frames 65 -o film.mp4", 2, "--video-head or --video-tail");
+  expect_film_error("star --video-head none.mp4 -o film.mp4", 5, "none.mp4");
+  expect_film_error("star --video-tail given.jpg -o film.mp4", 3, "given.jpg");
+}
+
+TEST_F(FilmCli, TilesSaveMemoryAndSayHowFarTheyAre) {
+  Outcome o = film("star --width 64 --height 48 --frames 29 --tile 32 --tile-frames 16 -o film.mp4");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_NE(o.err.find("decoding tile 18/18"), std::string::npos) << o.err;
+  EXPECT_EQ(frames("film.mp4").size(), 29u);
+}
+
+TEST_F(FilmCli, TheOtherPairAndOtherFormats) {
+  FilmFolder other(temp_.path("given-other"), false);
+  ASSERT_EQ(run("generate --video star --model given-other --frames 8 --codec vp9 -o film.webm").status, 0)
+      << text("err.txt");
+  EXPECT_EQ(frames("film.webm").size(), 8u);
+  ASSERT_EQ(film("star -o film.gif").status, 0) << text("err.txt");
+  EXPECT_EQ(frames("film.gif").size(), 5u);
+  ASSERT_EQ(film("star -o film.webp").status, 0) << text("err.txt");
+  ASSERT_EQ(run("generate --from film.webp -o again.webp").status, 0) << text("err.txt");
+  EXPECT_EQ(text("again.webp"), text("film.webp"));
+}
+
+TEST_F(FilmCli, ASizeOnTheCommandLineWinsOverAFile) {
+  temp_.write("given.yaml", "size: {width: 64, height: 64}\nfilm: {make: true}\nmodel: {name: model}\n");
+  temp_.write("given-named.yaml", "film: {make: true, resolution: 64px, aspect_ratio: '1:1'}\nmodel: {name: model}\n");
+  std::tuple<const char*, const char*, int> cases[] = {{"given.yaml", "", 64},
+                                                       {"given.yaml", "--resolution 32px --aspect-ratio 1:1", 32},
+                                                       {"given-named.yaml", "", 64},
+                                                       {"given-named.yaml", "-W 32 -H 32", 32}};
+  for (const auto& [file, flags, width] : cases) {
+    ASSERT_EQ(run("generate star --config " + std::string(file) + " -o film.mp4 " + flags).status, 0)
+        << text("err.txt");
+    EXPECT_EQ(frames("film.mp4")[0].width, width) << file << " " << flags;
+  }
+}
+
+TEST_F(FilmCli, SeveralFilms) {
+  temp_.write("given.txt", "a star\na cat\n");
+  Outcome o = film("--prompt-file given.txt --count 2 --seed 5 -o '{index}.mp4'");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(o.out, "0.mp4\n1.mp4\n2.mp4\n3.mp4\n");
+  EXPECT_NE(o.err.find("film 4/4"), std::string::npos) << o.err;
+  ASSERT_EQ(film("'a cat' --seed 6 -o one.mp4").status, 0);
+  EXPECT_EQ(text("3.mp4"), text("one.mp4"));
+  ASSERT_EQ(film("'a cat' --seed 6").status, 0);
+  EXPECT_EQ(text("kinora-6.mp4"), text("one.mp4"));
+}
+
+TEST_F(FilmCli, WrongRequestsAreOneLineAndLeaveNothing) {
+  temp_.write("given.txt", "0\n");
+  write_picture("given.jpg");
+  expect_film_error("star --width 30 --height 32 -o film.mp4", 2, "multiples of 16");
+  expect_film_error("star --width 32 -o film.mp4", 2, "give both");
+  expect_film_error("star --width 32 --height 32 --aspect-ratio 1:1 -o film.mp4", 2, "either");
+  expect_film_error("star --resolution big -o film.mp4", 2, "unknown resolution 'big'");
+  expect_film_error("star --aspect-ratio 7:5 -o film.mp4", 2, "unknown aspect ratio '7:5'");
+  expect_film_error("star --frames 6 -o film.mp4", 2, "5 or 9");
+  expect_film_error("star --motion-score 16 -o film.mp4", 2, "from 1 to 15");
+  expect_film_error("star --flow-shift 0 -o film.mp4", 2, "above 0");
+  expect_film_error("star --tile 48 -o film.mp4", 2, "multiples of 32");
+  expect_film_error("star --tile-frames 12 -o film.mp4", 2, "multiples of 16");
+  expect_film_error("star --temporal-sampling adaptive -o film.mp4", 2, "key frame");
+  expect_film_error("star --temporal-sampling adaptive --key-frames 1,x -o film.mp4", 2, "1,x");
+  expect_film_error("star --key-frames 1 -o film.mp4", 2, "adaptive");
+  expect_film_error("star --temporal-sampling none.txt -o film.mp4", 5, "none.txt");
+  expect_film_error("star --temporal-sampling given.txt -o film.mp4", 3, "given.txt must list 2 times");
+  expect_film_error("star -i none.png -o film.mp4", 5, "none.png");
+  expect_film_error("star --tail-image given.txt -o film.mp4", 3, "given.txt");
+  expect_film_error("star -i given.jpg --frames 1 -o film.mp4", 2, "too short");
+  expect_film_error("star -o film.png", 2, "{index}");
+  expect_film_error("star -o film.doc", 2, "film.doc");
+  expect_film_error("star -o film.webm --codec h264", 2, "h264");
+  expect_film_error("star --count 2 -o film.mp4", 2, "{seed}");
+  expect_film_error("star --contact-sheet sheet.doc -o film.mp4", 2, "sheet.doc");
+  expect_film_error("star --scheduler euler -o film.mp4", 2, "--scheduler is for pictures");
+  expect_film_error("star --frames 65 -o film.mp4", 5, "film.mp4", "ulimit -f 1;");  // a full disk
+  ASSERT_EQ(run("generate cat --steps 1 -o given-picture.jpg").status, 0);
+  expect_error("generate --video --from given-picture.jpg -o film.mp4", 2, "leave --video out");
+  expect_error("generate --from given.jpg -o film.mp4", 3, "no record");
+  expect_error("generate star --frames 5", 2, "--frames is for films; add --video");
+  expect_error("generate --video star --model none -o film.mp4", 5, "none is no folder");
+  expect_error("generate --video star -o film.mp4", 2, "no model that makes films", "unset KINORA_MODEL;");
+  expect_error("generate --video star --model '" KINORA_SOURCE_DIR "/models/kinora-mini' -o film.mp4", 5,
+               "Open_Sora_v2.safetensors");
+}
+
+TEST_F(FilmCli, AFolderWithHalfOfTheFilesNamesWhatIsMissing) {
+  std::pair<const char*, const char*> missing[] = {
+      {"Open_Sora_v2.safetensors", "Open_Sora_v2.safetensors"},
+      {"hunyuan_vae.safetensors", "hunyuan_vae.safetensors"},
+      {"google/t5-v1_1-xxl/config.json", "google/t5-v1_1-xxl/config.json is missing"},
+      {"google/t5-v1_1-xxl/model.safetensors", "google/t5-v1_1-xxl"},
+      {"google/t5-v1_1-xxl/spiece.model", "google/t5-v1_1-xxl"},
+      {"openai/clip-vit-large-patch14/config.json", "openai/clip-vit-large-patch14/config.json is missing"},
+      {"openai/clip-vit-large-patch14/vocab.json", "openai/clip-vit-large-patch14"}};
+  for (const auto& [file, word] : missing) {
+    std::string path = temp_.path("model/" + std::string(file)), away = temp_.path("given-away");
+    std::filesystem::rename(path, away);
+    Outcome o = film("star -o film.mp4");
+    EXPECT_TRUE(o.status == 4 || o.status == 5) << file << ": " << o.status << " " << o.err;
+    EXPECT_NE(o.err.find(word), std::string::npos) << o.err;
+    EXPECT_EQ(std::count(o.err.begin(), o.err.end(), '\n'), 1) << o.err;
+    expect_no_film(file);
+    std::filesystem::rename(away, path);
+  }
+  FilmFolder other(temp_.path("given-other"), false);  // its transformer has twice the channels
+  std::filesystem::remove(temp_.path("given-other/F32T4C128_AE.safetensors"));
+  for (const char* file : {"hunyuan_vae.safetensors", "hunyuan_vae.json"})
+    std::filesystem::copy(temp_.path("model/" + std::string(file)), temp_.path("given-other/" + std::string(file)));
+  expect_error("generate --video star --model given-other -o film.mp4", 4, "do not belong together");
+}
+
+TEST_F(FilmCli, InterruptsAndKillsLeaveNothing) {
+  auto stop_at = [&](const std::string& word, const std::string& arguments, const char* signal) {
+    temp_.write("given.sh", "'" KINORA_BINARY_DIR "/kinora' generate --video star --model model --device cpu " +
+                                arguments + " -o film.mp4 >out.txt 2>err.txt </dev/null & p=$!\nuntil grep -q '" +
+                                word + "' err.txt 2>/dev/null; do sleep 0.02; done\nkill -" + signal +
+                                " $p; wait $p\n");
+    int status = std::system(("cd '" + temp_.path() + "' && timeout 60 sh given.sh").c_str());
+    expect_no_film(word + signal);
+    return WEXITSTATUS(status);
+  };
+  std::string denoise = "--steps 1000", decode = "--steps 1 --width 512 --height 512 --tile 64";
+  std::string both = decode + " --frames 29 --tile-frames 16";  // frames of the first stretch are being written
+  EXPECT_EQ(stop_at("step 1/", denoise, "INT"), 130);
+  EXPECT_TRUE(text("err.txt").ends_with("kinora: stopped\n")) << text("err.txt");
+  EXPECT_EQ(stop_at("decoding tile 1/", decode, "INT"), 130);
+  EXPECT_TRUE(text("err.txt").ends_with("kinora: stopped\n")) << text("err.txt");
+  EXPECT_EQ(stop_at("decoding tile 130/", both, "KILL"), 128 + 9);
+}
+
+}  // namespace
+}  // namespace kinora::test

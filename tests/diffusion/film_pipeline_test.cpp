@@ -1,0 +1,112 @@
+// The parts of Open-Sora 2.0 joined, with tiny random models in the published layout.
+#include "diffusion/film_pipeline.h"
+
+#include <cstring>
+
+#include "film_folder.h"
+
+namespace kinora::test {
+namespace {
+
+class Films : public testing::Test {
+ protected:
+  Films() : folder_(temp_.path("model")) {}
+
+  FilmPipeline open() { return FilmPipeline::load(folder_.path(), {.device = "cpu", .threads = 2}); }
+  static FilmRequest request() {
+    FilmRequest r;
+    r.prompt = "a star";
+    return r;
+  }
+  static Image picture() { return {32, 32, std::vector<uint8_t>(32 * 32 * 3, 200)}; }
+
+  TempFolder temp_;
+  FilmFolder folder_;
+};
+
+void ignore_frames(const Tensor&) {}
+
+TEST_F(Films, RunsThatDoNotCountAreLeftOut) {
+  FilmPipeline pipeline = open();
+  FilmRequest text = request(), pictured = request();
+  text.steps = pictured.steps = 14;  // guided on the first ten and on two of the rest
+  pictured.first = picture();
+  for (auto [r, forwards] : {std::pair{&text, 26}, std::pair{&pictured, 38}}) {
+    FilmResult with_skip = pipeline.generate(*r, ignore_frames);
+    r->skip = false;
+    FilmResult without = pipeline.generate(*r, ignore_frames);
+    EXPECT_EQ(with_skip.forwards, forwards);
+    EXPECT_EQ(without.forwards, 3 * 14);
+    EXPECT_EQ(std::memcmp(with_skip.latents.raw(), without.latents.raw(), without.latents.bytes()), 0);
+  }
+}
+
+TEST_F(Films, APictureGivenIsKeptAsItWasEncoded) {
+  FilmPipeline pipeline = open();
+  FilmRequest r = request();
+  r.first = picture();
+  Tensor latents = pipeline.generate(r, ignore_frames).latents;
+  VideoAutoencoder autoencoder = load_video_autoencoder(folder_.path(), pipeline.runtime());
+  Tensor given = autoencoder.encode(to_tensor(picture()));
+  EXPECT_EQ(std::memcmp(latents.raw(), given.raw(), given.bytes()), 0);
+  r.last = r.first;
+  r.first.reset();
+  latents = pipeline.generate(r, ignore_frames).latents;
+  EXPECT_EQ(std::memcmp(latents.rows(1, 2).raw(), given.raw(), given.bytes()), 0);
+}
+
+// Text encoders go before the transformer and are not needed again for the same texts.
+TEST_F(Films, MemoryIsFreedAndTextsAreRemembered) {
+  FilmPipeline pipeline = open();
+  std::vector<size_t> held;
+  FilmRequest r = request();
+  r.on_stage = [&](const StageReport& report) {
+    if (report.done == 0) held.push_back(pipeline.runtime().context.arena->size());
+  };
+  Tensor first = pipeline.generate(r, ignore_frames).latents;
+  EXPECT_EQ(held, std::vector<size_t>(3, 0));
+  EXPECT_EQ(pipeline.runtime().context.arena->size(), 0u);
+  std::filesystem::remove_all(folder_.path() + "/google");
+  std::filesystem::remove_all(folder_.path() + "/openai");
+  Tensor second = pipeline.generate(r, ignore_frames).latents;
+  EXPECT_EQ(std::memcmp(first.raw(), second.raw(), first.bytes()), 0);
+  r.prompt = "a cat";
+  EXPECT_THROW(pipeline.generate(r, ignore_frames), Error);
+}
+
+TEST_F(Films, RequestsAreCompletedFromTheFolder) {
+  folder_.write("kinora.json", "{}");
+  FilmRequest r = open().complete(request());
+  EXPECT_EQ(r.width, 336);  // 256px, 16:9
+  EXPECT_EQ(r.height, 192);
+  EXPECT_EQ(r.frames, 129);
+  EXPECT_EQ(r.steps, 50);
+  EXPECT_EQ(r.fps, 24);
+  EXPECT_EQ(r.motion_score, 4);
+  EXPECT_EQ(r.guidance, 7.5);
+  EXPECT_EQ(r.image_guidance, 3);
+  EXPECT_EQ(r.flow_shift, flow_shift(21 * 12, 33));
+  r = request();
+  r.resolution = "768px";
+  r.aspect = "9:16";
+  r = open().complete(r);
+  EXPECT_EQ(r.width, 576);
+  EXPECT_EQ(r.height, 1024);
+}
+
+// Frames come as they are decoded when there are tiles in time.
+TEST_F(Films, FramesAreGivenOutInParts) {
+  FilmPipeline pipeline = open();
+  FilmRequest r = request();
+  r.frames = 29;
+  r.tile_frames = 16;
+  std::vector<int64_t> parts;
+  pipeline.generate(r, [&](const Tensor& frames) {
+    EXPECT_EQ(frames.shape().with(0, 1), (Shape{1, 32, 32, 3}));
+    parts.push_back(frames.shape()[0]);
+  });
+  EXPECT_EQ(parts, (std::vector<int64_t>{13, 12, 4}));
+}
+
+}  // namespace
+}  // namespace kinora::test
