@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 
+#include "cpu/finish.h"
 #include "cpu/kernels.h"
 #include "cpu/onednn.h"
 
@@ -49,28 +50,6 @@ struct Geometry {
   int64_t taps() const { return t.kernel * h.kernel * w.kernel; }
   int64_t frames() const { return batch * t.out; }  // output frames, all batch items
   bool depthwise() const { return groups == in && groups == out; }
-};
-
-struct Finish {
-  bool bias = false, act = false;
-  DType bias_type = DType::f32, out_type = DType::f32;
-  Unary unary = Unary::silu;
-
-  explicit Finish(const StepSpec& spec) : bias(spec.inputs.size() == 3), out_type(spec.output().dtype) {
-    if (bias) bias_type = spec.inputs[2].dtype;
-    const std::string& name = spec.node.attrs.text("act");
-    act = name != "none";
-    if (name == "relu") unary = Unary::relu;
-    if (name == "gelu_tanh") unary = Unary::gelu_tanh;
-  }
-  // Adds the bias of channels [channel, channel + n), applies the activation.
-  void apply(const StepArgs& args, float* pixel, int64_t channel, size_t n, float* scratch) const {
-    if (bias) {
-      simd().load(bias_type, advance(args.in[2], bias_type, channel), scratch, n);
-      simd().binary(Binary::add, pixel, 1, scratch, 1, pixel, n);
-    }
-    if (act) simd().unary(unary, pixel, pixel, n);
-  }
 };
 
 // The oneDNN primitives of a dense convolution: few distinct ones occur, since all inner blocks are alike.

@@ -53,6 +53,4 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-__device__ inline float silu(float x) { return x / (1.0f + __expf(-x)); }
-
 }  // namespace kinora::cuda

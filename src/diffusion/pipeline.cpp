@@ -1,7 +1,6 @@
 #include "diffusion/pipeline.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -10,6 +9,7 @@
 
 #include "core/log.h"
 #include "core/rng.h"
+#include "diffusion/finite.h"
 #include "diffusion/prompt.h"
 #include "io/safetensors.h"
 
@@ -75,12 +75,6 @@ void trim_padding(DenoiseInputs& in) {
   }
   in.caption = caption;
   in.mask = mask;
-}
-
-void check_finite(const Tensor& tensor, const std::string& what) {
-  uint32_t odd = 0;  // an exponent of ones; without a way out of the loop it compiles to vectors
-  for (float v : tensor.values<float>()) odd |= uint32_t{(std::bit_cast<uint32_t>(v) & 0x7f800000u) == 0x7f800000u};
-  if (odd) fail(ErrorKind::model, what + " gave a value that is not finite (damaged weights, or try --dtype float32)");
 }
 
 }  // namespace

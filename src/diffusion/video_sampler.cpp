@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "diffusion/finite.h"
+
 namespace kinora {
 namespace {
 
@@ -30,15 +32,6 @@ Runs plan_step(const MmditConfig& config, const VideoCondition& condition, const
   // Without a condition the run with the negative prompt and the bare one are the same.
   bool bare = image && config.cond_embed && !condition.none();
   return {g.text != 1 || bare, bare};
-}
-
-void check_finite(const Tensor& tensor) {
-  for (float v : tensor.values<float>()) {
-    if (!std::isfinite(v)) {
-      fail(ErrorKind::model,
-           "the transformer gave a value that is not finite (damaged weights, or try --dtype float32)");
-    }
-  }
 }
 
 void check_inputs(const MmditConfig& c, const VideoSampleInputs& in, const VideoSampleOptions& o) {
@@ -102,7 +95,7 @@ class FilmSampler {
     run_.cond = condition;
     ++forwards_;
     Tensor velocity = model_.predict(run_);
-    check_finite(velocity);
+    check_finite(velocity, "the transformer");
     return velocity;
   }
 

@@ -12,6 +12,17 @@ std::vector<bool> live_nodes(const Graph& graph) {
   return live;
 }
 
+std::vector<int> count_users(const Graph& graph) {
+  std::vector<bool> live = live_nodes(graph);
+  std::vector<int> users(graph.nodes().size(), 0);
+  for (size_t i = 0; i < users.size(); ++i) {
+    if (!live[i]) continue;
+    for (NodeId input : graph.nodes()[i].inputs) ++users[static_cast<size_t>(input)];
+  }
+  for (const auto& [name, id] : graph.outputs()) ++users[static_cast<size_t>(id)];
+  return users;
+}
+
 static Value copy_node(Graph& target, const Node& node, std::span<const Value> inputs) {
   if (node.op == &kInputOp) return target.input(node.name, node.spec.shape, node.spec.dtype);
   if (node.op == &kParameterOp) return target.parameter(node.name, node.value);

@@ -17,6 +17,9 @@ Graph rewrite(const Graph& graph, const RewriteNode& node_rule);
 // True for every node that an output depends on.
 std::vector<bool> live_nodes(const Graph& graph);
 
+// How many live nodes and outputs read each node.
+std::vector<int> count_users(const Graph& graph);
+
 // Replaces each node for which `replace` says so by its decomposition, and what that yields likewise.
 Graph lower(const Graph& graph, const std::function<bool(const Graph&, const Node&)>& replace);
 

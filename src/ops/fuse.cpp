@@ -13,18 +13,6 @@ namespace {
 
 using Inputs = std::span<const Value>;
 
-// How many nodes that matter, and outputs, read each node.
-std::vector<int> count_users(const Graph& graph) {
-  std::vector<int> users(graph.nodes().size(), 0);
-  std::vector<bool> live = live_nodes(graph);
-  for (size_t i = 0; i < users.size(); ++i) {
-    if (!live[i]) continue;
-    for (NodeId input : graph.nodes()[i].inputs) ++users[static_cast<size_t>(input)];
-  }
-  for (const auto& [name, id] : graph.outputs()) ++users[static_cast<size_t>(id)];
-  return users;
-}
-
 bool is_parameter(const Graph& graph, NodeId id) { return graph.node(id).op == &kParameterOp; }
 
 // Linears that may be joined: the same x, activation and types, weights that are parameters, with a bias or without.

@@ -14,18 +14,6 @@ namespace {
 
 using Inputs = std::span<const Value>;
 
-// How many live nodes and outputs read each node.
-std::vector<int> count_users(const Graph& graph) {
-  std::vector<bool> live = live_nodes(graph);
-  std::vector<int> users(graph.nodes().size(), 0);
-  for (size_t i = 0; i < users.size(); ++i) {
-    if (!live[i]) continue;
-    for (NodeId input : graph.nodes()[i].inputs) ++users[static_cast<size_t>(input)];
-  }
-  for (const auto& [name, id] : graph.outputs()) ++users[static_cast<size_t>(id)];
-  return users;
-}
-
 bool is_depthwise3(const Graph& graph, const Node& node) {
   if (node.op != &kConv2d) return false;
   const Shape &x = graph.node(node.inputs[0]).spec.shape, &w = graph.node(node.inputs[1]).spec.shape;
