@@ -194,12 +194,8 @@ int generate_films(const GenerateOptions& o) {
   if (films > 1 && !o.film.contact_sheet.empty() && o.film.contact_sheet.find('{') == std::string::npos)
     fail(ErrorKind::usage, "--contact-sheet must hold {seed} or {index} when several films are made");
   if (!o.film.contact_sheet.empty()) check_image_path(o.film.contact_sheet);
-  if (o.model.empty() && !std::getenv("KINORA_MODEL"))
-    fail(ErrorKind::usage,
-         "no model that makes films: give --model FOLDER with the published files of Open-Sora 2.0, or set "
-         "KINORA_MODEL");
   FilmRequest request = to_request(o);
-  std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
+  std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes, .films = true});
   FilmPipeline pipeline = FilmPipeline::load(folder, o.load);
   read_films(o.film, pipeline, request);
   Progress progress(o.quiet);
