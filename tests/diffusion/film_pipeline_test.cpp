@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "film_folder.h"
+#include "io/safetensors.h"
 
 namespace kinora::test {
 namespace {
@@ -106,6 +107,29 @@ TEST_F(Films, FramesAreGivenOutInParts) {
     parts.push_back(frames.shape()[0]);
   });
   EXPECT_EQ(parts, (std::vector<int64_t>{13, 12, 4}));
+}
+
+// kinora-mini-video against PyTorch (tools/mini-video/make_golden.py): prompt, noise, sampling and decoding.
+TEST(MiniVideo, MatchesPyTorch) {
+  const std::string folder = source_folder() + "/models/kinora-mini-video";
+  const std::string golden_file = source_folder() + "/tests/golden/mini_video_e2e.safetensors";
+  if (!std::filesystem::exists(folder) || !std::filesystem::exists(golden_file)) GTEST_SKIP() << "no " << folder;
+  constexpr int64_t kTerms = 1 << 16;  // sums that follow one another through the whole pipeline
+  auto golden = SafetensorsFile::open(golden_file);
+  FilmPipeline pipeline = FilmPipeline::load(folder, {.device = "cpu", .threads = 2});
+  const std::map<std::string, std::string>& said = golden.header().metadata;
+  FilmRequest r;
+  r.prompt = said.at("prompt");
+  r.seed = std::stoull(said.at("seed"));
+  r.steps = std::stoll(said.at("steps"));
+  r.guidance = std::stod(said.at("guidance"));
+  std::vector<Tensor> frames;
+  Tensor latents = pipeline.generate(r, [&](const Tensor& part) { frames.push_back(part.clone()); }).latents;
+  expect_close(latents, golden.tensor("latents"), DType::f32, kTerms);
+  Tensor film = concat_rows(frames);
+  ASSERT_EQ(film.shape()[0], 33);
+  std::vector<Tensor> ends{film.rows(0, 1), film.rows(32, 33)};
+  expect_close(concat_rows(ends), golden.tensor("frames"), DType::f32, kTerms);
 }
 
 }  // namespace

@@ -8,9 +8,8 @@ stage=$1 minutes=$2
 shift 2
 : "${OUT:?the folder to write to}"
 export DATA=${DATA:-$here/../data} PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=4 MASTER_ADDR=127.0.0.1
-export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 python=${PYTHON:-python3}
-gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')}
+gpus=${GPUS:-$($python -c "import torch; print(max(1, torch.cuda.device_count()))")}
 begin=$SECONDS
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null' EXIT
@@ -20,7 +19,7 @@ train() {  # PROCESSES MINUTES [ARGUMENTS]
   shift 2
   pids=()
   for ((rank = 0; rank < count; ++rank)); do
-    RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$count MASTER_PORT=$((29500 + RANDOM_PORT)) \
+    RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$count MASTER_PORT=$((29500 + port)) \
       $python "$here/train.py" "$stage" --data "$DATA" --out "$OUT" --minutes "$minutes" "$@" &
     pids+=($!)
   done
@@ -32,14 +31,14 @@ train() {  # PROCESSES MINUTES [ARGUMENTS]
   return $failed
 }
 
-RANDOM_PORT=$((RANDOM % 1000))
+port=$((RANDOM % 1000))
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader 2>/dev/null
 train "$gpus" "$minutes" "$@" && { echo "done after $((SECONDS - begin)) s"; exit 0; }
 spent=$((SECONDS - begin))
 left=$($python -c "print(max(0, $minutes - $spent / 60))")
 echo "stopped after $spent s; $left minutes are left"
 [ "$gpus" -gt 1 ] && $python -c "exit($left < 1)" || exit 1
-RANDOM_PORT=$((RANDOM_PORT + 1))
+port=$((port + 1))
 again=()
 name=$([ "$stage" = autoencoder ] && echo autoencoder || echo generator)
 [ -f "$OUT/$name.safetensors" ] && again=(--resume "$OUT")

@@ -24,13 +24,14 @@ def guidance_at(step, steps, strength, image_strength, latent_frames, pictures):
 
 
 @torch.no_grad()
-def sample(model, ids, autocast, steps=12, guidance=4.0, image_guidance=1.0, seed=0, first=None):
+def sample(model, ids, autocast, steps=12, guidance=4.0, image_guidance=1.0, seed=0, first=None, noise=None):
     """ids: of T5 and of CLIP, one row a prompt and last the negative prompt's; first [prompts, 1, h, w, 16]: the scaled latents
-    of pictures to begin with -> scaled latents [prompts, t, h, w, 16]."""
+    of pictures to begin with; noise [prompts, t, h, w, 16] if not of the seed -> scaled latents [prompts, t, h, w, 16]."""
     t, side, channels = (films.FRAMES - 1) // 4 + 1, films.SIDE // 8, AUTOENCODER["latent_channels"]
     count, device = len(ids[0]) - 1, ids[0].device
-    generator = torch.Generator().manual_seed(seed)
-    x = pack(torch.randn(count, t, side, side, channels, generator=generator).to(device))
+    if noise is None:
+        noise = torch.randn(count, t, side, side, channels, generator=torch.Generator().manual_seed(seed))
+    x = pack(noise.to(device))
     mask = torch.zeros(count, t, side, side, channels + 1, device=device)
     nothing = pack(mask)
     if first is not None:
