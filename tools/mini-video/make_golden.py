@@ -42,8 +42,8 @@ def main(folder, out):
     z = sampling.sample(generator, ids, contextlib.nullcontext, STEPS, defaults["guidance"], noise=noise)
     with torch.no_grad():
         film = autoencoder.decode(z / factor)[0]
-    chosen = film[[0, films.FRAMES - 1]]
-    save_file({"latents": z[0].contiguous(), "frames": chosen.contiguous()}, out,
+    frames = ((film[[0, films.FRAMES - 1]] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    save_file({"latents": z[0].contiguous(), "frames": frames.contiguous()}, out,
               {"prompt": PROMPT, "seed": str(SEED), "steps": str(STEPS), "guidance": str(defaults["guidance"])})
 
 
