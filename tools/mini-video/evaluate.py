@@ -64,8 +64,9 @@ def judge_texts(judge, args, entries):
             right["direction"] += seen["motion"] == entry["motion"]
     n = len(entries)
     print(*wrong, sep="\n")
-    print(f"{n} films from text: right thing {right['thing'] / n:.1%}, right direction of movement {right['direction']}/{moving} = "
-          f"{right['direction'] / max(moving, 1):.1%}, right motion of any kind {right['motion'] / n:.1%}, background {right['background'] / n:.1%}")
+    part = {key: f"{value / (max(moving, 1) if key == 'direction' else n):.1%}" for key, value in right.items()}
+    print(f"{n} films from text: right thing {part['thing']}, right direction {part['direction']} of the {moving} that move, right "
+          f"motion of any kind {part['motion']}, background {part['background']}")
     if seconds:
         print(f"{sum(seconds) / len(seconds):.1f} s a film, {max(seconds):.1f} s at most")
 

@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 import films
 from networks import AUTOENCODER, TOKENS, TRANSFORMER, Autoencoder, Generator
 from text import Coder
-from train import load
+from training import LARGEST, load
 
 DEFAULTS = {"width": films.SIDE, "height": films.SIDE, "frames": films.FRAMES, "fps": films.FPS, "motion_score": films.MOTION_SCORE,
             "steps": 12, "guidance": 4.0, "image_guidance": 2.0, "max_sequence_length": TOKENS, "license": "Apache-2.0"}
-LARGEST = 15 << 20  # bytes of a file
 
 
 def save(state, folder, name):

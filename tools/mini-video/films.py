@@ -165,8 +165,6 @@ def tensors_of(rng, scenes, device):
 
 
 def write_things(out):
-    from PIL import Image
-
     if not (pathlib.Path(out) / "all/things.npz").exists():
         data.extract(f"{out}/all")
     stored = np.load(f"{out}/all/things.npz")

@@ -23,7 +23,7 @@ PROMPT, SEED, STEPS = "a yellow star moves from left to right on a blue backgrou
 def load_model(folder):
     """The generator and the autoencoder of an exported folder, and the scaling factor."""
     state = {}
-    for part, name, files in (("transformer", "mmdit", "mmdit*.safetensors"), ("t5", "t5", "t5/*.safetensors"), ("clip", "clip", "clip/*.safetensors")):
+    for part, files in (("transformer", "mmdit*.safetensors"), ("t5", "t5/*.safetensors"), ("clip", "clip/*.safetensors")):
         for path in sorted(folder.glob(files)):
             state |= {f"{part}.{key}": value.float() for key, value in load_file(path).items()}
     state["t5.encoder.embed_tokens.weight"] = state["t5.shared.weight"]
