@@ -8,12 +8,14 @@
 
 namespace kinora::cuda {
 
-// Row-major C [m, n] = act(op(A) [m, k] · op(B) [k, n] + bias [n]) + residual, `batch` times.
+// Row-major C [m, n] = act(op(A) [m, k] · op(B) [k, n] + bias [n]) + residual, `batch` times. With a gate, a float32
+// vector [n] for each of the batch, C = gate · (op(A) · op(B)) + bias + residual.
 struct ProductShape {
   int64_t m = 0, n = 0, k = 0, batch = 1;
   bool transpose_a = false, transpose_b = false;  // stored transposed
   bool shared_b = false;                          // one B for all of the batch
-  bool bias = false, gelu = false, residual = false;
+  bool bias = false, gelu = false, residual = false, gate = false;
+  bool bias_of_each = false;  // of the batch: bias [batch, n]
   DType dtype = DType::f32;
 };
 
@@ -25,7 +27,7 @@ class Product {
   bool available() const;
   size_t workspace_bytes() const;
   void run(const void* a, const void* b, const void* bias, const void* residual, void* c, void* workspace,
-           cudaStream_t stream) const;
+           cudaStream_t stream, const float* gate = nullptr) const;
 
  private:
   struct Plan;

@@ -103,13 +103,7 @@ class Compiler {
   size_t home(NodeId id) const { return static_cast<size_t>(views_.storage[static_cast<size_t>(id)]); }
 
   Graph simplify(const Graph& graph) const {
-    const Graph* current = &graph;
-    std::unique_ptr<Graph> owned;
-    for (auto pass : backend_.passes) {
-      owned = std::make_unique<Graph>(pass(*current));
-      current = owned.get();
-    }
-    Graph lowered = lower(*current, [&](const Graph& source, const Node& n) {
+    Graph lowered = lower(apply_passes(graph, backend_), [&](const Graph& source, const Node& n) {
       return !is_reshape(n) && !find_kernel(backend_, spec_of(source, n, threads_));
     });
     return fold_constants(lowered, backend_.host ? *backend_.host : backend_,
@@ -252,6 +246,17 @@ class Compiler {
   std::vector<int> last_;
   std::vector<bool> fixed_, kept_;
 };
+
+Graph apply_passes(const Graph& graph, const Backend& backend) {
+  const Graph* current = &graph;
+  std::unique_ptr<Graph> owned;
+  for (auto pass : backend.passes) {
+    owned = std::make_unique<Graph>(pass(*current));
+    current = owned.get();
+  }
+  return owned ? std::move(*owned)
+               : rewrite(graph, [](Graph&, const Node&, std::span<const Value>) { return Value(); });
+}
 
 Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context) {
   return Compiler(graph, backend, std::move(context)).finish();

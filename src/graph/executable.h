@@ -121,6 +121,9 @@ class Executable {
   mutable std::byte* recorded_arena_ = nullptr;
 };
 
+// The backend's rewrites alone, which compile() begins with; making them twice changes nothing more.
+Graph apply_passes(const Graph& graph, const Backend& backend);
+
 Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context);
 
 }  // namespace kinora
