@@ -190,6 +190,15 @@ void add_shaping(std::vector<OpCase>& c) {
   c.push_back({.name = "pad_edge/causal", .shapes = {{2, 3, 2, 4, 5}}, .build = [](In x) {
                  return pad_edge(x[0], {0, 2, 1, 1, 0}, {0, 0, 1, 1, 0});
                }});
+  c.push_back({.name = "pad_edge/packs", .shapes = {{3, 2, 5, 32}}, .build = [](In x) {
+                 return pad_edge(x[0], {0, 3, 1, 0}, {0, 0, 2, 0});
+               }});
+  c.push_back({.name = "pad_edge/slice", .shapes = {{2, 4, 3, 3, 48}}, .build = [](In x) {
+                 return pad_edge(slice(slice(x[0], 1, 1, 3), 4, 16, 32), {0, 1, 1, 1, 0}, {0, 0, 1, 1, 0});
+               }});
+  c.push_back({.name = "pad_edge/channels", .shapes = {{1, 3, 8}}, .build = [](In x) {
+                 return pad_edge(x[0], {0, 0, 8}, {0, 0, 16});
+               }});
   c.push_back(
       {.name = "interleave_phases", .shapes = {{2, 4, 3, 20}}, .build = [](In x) { return interleave_phases(x[0]); }});
   c.push_back({.name = "interleave_phases/packs", .shapes = {{1, 3, 5, 64}}, .build = [](In x) {

@@ -38,6 +38,33 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .build = [](In x) { return group_norm(affine(x[0], 1, 3), x[1], x[2], 4, 1e-6); },
                .terms = 50000,
                .gradient = false});
+  auto groups = [&](std::string name, Shape x, int64_t count, std::string act, float shift = 0) {
+    c.push_back({.name = "group_norm/" + std::move(name),
+                 .shapes = {x, {x[-1]}, {x[-1]}},
+                 .build = [=](In in) { return group_norm(affine(in[0], 1, shift), in[1], in[2], count, 1e-6, act); },
+                 .terms = x.product(1, x.rank()) / count,
+                 .gradient = false});
+  };
+  groups("one", {1, 1, 32}, 2, "none");
+  groups("each", {3, 7, 5}, 5, "relu");
+  groups("odd", {5, 3, 7, 9, 21}, 7, "gelu_tanh");
+  groups("packs", {2, 5, 17, 13, 128}, 32, "silu");
+  groups("wide", {2, 3, 2304}, 32, "silu");
+  groups("wide_odd", {1, 4, 1, 2, 2310}, 33, "none");
+  groups("far", {2, 900, 64}, 4, "silu", 100);
+  auto padded = [&](std::string name, Shape x, int64_t count, Ints before, Ints after, bool gradient = false) {
+    c.push_back(
+        {.name = std::move(name),
+         .shapes = {x, {x[-1]}, {x[-1]}},
+         .build = [=](In in) { return group_norm_pad(in[0], in[1], in[2], count, 1e-6, "silu", before, after); },
+         .terms = x.product(1, x.rank()) / count,
+         .gradient = gradient});
+  };
+  padded("group_norm_pad", {2, 2, 2, 3, 6}, 3, {0, 2, 1, 1, 0}, {0, 0, 1, 1, 0}, true);
+  padded("group_norm_pad/packs", {2, 5, 17, 13, 64}, 32, {0, 2, 1, 1, 0}, {0, 0, 1, 1, 0});
+  padded("group_norm_pad/one", {3, 1, 1, 1, 16}, 2, {0, 2, 1, 1, 0}, {0, 0, 1, 1, 0});
+  padded("group_norm_pad/picture", {2, 7, 5, 40}, 5, {0, 0, 3, 0}, {0, 1, 2, 0});
+  padded("group_norm_pad/line", {2, 9, 24}, 4, {0, 1, 0}, {0, 5, 0});
   c.push_back({.name = "rms_norm_add",
                .shapes = {{4, 19}, {4, 19}, {19}, {19}},
                .build = [](In x) { return rms_norm_add(x[0], x[1], x[2], x[3], 1e-5); },
@@ -134,6 +161,16 @@ void add_attention_sizes(std::vector<OpCase>& c) {
   attend("dim128", {1, 140, 2, 128}, {1, 140, 1, 128}, {.scale = 0.09, .causal = true, .window = 70});
   attend("dim160", {1, 9, 1, 160}, {1, 40, 1, 160}, {.scale = 0.08});
   attend("dim256", {1, 70, 2, 256}, {1, 70, 1, 256}, {.scale = 0.06, .softcap = 2, .causal = true}, true);
+  attend("dim264", {1, 70, 2, 264}, {1, 70, 1, 264}, {.scale = 0.06});
+  attend("dim301", {2, 35, 1, 301}, {2, 41, 1, 301}, {.scale = 0.06}, true);
+  attend("dim512", {2, 65, 3, 512}, {2, 99, 1, 512}, {.scale = 0.044, .softcap = 2});
+  attend("dim512_causal", {1, 130, 1, 512}, {1, 130, 1, 512}, {.scale = 0.044, .causal = true});
+  attend("frames", {2, 132, 1, 512}, {2, 132, 1, 512}, {.scale = 0.044, .causal = true, .block = 33});
+  attend("frames_one", {1, 1, 1, 320}, {1, 1, 1, 320}, {.scale = 0.06, .causal = true, .block = 2});
+  attend("frames_short", {3, 5, 1, 512}, {3, 5, 1, 512}, {.scale = 0.05, .causal = true, .block = 64});
+  attend("frames_dim64", {2, 300, 2, 64}, {2, 300, 1, 64}, {.scale = 0.125, .causal = true, .block = 70});
+  attend("frames_cut", {1, 90, 2, 40}, {1, 53, 2, 40}, {.scale = 0.15, .causal = true, .block = 17});
+  attend("frames_biased", {1, 90, 2, 128}, {1, 101, 2, 128}, {.scale = 0.1, .causal = true, .block = 20}, true);
   attend("unseen", {1, 90, 1, 16}, {1, 40, 1, 16}, {.scale = 0.25, .causal = true, .window = 20});
   c.push_back(
       {.name = "attention/masked",

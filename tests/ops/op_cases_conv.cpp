@@ -83,6 +83,32 @@ void add_conv_cases(std::vector<OpCase>& c) {
   film("conv3d/grouped", {1, 2, 3, 4, 8}, {8, 4, 1, 1, 1}, {.groups = 2});
   film("conv3d/blocks", {1, 3, 70, 40, 16}, {150, 16, 3, 3, 3}, {.padding = {1, 1, 1}}, false);
   film("conv3d/depthwise_blocks", {1, 3, 50, 70, 80}, {80, 1, 3, 3, 3}, {.padding = {1, 1, 1}, .groups = 80}, false);
+  auto film_last = [&](std::string name, Shape x, Shape w, Conv3dOptions o, bool gradient = false) {
+    o.weight_layout = "othwi";
+    film(std::move(name), x, w, o, gradient);
+  };
+  film_last("conv3d/othwi", {2, 4, 5, 4, 3}, {6, 3, 3, 3, 3}, {.padding = {1, 1, 1}, .act = "silu"}, true);
+  film_last("conv3d/othwi_valid", {3, 5, 6, 7, 16}, {24, 3, 3, 3, 16}, {.act = "relu"});
+  film_last("conv3d/othwi_two", {1, 6, 9, 7, 32}, {64, 2, 2, 2, 32}, {});
+  film_last("conv3d/othwi_picture", {1, 1, 11, 13, 8}, {40, 1, 3, 3, 8}, {.padding = {0, 1, 1}, .act = "gelu_tanh"});
+  film_last("conv3d/othwi_stride", {2, 7, 9, 8, 8}, {16, 3, 3, 3, 8}, {.stride = {2, 2, 2}, .padding = {1, 1, 1}});
+  film_last("conv3d/othwi_unequal", {1, 4, 6, 9, 8}, {8, 2, 1, 3, 8}, {.stride = {1, 3, 2}, .padding = {1, 0, 2}});
+  film_last("conv3d/othwi_odd", {1, 3, 5, 7, 5}, {7, 3, 3, 3, 5}, {});
+  film_last("conv3d/othwi_blocks", {1, 4, 33, 35, 64}, {72, 3, 3, 3, 64}, {});
+  c.push_back({.name = "conv3d/no_bias",
+               .shapes = {{1, 4, 5, 6, 16}, {16, 3, 3, 3, 16}},
+               .build = [](In in) { return conv3d(in[0], in[1], {}, {.weight_layout = "othwi"}); },
+               .terms = 432,
+               .gradient = false});
+  c.push_back({.name = "interleave_phases3d", .shapes = {{2, 3, 4, 3, 16}}, .build = [](In in) {
+                 return interleave_phases3d(in[0]);
+               }});
+  c.push_back({.name = "interleave_phases3d/packs", .shapes = {{1, 4, 3, 5, 64}}, .build = [](In in) {
+                 return interleave_phases3d(in[0]);
+               }});
+  c.push_back({.name = "interleave_phases3d/one", .shapes = {{3, 1, 2, 2, 24}}, .build = [](In in) {
+                 return interleave_phases3d(in[0]);
+               }});
 }
 
 }  // namespace kinora::test
