@@ -23,12 +23,14 @@ Step make_slice(const StepSpec& spec);
 Step make_concat(const StepSpec& spec);
 Step make_broadcast(const StepSpec& spec);
 Step make_pad(const StepSpec& spec);
+Step make_pad_edge(const StepSpec& spec);
 Step make_upsample2(const StepSpec& spec);
 Step make_interleave_phases(const StepSpec& spec);
+Step make_interleave_phases3d(const StepSpec& spec);
 Step make_gather(const StepSpec& spec);
 Step make_scatter_rows(const StepSpec& spec);
 
-// reduce.cu, norm.cu
+// reduce.cu, norm.cu, group_norm.cu
 Step make_sum(const StepSpec& spec);
 Step make_max(const StepSpec& spec);
 Step make_softmax(const StepSpec& spec);
@@ -36,6 +38,8 @@ Step make_layer_norm(const StepSpec& spec);
 Step make_rms_norm(const StepSpec& spec);
 Step make_rms_norm_add(const StepSpec& spec);
 bool supports_norm(const StepSpec& spec);
+Step make_group_norm(const StepSpec& spec);
+bool supports_group_norm(const StepSpec& spec);
 
 // cublaslt.cpp
 Step make_matmul(const StepSpec& spec);
@@ -51,9 +55,11 @@ Step make_linear_attention(const StepSpec& spec);
 bool supports_linear_attention(const StepSpec& spec);
 Step make_rope(const StepSpec& spec);
 
-// conv.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d
+// conv.cpp, conv3d.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d
 Step make_conv2d(const StepSpec& spec);
 bool supports_conv2d(const StepSpec& spec);
+Step make_conv3d(const StepSpec& spec);
+bool supports_conv3d(const StepSpec& spec);
 Step make_grouped_conv2d(const StepSpec& spec);
 bool supports_grouped_conv2d(const StepSpec& spec);
 Step make_depthwise_conv2d(const StepSpec& spec);

@@ -67,6 +67,20 @@ Value decompose_group_norm(std::span<const Value> in, const Attrs& attrs) {
   return cast(activation(y, attrs.text("act")), in[0].dtype());
 }
 
+TensorSpec infer_group_norm_pad(std::span<const TensorSpec> in, const Attrs& attrs) {
+  TensorSpec padded = infer_group_norm(in, attrs);
+  const Ints &before = attrs.ints("before"), &after = attrs.ints("after");
+  auto rank = static_cast<size_t>(padded.shape.rank());
+  if (before.size() != rank || after.size() != rank || before[0] + after[0] + before.back() + after.back() != 0)
+    fail(ErrorKind::internal, "a padding for each axis is needed, none for the batch and the channels");
+  return kPadEdge.infer({&padded, 1}, attrs);
+}
+
+Value decompose_group_norm_pad(std::span<const Value> in, const Attrs& attrs) {
+  Value y = group_norm(in[0], in[1], in[2], attrs.integer("groups"), attrs.real("eps"), attrs.text("act"));
+  return pad_edge(y, attrs.ints("before"), attrs.ints("after"));
+}
+
 // Inputs: x, residual, then as rms_norm.
 TensorSpec infer_rms_norm_add(std::span<const TensorSpec> in, const Attrs& attrs) {
   expect_inputs(in, 2, 4);
@@ -87,6 +101,7 @@ Value decompose_rms_norm_add(std::span<const Value> in, const Attrs& attrs) {
 const OpDef kLayerNorm{"layer_norm", infer_layer_norm, nullptr, decompose_layer_norm};
 const OpDef kRmsNorm{"rms_norm", infer_rms_norm, nullptr, decompose_rms_norm};
 const OpDef kGroupNorm{"group_norm", infer_group_norm, nullptr, decompose_group_norm};
+const OpDef kGroupNormPad{"group_norm_pad", infer_group_norm_pad, nullptr, decompose_group_norm_pad};
 const OpDef kRmsNormAdd{"rms_norm_add", infer_rms_norm_add, nullptr, decompose_rms_norm_add};
 
 Value layer_norm(Value x, double eps, Value scale, Value shift) {
@@ -102,6 +117,13 @@ Value rms_norm(Value x, Value weight, Value bias, double eps, double offset) {
 
 Value group_norm(Value x, Value weight, Value bias, int64_t groups, double eps, const std::string& act) {
   return apply(kGroupNorm, {x, weight, bias}, {{"groups", groups}, {"eps", eps}, {"act", act}});
+}
+
+Value group_norm_pad(Value x, Value weight, Value bias, int64_t groups, double eps, const std::string& act, Ints before,
+                     Ints after) {
+  return apply(
+      kGroupNormPad, {x, weight, bias},
+      {{"groups", groups}, {"eps", eps}, {"act", act}, {"before", std::move(before)}, {"after", std::move(after)}});
 }
 
 Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps, double offset) {
