@@ -15,6 +15,8 @@ struct ProductShape {
   bool shared_b = false;                          // one B for all of the batch
   bool bias = false, gelu = false, residual = false;
   DType dtype = DType::f32;
+  bool wide = false;  // residual and C are float32, whatever dtype is; then there is no bias and no activation
+  int64_t row = 0;    // elements from one row of C to the next; 0: n. Residual and C alike; not with a batch
 };
 
 class Product {

@@ -13,19 +13,20 @@
 namespace kinora {
 
 static constexpr std::array kOps{
-    &kAdd,       &kSub,       &kMul,         &kDiv,
-    &kAffine,    &kExp,       &kLog,         &kSqrt,
-    &kRsqrt,     &kSin,       &kCos,         &kTanh,
-    &kErf,       &kSigmoid,   &kRelu,        &kStep,
-    &kClamp,     &kSilu,      &kGeluTanh,    &kGelu,
-    &kQuickGelu, &kCast,      &kReshape,     &kPermute,
-    &kSlice,     &kConcat,    &kBroadcast,   &kPad,
-    &kSum,       &kMax,       &kMatmul,      &kLinear,
-    &kGather,    &kConv2d,    &kUpsample2,   &kLayerNorm,
-    &kRmsNorm,   &kSoftmax,   &kAttention,   &kLinearAttention,
-    &kRope,      &kGlu,       &kScatterRows, &kMulAdd,
-    &kActMul,    &kLinearAdd, &kRmsNormAdd,  &kDepthwiseGlu,
-    &kConv3d,    &kGroupNorm, &kPadEdge,     &kInterleavePhases,
+    &kAdd,         &kSub,       &kMul,         &kDiv,
+    &kAffine,      &kExp,       &kLog,         &kSqrt,
+    &kRsqrt,       &kSin,       &kCos,         &kTanh,
+    &kErf,         &kSigmoid,   &kRelu,        &kStep,
+    &kClamp,       &kSilu,      &kGeluTanh,    &kGelu,
+    &kQuickGelu,   &kCast,      &kReshape,     &kPermute,
+    &kSlice,       &kConcat,    &kBroadcast,   &kPad,
+    &kSum,         &kMax,       &kMatmul,      &kLinear,
+    &kGather,      &kConv2d,    &kUpsample2,   &kLayerNorm,
+    &kRmsNorm,     &kSoftmax,   &kAttention,   &kLinearAttention,
+    &kRope,        &kGlu,       &kScatterRows, &kMulAdd,
+    &kActMul,      &kLinearAdd, &kRmsNormAdd,  &kDepthwiseGlu,
+    &kConv3d,      &kGroupNorm, &kPadEdge,     &kInterleavePhases,
+    &kRmsNormRope,
 };
 
 std::span<const OpDef* const> op_table() { return kOps; }
