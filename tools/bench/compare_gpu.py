@@ -6,6 +6,9 @@ FOLDER receives checkpoints with random weights, made on the spot and used again
 program. For each part, both programs first compute the same inputs, and each result's error against PyTorch's float32
 result is printed: ours in bfloat16 should be no larger than PyTorch's in bfloat16. Then both are timed: medians of
 device time after warm-up, PyTorch eager and compiled (with CUDA graphs). Needs diffusers on PYTHONPATH.
+
+The parts of films (mmdit-256, mmdit-768, t5-xxl) are in compare_gpu_film.py; the first two need --opensora FOLDER, the
+folder that holds Open-Sora's `opensora` package, and 23 GB where FOLDER lies. `--tiny` tries them, small, on the CPU.
 """
 import argparse
 import gc
@@ -14,10 +17,12 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
+import time
 
 import torch
 from safetensors.torch import load_file, save_file
+
+import compare_gpu_film as film
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "models" / "kinora-mini" / "tokenizer"
@@ -93,6 +98,11 @@ def make(root, name):
 
 
 def median_ms(run, repeats=10, warmup=3):
+    if not torch.cuda.is_available():  # --tiny
+        run()
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1000
     for _ in range(warmup):
         run()
     torch.cuda.synchronize()
@@ -171,6 +181,7 @@ def parts():
                      mode="default"),
         "gemma": Part("Gemma-2 2B encode, 2 × 300", "1.6b-1k", "text_encoder", load_gemma, tokens,
                       lambda fn, x: fn(x["input_ids"], attention_mask=x["attention_mask"]).last_hidden_state),
+        **film.parts(),
     }
 
 
@@ -214,16 +225,30 @@ def ours(program, part, folder, inputs, exact, scratch, repeats):
     return row
 
 
+def device_name():
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def report(o, rows, name, row):
+    rows[name] = row
+    print(json.dumps(row), flush=True)
+    if o.out:
+        o.out.write_text(json.dumps({"device": device_name(), "torch": torch.__version__, "rows": rows}, indent=1))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=pathlib.Path)
     p.add_argument("kinora")
-    p.add_argument("--parts", default=",".join(parts()))
+    p.add_argument("--parts", default=",".join(name for name in parts() if not name.startswith("mmdit")))
     p.add_argument("--no-peer", action="store_true", help="Kinora alone; errors need a float32 result kept in FOLDER")
     p.add_argument("--no-compile", action="store_true")
     p.add_argument("--repeats", type=int, default=20)
     p.add_argument("--out", type=pathlib.Path)
+    p.add_argument("--tiny", action="store_true", help="the film parts alone, in little, on the CPU: does the script run?")
+    film.add_options(p)
     o = p.parse_args()
+    film.complete(o)
     torch.set_grad_enabled(False)
     o.folder.mkdir(parents=True, exist_ok=True)
     rows = {}
@@ -231,6 +256,10 @@ def main():
         part = parts()[name]
         row = {"part": part.title}
         try:
+            if hasattr(part, "run"):
+                row.update(part.run(o, median_ms))
+                report(o, rows, name, row)
+                continue
             folder, inputs = make(o.folder, part.checkpoint), part.inputs()
             kept = o.folder / f"{name}.exact.safetensors"
             exact = load_file(kept)["exact"] if kept.exists() else None
@@ -243,11 +272,8 @@ def main():
             row.update(ours(o.kinora, part, folder, inputs, exact, o.folder, o.repeats))
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
-        rows[name] = row
-        print(json.dumps(row), flush=True)
-        if o.out:
-            o.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, indent=1))
-    print(f"\n{torch.cuda.get_device_name()}, PyTorch {torch.__version__}\n")
+        report(o, rows, name, row)
+    print(f"\n{device_name()}, PyTorch {torch.__version__}\n")
     print("| work | PyTorch eager | compiled | Kinora | times compiled | times eager | PyTorch's error | Kinora's error | peak |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows.values():
