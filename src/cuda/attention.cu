@@ -105,6 +105,17 @@ __device__ inline void finish_scores(float (&s)[MT][NT][4], const AttentionArgs&
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float* bias = bias_row(a, p, row + 16 * i + 8 * half);
+      if (a.bias_pairs) {
+#pragma unroll
+        for (int t = 0; t < NT; ++t) {
+          int key = column + 8 * t;
+          float2 x{};
+          if (key < a.m) x = __ldg(reinterpret_cast<const float2*>(bias + key));
+          s[i][t][2 * half] = __fadd_rn(s[i][t][2 * half], __fmul_rn(x.x, kLog2e));
+          s[i][t][2 * half + 1] = __fadd_rn(s[i][t][2 * half + 1], __fmul_rn(x.y, kLog2e));
+        }
+        continue;
+      }
 #pragma unroll
       for (int t = 0; t < NT; ++t) {
 #pragma unroll
@@ -238,8 +249,8 @@ __device__ inline void write_rows(float (&o)[MT][D / 8][4], Softmax<MT>& soft, T
     }
   }
   __syncwarp();
-  T* out = static_cast<T*>(a.out) + (static_cast<int64_t>(p.batch) * a.n * a.heads + p.head) * a.d;
-  int64_t stride = static_cast<int64_t>(a.heads) * a.d;
+  T* out = static_cast<T*>(a.out) + p.batch * a.out_at.batch + p.head * a.out_at.head;
+  int64_t stride = a.out_at.token;
   for (int i = lane; i < 16 * MT * kPacks; i += 32) {
     int row = i / kPacks, column = begin + i % kPacks * 8;
     if (first + row >= a.n || column >= a.d) continue;
@@ -453,6 +464,7 @@ Step make_attention(const StepSpec& spec) {
   AttentionPlan plan = plan_for(spec);
   AttentionArgs a{};
   a.q_at = head_strides(spec, 0), a.k_at = head_strides(spec, 1), a.v_at = head_strides(spec, 2);
+  a.out_at = output_strides(spec);
   bool biased = spec.inputs.size() == 4;
   if (biased) place_bias(spec, a);
   a.n = static_cast<int>(q[1]), a.m = static_cast<int>(k[1]), a.d = static_cast<int>(q[3]);
@@ -466,8 +478,9 @@ Step make_attention(const StepSpec& spec) {
   a.skip = a.causal && !biased && (a.window == 0 || q[1] - a.window < k[1]);
   auto per_pack = static_cast<int64_t>(16 / dtype_size(spec.output().dtype));
   bool vectors = q[3] % per_pack == 0;
-  a.out_vectors = vectors;
+  a.out_vectors = vectors && all_multiples(a.out_at, per_pack);
   for (const HeadStrides& at : {a.q_at, a.k_at, a.v_at}) vectors = vectors && all_multiples(at, per_pack);
+  bool pairs = biased && a.m % 2 == 0 && a.bias_batch % 2 == 0 && a.bias_head % 2 == 0 && a.bias_query % 2 == 0;
   int64_t blocks = q[0] * q[2] * a.tiles;
   if (plan.shared > 48 * 1024) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(plan.kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -480,6 +493,7 @@ Step make_attention(const StepSpec& spec) {
     now.q = args.in[0], now.k = args.in[1], now.v = args.in[2], now.out = args.out;
     now.bias = biased ? static_cast<const float*>(args.in[3]) : nullptr;
     now.vectors = vectors && is_aligned(now.q, 16) && is_aligned(now.k, 16) && is_aligned(now.v, 16);
+    now.bias_pairs = pairs && is_aligned(now.bias, 8);
     now.out_vectors = a.out_vectors && is_aligned(now.out, 16);
     plan.kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(plan.threads), plan.shared, stream_of(args)>>>(
         now);

@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "cuda/device.cuh"
-#include "cuda/heads.cuh"
+#include "cuda/heads.h"
 
 namespace kinora::cuda {
 
@@ -15,7 +15,7 @@ struct AttentionArgs {
   const void *q, *k, *v;
   const float* bias;  // or null
   void* out;          // [batch, n, heads, d]
-  HeadStrides q_at, k_at, v_at;
+  HeadStrides q_at, k_at, v_at, out_at;
   int64_t bias_batch, bias_head, bias_query;
   int n, m, d, heads, group, tiles;
   int window, block;
@@ -24,6 +24,7 @@ struct AttentionArgs {
   bool skip;         // tiles of hidden keys alone change nothing
   bool vectors;      // q, k and v can be read 16 bytes at a time
   bool out_vectors;  // so can the result be written
+  bool bias_pairs;   // the bias can be read two keys at a time
 };
 
 struct AttentionPlace {

@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
     for (int lanes = 1; lanes < 8; lanes *= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], lanes);
     int query = p.first + ty + 32 * r;
     if (query >= a.n) continue;
-    float* out = static_cast<float*>(a.out) + ((static_cast<int64_t>(p.batch) * a.n + query) * a.heads + p.head) * a.d;
+    float* out =
+        static_cast<float*>(a.out) + p.batch * a.out_at.batch + query * a.out_at.token + p.head * a.out_at.head;
 #pragma unroll
     for (int c = 0; c < 4 * DC; ++c) {
       int column = c / 4 * 32 + 4 * tx + c % 4;

@@ -18,7 +18,7 @@
 namespace kinora::cuda {
 
 const Backend& backend() {
-  constexpr bool kStrided = true;
+  constexpr bool kStrided = true, kStridedOut = true;
   static const std::array kernels{
       Kernel{&kAdd, make_binary, nullptr, kStrided},
       Kernel{&kSub, make_binary, nullptr, kStrided},
@@ -62,7 +62,7 @@ const Backend& backend() {
       Kernel{&kGroupNorm, make_group_norm, supports_group_norm},
       Kernel{&kGroupNormPad, make_group_norm, supports_group_norm},
       Kernel{&kMatmul, make_matmul},
-      Kernel{&kLinear, make_linear, supports_linear},
+      Kernel{.op = &kLinear, .make = make_linear, .supports = supports_linear, .strided_out = true},
       Kernel{&kLinearAdd, make_linear_add, supports_linear_add},
       Kernel{&kGather, make_gather},
       Kernel{&kScatterRows, make_scatter_rows},
@@ -72,14 +72,18 @@ const Backend& backend() {
       Kernel{&kConv2d, make_conv2d, supports_conv2d},
       Kernel{&kConv3d, make_conv3d, supports_conv3d},
       Kernel{&kDepthwiseGlu, make_depthwise_glu, supports_depthwise_glu},
-      Kernel{&kAttention, make_attention, supports_attention, kStrided},
-      Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention, kStrided},
+      Kernel{&kAttention, make_cudnn_attention, supports_cudnn_attention, kStrided, "cudnn", kStridedOut,
+             prefers_cudnn_attention},
+      Kernel{&kAttention, make_attention, supports_attention, kStrided, "flash", kStridedOut},
+      Kernel{&kAttention, nullptr, nullptr, kStrided, "math", kStridedOut},
+      Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention, kStrided, "linear"},
       Kernel{&kRope, make_rope, nullptr, kStrided},
+      Kernel{&kRmsNormRope, make_norm_rope, supports_norm_rope, kStrided},
   };
   static constexpr Graph (*kPasses[])(const Graph&) = {
-      split_gates,       fuse_depthwise_glu,    fold_upsampling,       fold_film_upsampling,
-      fuse_norm_padding, add_without_repeating, channels_last_weights, match_weight_types,
-      merge_linears,     drop_rejoined_slices,  fuse_pointwise,
+      split_gates,           fuse_depthwise_glu,    fold_upsampling,    fold_film_upsampling, fuse_norm_padding,
+      add_without_repeating, channels_last_weights, match_weight_types, merge_linears,        drop_rejoined_slices,
+      join_before_slicing,   fuse_pointwise,        fuse_norm_rope,
   };
   static const Backend instance{"cuda", kernels, kPasses, &cpu::backend()};
   return instance;

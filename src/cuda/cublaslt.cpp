@@ -5,6 +5,7 @@
 #include "cuda/epilogue.h"
 #include "cuda/kernels.h"
 #include "cuda/library.h"
+#include "graph/views.h"
 
 namespace kinora::cuda {
 namespace {
@@ -70,10 +71,11 @@ struct Product::Plan {
     api().expect(api().cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value));
   }
   static cublasLtMatrixLayout_t layout(const ProductShape& s, bool transposed, int64_t rows, int64_t columns,
-                                       int64_t stride) {
+                                       int64_t stride, bool wide = false, int64_t leading = 0) {
     cublasLtMatrixLayout_t result = nullptr;
     auto r = static_cast<uint64_t>(transposed ? columns : rows), c = static_cast<uint64_t>(transposed ? rows : columns);
-    api().expect(api().cublasLtMatrixLayoutCreate(&result, cuda_type(s.dtype), r, c, static_cast<int64_t>(r)));
+    if (leading == 0) leading = static_cast<int64_t>(r);
+    api().expect(api().cublasLtMatrixLayoutCreate(&result, wide ? CUDA_R_32F : cuda_type(s.dtype), r, c, leading));
     auto count = static_cast<int32_t>(s.batch);
     api().expect(
         api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
@@ -97,7 +99,7 @@ struct Product::Plan {
     }
     a = layout(s, s.transpose_b, s.n, s.k, s.shared_b ? 0 : s.n * s.k);
     b = layout(s, s.transpose_a, s.k, s.m, s.k * s.m);
-    c = layout(s, false, s.n, s.m, s.n * s.m);
+    c = layout(s, false, s.n, s.m, s.n * s.m, s.wide, s.row);
     residual = s.residual;
     bias = s.bias;
     gate = s.gate;
@@ -155,9 +157,9 @@ Step zero_step(const StepSpec& spec) {
   return step;
 }
 
-bool same_types(const StepSpec& spec) {
-  for (const TensorSpec& input : spec.inputs) {
-    if (input.dtype != spec.output().dtype) return false;
+bool same_types(const StepSpec& spec, size_t from, DType dtype) {
+  for (size_t i = from; i < spec.inputs.size(); ++i) {
+    if (spec.inputs[i].dtype != dtype) return false;
   }
   return true;
 }
@@ -165,11 +167,14 @@ bool same_types(const StepSpec& spec) {
 // `x`: which input is x; the weight follows it.
 ProductShape linear_shape(const StepSpec& spec, size_t x) {
   const Shape& weight = spec.inputs[x + 1].shape;
-  return {.m = spec.inputs[x].shape.numel() / weight[1],
-          .n = weight[0],
-          .k = weight[1],
-          .transpose_b = true,
-          .dtype = spec.output().dtype};
+  ProductShape s{.m = spec.inputs[x].shape.numel() / weight[1],
+                 .n = weight[0],
+                 .k = weight[1],
+                 .transpose_b = true,
+                 .dtype = spec.inputs[x].dtype};
+  Ints rows = reshaped_strides(spec.output().shape, spec.out_strides, {s.m, s.n});
+  if (s.m > 1 && !rows.empty() && rows[0] > s.n) s.row = rows[0];
+  return s;
 }
 
 }  // namespace
@@ -177,7 +182,8 @@ ProductShape linear_shape(const StepSpec& spec, size_t x) {
 bool supports_linear(const StepSpec& spec) {
   if (spec.node.op->name == "linear" && !is_act(spec.node.attrs.text("act"))) return false;
   size_t weight = spec.node.op->name == "linear" ? 1 : 2;
-  return same_types(spec) && spec.inputs[weight].shape[1] > 0 && spec.output().shape.numel() > 0;
+  return same_types(spec, weight - 1, spec.inputs[weight - 1].dtype) && spec.inputs[weight].shape[1] > 0 &&
+         spec.output().shape.numel() > 0;
 }
 
 Step make_matmul(const StepSpec& spec) {
@@ -211,7 +217,7 @@ Step make_linear(const StepSpec& spec) {
   // The epilogue's tanh is approximate: below the rounding of 16 bits, above that of float32.
   s.gelu = s.dtype != DType::f32 && act == "gelu_tanh";
   Product product(s);
-  Epilogue rest{s.dtype, s.m, s.n, s.gelu ? Act::none : act_of(act)};
+  Epilogue rest{s.dtype, s.m, s.n, s.gelu ? Act::none : act_of(act), s.row};
   bool bias_left = biased && !product.available();
   if (!product.available()) {
     s.bias = s.gelu = false;
@@ -234,11 +240,14 @@ static ProductShape linear_add_shape(const StepSpec& spec) {
   ProductShape s = linear_shape(spec, 1);
   s.bias = spec.node.attrs.integer("bias");
   s.residual = true;
+  s.wide = spec.output().dtype != s.dtype;
   return s;
 }
 
 bool supports_linear_add(const StepSpec& spec) {
-  return !spec.node.attrs.integer("gate") && supports_linear(spec) && Product(linear_add_shape(spec)).available();
+  if (spec.node.attrs.integer("gate") || !supports_linear(spec)) return false;
+  if (spec.output().dtype != spec.inputs[1].dtype && spec.node.attrs.integer("bias")) return false;
+  return Product(linear_add_shape(spec)).available();
 }
 
 // Inputs: residual, x, weight and perhaps bias; the sum may take the residual's place.

@@ -17,6 +17,8 @@ struct ProductShape {
   bool bias = false, gelu = false, residual = false, gate = false;
   bool bias_of_each = false;  // of the batch: bias [batch, n]
   DType dtype = DType::f32;
+  bool wide = false;  // residual and C are float32, whatever dtype is; then there is no bias and no activation
+  int64_t row = 0;    // elements from one row of C to the next; 0: n. Residual and C alike; not with a batch
 };
 
 class Product {

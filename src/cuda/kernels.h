@@ -48,12 +48,17 @@ bool supports_linear(const StepSpec& spec);
 Step make_linear_add(const StepSpec& spec);
 bool supports_linear_add(const StepSpec& spec);
 
-// attention.cu, linear_attention.cu, rope.cu
+// cudnn_attention.cpp, attention.cu: two rows for attention; linear_attention.cu, rope.cu, norm_rope.cu
+Step make_cudnn_attention(const StepSpec& spec);
+bool supports_cudnn_attention(const StepSpec& spec);
+bool prefers_cudnn_attention(const StepSpec& spec);
 Step make_attention(const StepSpec& spec);
 bool supports_attention(const StepSpec& spec);
 Step make_linear_attention(const StepSpec& spec);
 bool supports_linear_attention(const StepSpec& spec);
 Step make_rope(const StepSpec& spec);
+Step make_norm_rope(const StepSpec& spec);
+bool supports_norm_rope(const StepSpec& spec);
 
 // conv.cpp, conv3d.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d
 Step make_conv2d(const StepSpec& spec);

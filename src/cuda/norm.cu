@@ -46,8 +46,17 @@ __device__ void read_group(const T* address, float (&out)[Group]) {
   }
 }
 
-// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes.
-template <class T, int Group, int Groups, int Lanes, bool Layer>
+template <class T, int Group>
+__device__ void write_group(T* address, const float (&y)[Group]) {
+  struct alignas(sizeof(T) * Group) Few {
+    T values[Group];
+  } few;
+  for (int i = 0; i < Group; ++i) few.values[i] = from_float<T>(y[i]);
+  *reinterpret_cast<Few*>(address) = few;
+}
+
+// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes. From T to U.
+template <class T, class U, int Group, int Groups, int Lanes, bool Layer>
 __global__ void norm_kernel(NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int lane = threadIdx.x % Lanes;
@@ -88,25 +97,19 @@ __global__ void norm_kernel(NormArgs p) {
     if (p.a) read_group<T, Group>(static_cast<const T*>(p.a) + at[1] + column, a);
     if (p.b) read_group<T, Group>(static_cast<const T*>(p.b) + at[2] + column, b);
     if (p.residual) read_group<T, Group>(static_cast<const T*>(p.residual) + at[3] + column, r);
-    Pack<T> pack;
+    float y[Group];
     for (int i = 0; i < Group; ++i) {
-      float y = (values[g][i] - mean) * scale;
-      if (p.a) y *= a[i] + p.offset;
-      if (p.b) y += b[i];
-      if (p.residual) y += r[i];
-      pack.values[i] = from_float<T>(y);
+      y[i] = (values[g][i] - mean) * scale;
+      if (p.a) y[i] *= a[i] + p.offset;
+      if (p.b) y[i] += b[i];
+      if (p.residual) y[i] += r[i];
     }
-    T* out = static_cast<T*>(p.out) + row * p.width + column;
-    if constexpr (Group == 1) {
-      *out = pack.values[0];
-    } else {
-      store_pack(out, pack);
-    }
+    write_group<U, Group>(static_cast<U*>(p.out) + row * p.width + column, y);
   }
 }
 
 // Any width: the row is read three times.
-template <class T, bool Layer>
+template <class T, class U, bool Layer>
 __global__ void wide_norm_kernel(NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int64_t row = blockIdx.x, at[4];
@@ -126,38 +129,46 @@ __global__ void wide_norm_kernel(NormArgs p) {
     if (p.a) y *= to_float(static_cast<const T*>(p.a)[at[1] + c]) + p.offset;
     if (p.b) y += to_float(static_cast<const T*>(p.b)[at[2] + c]);
     if (p.residual) y += to_float(static_cast<const T*>(p.residual)[at[3] + c]);
-    static_cast<T*>(p.out)[row * p.width + c] = from_float<T>(y);
+    static_cast<U*>(p.out)[row * p.width + c] = from_float<U>(y);
   }
 }
 
-template <class T, int Group, bool Layer>
+template <class T, class U, int Group, bool Layer>
 bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
   auto run = [&]<int Groups, int Lanes>() {
     if (p.width > int64_t{Groups} * Lanes * Group) return false;
     auto blocks = static_cast<unsigned>(ceil_div(p.rows.count * Lanes, kThreads));
-    norm_kernel<T, Group, Groups, Lanes, Layer><<<blocks, kThreads, 0, stream>>>(p);
+    norm_kernel<T, U, Group, Groups, Lanes, Layer><<<blocks, kThreads, 0, stream>>>(p);
     return true;
   };
   return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<2, 16>() ||
          run.template operator()<2, 32>() || run.template operator()<2, 64>() || run.template operator()<2, 128>() ||
-         run.template operator()<3, 128>() || run.template operator()<6, 128>();
+         run.template operator()<3, 128>() || run.template operator()<6, 128>() || run.template operator()<8, 128>();
 }
 
+template <class T, class U, bool Layer>
+void launch(const NormArgs& p, cudaStream_t stream) {
+  constexpr int kGroup = Pack<T>::kSize;
+  auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.a) |
+                 reinterpret_cast<uintptr_t>(p.b) | reinterpret_cast<uintptr_t>(p.residual) |
+                 reinterpret_cast<uintptr_t>(p.out);
+  bool packs = address % 16 == 0 && p.width % kGroup == 0;
+  for (int t = 0; t < 4; ++t) {
+    for (int axis = 0; axis < p.rows.rank; ++axis) packs = packs && p.rows.strides[t][axis] % kGroup == 0;
+  }
+  if (packs && launch_narrow<T, U, kGroup, Layer>(p, stream)) return;
+  if (!packs && launch_narrow<T, U, 1, Layer>(p, stream)) return;
+  wide_norm_kernel<T, U, Layer><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
+}
+
+// Of one type, or from float32 to 16 bits.
 template <bool Layer>
-void launch(const NormArgs& p, DType dtype, cudaStream_t stream) {
-  with_float(dtype, [&]<class T>(T) {
-    constexpr int kGroup = Pack<T>::kSize;
-    auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.a) |
-                   reinterpret_cast<uintptr_t>(p.b) | reinterpret_cast<uintptr_t>(p.residual) |
-                   reinterpret_cast<uintptr_t>(p.out);
-    bool packs = address % 16 == 0 && p.width % kGroup == 0;
-    for (int t = 0; t < 4; ++t) {
-      for (int axis = 0; axis < p.rows.rank; ++axis) packs = packs && p.rows.strides[t][axis] % kGroup == 0;
-    }
-    if (packs && launch_narrow<T, kGroup, Layer>(p, stream)) return;
-    if (!packs && launch_narrow<T, 1, Layer>(p, stream)) return;
-    wide_norm_kernel<T, Layer><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
-  });
+void launch(const NormArgs& p, DType from, DType to, cudaStream_t stream) {
+  if (from == to) {
+    with_float(to, [&]<class T>(T) { launch<T, T, Layer>(p, stream); });
+  } else if constexpr (!Layer) {
+    with_float(to, [&]<class U>(U) { launch<float, U, Layer>(p, stream); });
+  }
   check(cudaGetLastError());
 }
 
@@ -187,9 +198,9 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
   p.width = width;
   p.eps = static_cast<float>(spec.node.attrs.real("eps"));
   p.offset = offset;
-  DType dtype = spec.output().dtype;
+  DType from = spec.inputs[0].dtype, to = spec.output().dtype;
   Step step;
-  step.in_place = spec.strides[0] == contiguous_strides(shape);
+  step.in_place = from == to && spec.strides[0] == contiguous_strides(shape);
   step.run = [=](const StepArgs& args) {
     if (p.rows.count == 0 || p.width == 0) return;
     auto input = [&](int place) { return place < 0 ? nullptr : args.in[static_cast<size_t>(place)]; };
@@ -199,7 +210,7 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
     full.b = input(places.b);
     full.residual = input(places.residual);
     full.out = args.out;
-    launch<Layer>(full, dtype, stream_of(args));
+    launch<Layer>(full, from, to, stream_of(args));
   };
   return step;
 }
@@ -216,7 +227,10 @@ bool like_x(const StepSpec& spec) {
 
 }  // namespace
 
-bool supports_norm(const StepSpec& spec) { return spec.inputs[0].shape.rank() > 0 && like_x(spec); }
+bool supports_norm(const StepSpec& spec) {
+  DType from = spec.inputs[0].dtype, to = spec.output().dtype;
+  return spec.inputs[0].shape.rank() > 0 && like_x(spec) && (from == to || from == DType::f32);
+}
 
 Step make_layer_norm(const StepSpec& spec) { return norm_step<true>(spec, {place(spec, 1), place(spec, 2), -1}, 1); }
 

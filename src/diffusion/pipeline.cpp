@@ -103,7 +103,7 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
 
   Pipeline p;
   p.folder_ = folder;
-  p.runtime_ = make_runtime(options.device, options.dtype, options.threads, options.stop);
+  p.runtime_ = make_runtime(options.device, options.dtype, options.threads, options.stop, options.attention);
   auto config = [&](const char* part) { return Config::load((root / part / "config.json").string()); };
 
   SanaConfig sana = read_sana_config(config("transformer"));

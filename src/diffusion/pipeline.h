@@ -25,10 +25,11 @@ struct ModelDefaults {
 };
 
 struct LoadOptions {
-  std::string variant;          // "fp16", "bf16"; empty: the plain files, else what is there
-  std::string device = "auto";  // as make_runtime
-  std::string dtype = "auto";   // as make_runtime; "float16" is for the transformer alone
-  int threads = 0;              // 0: one per physical core
+  std::string variant;             // "fp16", "bf16"; empty: the plain files, else what is there
+  std::string device = "auto";     // as make_runtime
+  std::string dtype = "auto";      // as make_runtime; "float16" is for the transformer alone
+  int threads = 0;                 // 0: one per physical core
+  std::string attention = "auto";  // as make_runtime
   const std::atomic<bool>* stop = nullptr;
 };
 

@@ -27,14 +27,17 @@ Value decompose_layer_norm(std::span<const Value> in, const Attrs& attrs) {
   return cast(y, in[0].dtype());
 }
 
-TensorSpec infer_rms_norm(std::span<const TensorSpec> in, const Attrs&) {
+TensorSpec infer_rms_norm(std::span<const TensorSpec> in, const Attrs& attrs) {
   expect_inputs(in, 1, 3);
   expect_float(in[0]);
   for (size_t i = 1; i < in.size(); ++i) {
     expect_float(in[i]);
     expect_shape(i == 1 ? "weight" : "bias", in[i].shape, {in[0].shape[-1]});
   }
-  return in[0];
+  TensorSpec out = in[0];
+  if (attrs.has("to")) out.dtype = static_cast<DType>(attrs.integer("to"));
+  expect_float(out);
+  return out;
 }
 
 Value decompose_rms_norm(std::span<const Value> in, const Attrs& attrs) {
@@ -42,7 +45,7 @@ Value decompose_rms_norm(std::span<const Value> in, const Attrs& attrs) {
   Value y = x * rsqrt(affine(mean(x * x, {-1}), 1, attrs.real("eps")));
   if (in.size() > 1) y = y * affine(cast(in[1], DType::f32), 1, attrs.real("offset"));
   if (in.size() > 2) y = y + cast(in[2], DType::f32);
-  return cast(y, in[0].dtype());
+  return cast(y, attrs.has("to") ? static_cast<DType>(attrs.integer("to")) : in[0].dtype());
 }
 
 TensorSpec infer_group_norm(std::span<const TensorSpec> in, const Attrs& attrs) {

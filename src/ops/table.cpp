@@ -40,6 +40,7 @@ static constexpr std::array kOps{
     &kConv3d,       &kGroupNorm,
     &kPadEdge,      &kInterleavePhases,
     &kGroupNormPad, &kInterleavePhases3d,
+    &kRmsNormRope,
 };
 
 std::span<const OpDef* const> op_table() { return kOps; }

@@ -4,10 +4,12 @@
 #include "cuda/backend.h"
 #include "diffusion/backends.h"
 #include "diffusion/components.h"
+#include "diffusion/text_encoders.h"
 #include "diffusion/video_autoencoder.h"
 #include "golden.h"
 #include "graph/rewrite.h"
 #include "ops/conv.h"
+#include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/shaping.h"
@@ -127,6 +129,31 @@ TEST(CudaPassesVideoDcAe, EqualTheGolden) {
   expect_close(run_graph(*decoder, {{"x", latents}}).at("y"), film_of(golden, "out.film"), DType::f32, kModelTerms,
                "decode");
 }
+
+class CudaPassesT5 : public testing::TestWithParam<const char*> {};
+
+// The stream beside the layers is float32: sums and norms join it without steps that only change a type.
+TEST_P(CudaPassesT5, EqualTheGolden) {
+  Golden golden(GetParam());
+  Tensor ids = golden.tensor("in.ids");
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Runtime runtime = cpu_runtime();
+    runtime.dtype = dtype;
+    T5Encoder model(read_t5_config(golden.config), golden.weights, runtime);
+    auto graph = as_on_the_gpu(model.graph(ids.shape()[0], ids.shape()[1]));
+    expect_close(run_graph(*graph, {{"ids", ids}}).at("hidden"), golden.tensor("out.hidden"), dtype,
+                 dtype == DType::f32 ? kModelTerms : 1 << 10, GetParam());
+    auto count = [&](const OpDef& op) { return count_nodes(*graph, [&](const Node& n) { return n.op == &op; }); };
+    EXPECT_EQ(count(kLinearAdd), 2 * model.config().layers);
+    EXPECT_EQ(count(kAdd), 0);
+    if (dtype == DType::bf16) {
+      auto of_activations = [&](const Node& n) { return n.op == &kCast && !is_leaf(graph->node(n.inputs[0])); };
+      EXPECT_EQ(count_nodes(*graph, of_activations), 1);  // the result's
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, CudaPassesT5, testing::Values("t5_gated", "t5_relu"));
 
 }  // namespace
 }  // namespace kinora::test

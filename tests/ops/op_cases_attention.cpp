@@ -231,6 +231,30 @@ void add_linear_attention_sizes(std::vector<OpCase>& c) {
   rotate("dim32", {2, 5, 6, 32});
   rotate("dim256", {1, 40, 9, 256});
   rotate("dim40", {3, 7, 1, 40});
+  auto norm_and_rotate = [&](std::string name, Shape x, bool pairs) {
+    c.push_back({.name = "rms_norm_rope/" + name,
+                 .shapes = {x, {x[3]}, {x[1], x[3]}, {x[1], x[3]}},
+                 .build = [pairs](In in) { return rms_norm_rope(in[0], in[1], in[2], in[3], 1e-6, 0.5, pairs); },
+                 .terms = x[3],
+                 .low = 0.25f,
+                 .gradient = x.numel() < 100});
+  };
+  norm_and_rotate("small", {2, 3, 2, 6}, false);
+  norm_and_rotate("small_pairs", {2, 3, 2, 6}, true);
+  norm_and_rotate("dim128", {1, 19, 13, 128}, false);
+  norm_and_rotate("dim128_pairs", {2, 5, 7, 128}, true);
+  norm_and_rotate("dim64", {2, 1, 24, 64}, false);
+  norm_and_rotate("dim256", {1, 3, 5, 256}, false);
+  norm_and_rotate("dim40", {3, 7, 1, 40}, false);
+  c.push_back({.name = "rms_norm_rope/slice",
+               .shapes = {{1, 7, 288}, {32}, {7, 32}, {7, 32}},
+               .build =
+                   [](In x) {
+                     Value k = reshape(slice(x[0], 2, 96, 192), {1, 7, 3, 32});
+                     return rms_norm_rope(k, x[1], x[2], x[3], 1e-6);
+                   },
+               .terms = 32,
+               .gradient = false});
   c.push_back({.name = "rope/slice",
                .shapes = {{2, 7, 9, 64}, {7, 64}, {7, 64}},
                .build = [](In x) { return rope(slice(x[0], 2, 3, 8), x[1], x[2]); },

@@ -5,8 +5,11 @@
 FOLDER receives checkpoints with random weights, made on the spot and used again when they are there; KINORA is the
 program. For each part, both programs first compute the same inputs, and each result's error against PyTorch's float32
 result is printed: ours in bfloat16 should be no larger than PyTorch's in bfloat16. Then both are timed: medians of
-device time after warm-up, PyTorch eager and compiled (with CUDA graphs). Needs diffusers on PYTHONPATH, and for the parts
-of films Kinora's bench_film beside the program. --tiny checks the parts of films themselves, on the CPU.
+device time after warm-up, PyTorch eager and compiled (with CUDA graphs). Needs diffusers on PYTHONPATH.
+
+The parts of films are in compare_gpu_film.py (mmdit-256, mmdit-768, t5-xxl: the first two need --opensora FOLDER, the folder
+that holds Open-Sora's `opensora` package, and 23 GB where FOLDER lies) and here (hunyuan-vae, hunyuan-vae-768: they need
+Kinora's bench_film beside the program). `--tiny` tries them, small, on the CPU.
 """
 import argparse
 import gc
@@ -20,6 +23,8 @@ import time
 
 import torch
 from safetensors.torch import load_file, save_file
+
+import compare_gpu_film as film
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "models" / "kinora-mini" / "tokenizer"
@@ -95,6 +100,11 @@ def make(root, name):
 
 
 def median_ms(run, repeats=10, warmup=3):
+    if not torch.cuda.is_available():  # --tiny
+        run()
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1000
     for _ in range(warmup):
         run()
     torch.cuda.synchronize()
@@ -173,6 +183,7 @@ def parts():
                      mode="default"),
         "gemma": Part("Gemma-2 2B encode, 2 × 300", "1.6b-1k", "text_encoder", load_gemma, tokens,
                       lambda fn, x: fn(x["input_ids"], attention_mask=x["attention_mask"]).last_hidden_state),
+        **film.parts(),
     }
 
 
@@ -313,33 +324,47 @@ def measure(part, name, o):
     return row
 
 
+def device_name():
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def report(o, rows, name, row):
+    rows[name] = row
+    print(json.dumps(row), flush=True)
+    if o.out:
+        o.out.write_text(json.dumps({"device": device_name(), "torch": torch.__version__, "rows": rows}, indent=1))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=pathlib.Path)
     p.add_argument("kinora")
-    p.add_argument("--parts", default=",".join([*parts(), *film_parts(False)]))
+    p.add_argument("--parts", default=",".join([*(n for n in parts() if not n.startswith("mmdit")), *film_parts(False)]))
     p.add_argument("--no-peer", action="store_true", help="Kinora alone; errors need a float32 result kept in FOLDER")
     p.add_argument("--no-compile", action="store_true")
-    p.add_argument("--tiny", action="store_true", help="small film models on the CPU, to check this program")
     p.add_argument("--repeats", type=int, default=20)
     p.add_argument("--out", type=pathlib.Path)
+    p.add_argument("--tiny", action="store_true", help="the film parts alone, in little, on the CPU: does the script run?")
+    film.add_options(p)
     o = p.parse_args()
+    film.complete(o)
     torch.set_grad_enabled(False)
     o.folder.mkdir(parents=True, exist_ok=True)
-    device = "CPU" if o.tiny else torch.cuda.get_device_name()
     rows, films = {}, film_parts(o.tiny)
     for name in o.parts.split(","):
         part = films[name] if name in films else parts()[name]
         row = {"part": part.title}
         try:
-            row.update(measure_film(part, o) if name in films else measure(part, name, o))
+            if name in films:
+                row.update(measure_film(part, o))
+            elif hasattr(part, "run"):
+                row.update(part.run(o, median_ms))
+            else:
+                row.update(measure(part, name, o))
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
-        rows[name] = row
-        print(json.dumps(row), flush=True)
-        if o.out:
-            o.out.write_text(json.dumps({"device": device, "torch": torch.__version__, "rows": rows}, indent=1))
-    print(f"\n{device}, PyTorch {torch.__version__}\n")
+        report(o, rows, name, row)
+    print(f"\n{device_name()}, PyTorch {torch.__version__}\n")
     print("| work | PyTorch eager | compiled | Kinora | times compiled | times eager | PyTorch's error | Kinora's error | peak |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows.values():
