@@ -57,6 +57,7 @@ const Backend& backend() {
       Kernel{&kRmsNorm, make_rms_norm, supports_norm, kStrided},
       Kernel{&kRmsNormAdd, make_rms_norm_add, supports_norm, kStrided},
       Kernel{&kMatmul, make_matmul},
+      Kernel{&kLinear, make_row_linear, supports_row_linear},
       Kernel{.op = &kLinear, .make = make_linear, .supports = supports_linear, .strided_out = true},
       Kernel{&kLinearAdd, make_linear_add, supports_linear_add},
       Kernel{&kGather, make_gather},
