@@ -132,6 +132,7 @@ std::vector<Case> cases() {
       {"norm-mmdit",
        {{1, 8828, 3072}, {1, 1, 3072}, {1, 1, 3072}},
        [](In x) { return layer_norm(x[0], 1e-6, x[1], x[2]); }},
+      {"modulation-mmdit", {{1, 1, 3072}, {27648, 3072}, {27648}}, [](In x) { return linear(x[0], x[1], x[2]); }},
       {"gate-mmdit", {{1, 1, 3072}, {1, 8828, 3072}, {1, 8828, 3072}}, [](In x) { return mul_add(x[0], x[1], x[2]); }},
       {"gated-gelu-t5",
        {{1, 512, 20480}},

@@ -62,6 +62,7 @@ const Backend& backend() {
       Kernel{&kGroupNorm, make_group_norm, supports_group_norm},
       Kernel{&kGroupNormPad, make_group_norm, supports_group_norm},
       Kernel{&kMatmul, make_matmul},
+      Kernel{&kLinear, make_row_linear, supports_row_linear},
       Kernel{.op = &kLinear, .make = make_linear, .supports = supports_linear, .strided_out = true},
       Kernel{&kLinearAdd, make_linear_add, supports_linear_add},
       Kernel{&kGather, make_gather},

@@ -47,6 +47,8 @@ Step make_linear(const StepSpec& spec);
 bool supports_linear(const StepSpec& spec);
 Step make_linear_add(const StepSpec& spec);
 bool supports_linear_add(const StepSpec& spec);
+Step make_row_linear(const StepSpec& spec);  // row_linear.cu
+bool supports_row_linear(const StepSpec& spec);
 
 // cudnn_attention.cpp, attention.cu: two rows for attention; linear_attention.cu, rope.cu, norm_rope.cu
 Step make_cudnn_attention(const StepSpec& spec);

@@ -54,14 +54,17 @@ __global__ void __launch_bounds__(kThreads) norm_rope_kernel(const __grid_consta
   }
   const T* x = static_cast<const T*>(a.x) + p.batch * a.x_at.batch + p.token * a.x_at.token + column;
   T* out = static_cast<T*>(a.out) + (static_cast<int64_t>(p.batch) * a.n + p.token) * a.heads * a.d + column;
-  for (int head = p.head; head < p.head + kHeadsAtOnce; ++head) {
-    bool there = active && head < p.end;
-    Pack<T> in{};
-    if (there) in = load_pack(x + head * a.x_at.head);
+  Pack<T> in[kHeadsAtOnce] = {};  // all on their way before the first is needed
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
+    if (active && p.head + h < p.end) in[h] = load_pack(x + (p.head + h) * a.x_at.head);
+  }
+#pragma unroll
+  for (int h = 0; h < kHeadsAtOnce; ++h) {
     float y[N], sum = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      y[i] = to_float(in.values[i]);
+      y[i] = to_float(in[h].values[i]);
       sum += y[i] * y[i];
     }
 #pragma unroll
@@ -75,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) norm_rope_kernel(const __grid_consta
       float partner = kInterleaved ? y[i ^ 1] : __shfl_xor_sync(0xffffffffu, y[i], Lanes / 2);
       result.values[i] = from_float<T>(y[i] * cos[i] + partner * sin[i]);
     }
-    if (there) store_pack(out + head * a.d, result);
+    if (active && p.head + h < p.end) store_pack(out + (p.head + h) * a.d, result);
   }
 }
 

@@ -182,6 +182,13 @@ TEST(CudaMmditSteps, NothingIsCopiedInItsBlocks) {
   EXPECT_EQ(steps["linear"] + steps["linear_add"], 4 + 4 + 3 + 1 + 8);
   expect_close(run_graph(*graph, model.feed(in)).at("velocity"), run_graph(plain, model.feed(in)).at("velocity"),
                DType::f32, 1 << 10, "with the passes");
+
+  Runtime half = make_runtime("cpu", "bfloat16", 2, nullptr);
+  VideoDenoiser rounded(wide.config, wide.weights, half);
+  auto in_half = as_on_the_gpu(rounded.graph(VideoDenoiser::extent_of(in)));
+  EXPECT_EQ(steps_of(*in_half)["slice"], 0);
+  expect_close(run_graph(*in_half, rounded.feed(in)).at("velocity"), run_graph(plain, model.feed(in)).at("velocity"),
+               DType::bf16, 64, "with the passes, in bfloat16");
 }
 
 TEST(CudaMmditSteps, WideModelOnTheGpu) {

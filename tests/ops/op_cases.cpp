@@ -275,6 +275,19 @@ void add_matmul(std::vector<OpCase>& c) {
                  .build = [act](In x) { return linear(x[0], x[1], x[2], act); },
                  .terms = 9});
   }
+  // One row for each item of a batch.
+  for (int64_t batch : {1, 2, 3, 9}) {
+    c.push_back({.name = "linear/items" + std::to_string(batch),
+                 .shapes = {{batch, 1, 200}, {37, 200}, {37}},
+                 .build = [](In x) { return linear(x[0], x[1], x[2], "silu"); },
+                 .terms = 200,
+                 .gradient = false});
+  }
+  c.push_back({.name = "linear/item_odd",
+               .shapes = {{2, 33}, {9, 33}},
+               .build = [](In x) { return linear(x[0], x[1]); },
+               .terms = 33,
+               .gradient = false});
   c.push_back({.name = "linear/blocks",
                .shapes = {{2, 290, 33}, {200, 33}},
                .build = [](In x) { return linear(x[0], x[1]); },
@@ -288,6 +301,14 @@ void add_matmul(std::vector<OpCase>& c) {
                .shapes = {{3, 9}, {130, 9}, {3, 130}, {3, 130}},
                .build = [](In x) { return linear_add(x[0], x[1], {}, x[2], x[3]); },
                .terms = 9});
+  c.push_back({.name = "linear_add/wider_stream",
+               .shapes = {{2, 9, 40}, {24, 40}, {2, 9, 24}},
+               .build =
+                   [](In x) {
+                     return linear_add(cast(x[0], DType::bf16), cast(x[1], DType::bf16), {}, cast(x[2], DType::f32));
+                   },
+               .terms = 40,
+               .gradient = false});
   c.push_back({.name = "linear_add/blocks",
                .shapes = {{2, 290, 33}, {200, 33}, {200}, {2, 290, 200}},
                .build = [](In x) { return linear_add(x[0], x[1], x[2], affine(x[3], 0.5, 0)); },
