@@ -126,6 +126,7 @@ TEST(CudaPassesVideoDcAe, EqualTheGolden) {
   auto decoder = as_on_the_gpu(model.graph(false, without_batch(latents)));
   expect_close(run_graph(*decoder, {{"x", latents}}).at("y"), film_of(golden, "out.film"), DType::f32, kModelTerms,
                "decode");
+  EXPECT_EQ(count_nodes(*decoder, [](const Node& n) { return n.op == &kUpsample2; }), 0);
 }
 
 }  // namespace
