@@ -68,8 +68,8 @@ Tensor run_tiled_ahead(const Tensor& x, const TileGrid& g, const std::function<P
   for (int64_t i = 0; i < count; ++i) {
     int64_t row = i / columns, column = i % columns;
     if (column == 0) above = std::exchange(current, {});
-    current.push_back(next());
-    next = begin_tile(i + 1);
+    Pending now = std::exchange(next, begin_tile(i + 1));
+    current.push_back(now());
     Tensor& tile = current.back();
     if (row > 0) cross_fade(above[static_cast<size_t>(column)], tile, 1, extent);
     if (column > 0) cross_fade(current[static_cast<size_t>(column - 1)], tile, 2, extent);

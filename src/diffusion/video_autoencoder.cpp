@@ -107,24 +107,25 @@ Graph VideoAutoencoder::graph(bool encoder, const Shape& s) const {
 }
 
 const Executable& VideoAutoencoder::compiled(bool encoder, const Shape& s) {
-  return cache_.get({encoder, s[0], s[1], s[2]},
-                    [&] { return compile(graph(encoder, s), *runtime_.backend, runtime_.context); });
+  return cache_.get({encoder, s[0], s[1], s[2]}, [&] {
+    if (runtime_.context.device) runtime_.context.device->wait();  // one that has to go may be at work
+    return compile(graph(encoder, s), *runtime_.backend, runtime_.context);
+  });
 }
 
 size_t VideoAutoencoder::memory(bool encoder, const Shape& input) { return compiled(encoder, input).arena_bytes(); }
 
-// A device is at work when this returns, and the host when the result is asked for.
+// A device is at work when this returns; the host is when the result is asked for.
 Pending VideoAutoencoder::begin(bool encoder, const Tensor& x) {
-  const Shape& s = x.shape();
-  const Executable& exe = compiled(encoder, s);
-  std::map<std::string, Tensor> feed{{"x", x.reshaped({1, s[0], s[1], s[2], s[3]})}};
-  auto without_batch = [](const Tensor& y) {
+  auto run = [this, encoder, x](Keep keep) {
+    const Shape& s = x.shape();
+    Tensor y = compiled(encoder, s).run({{"x", x.reshaped({1, s[0], s[1], s[2], s[3]})}}, keep).at("y");
     return y.reshaped({y.shape()[1], y.shape()[2], y.shape()[3], y.shape()[4]});
   };
   Device* device = runtime_.context.device.get();
-  if (!device) return [=, &exe] { return without_batch(exe.run(feed).at("y")); };
-  Tensor y = exe.run(feed, Keep::on_device).at("y");
-  return [=] { return without_batch(device->to_host(y)); };
+  if (!device) return [run] { return run(Keep::on_host); };
+  Tensor y = run(Keep::on_device);
+  return [device, y, mark = std::shared_ptr(device->mark())] { return device->to_host_after(*mark, y); };
 }
 
 // One stretch of frames, in tiles of pictures where it is large.

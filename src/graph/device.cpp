@@ -16,4 +16,11 @@ Tensor Device::to_host(const Tensor& tensor) {
   return host;
 }
 
+Tensor Device::to_host_after(Mark& mark, const Tensor& tensor) {
+  if (!tensor.on_device()) return tensor;
+  Tensor host(tensor.shape(), tensor.dtype());
+  download_after(mark, host.raw(), tensor.raw(), tensor.bytes());
+  return host;
+}
+
 }  // namespace kinora
