@@ -28,12 +28,12 @@ Tensor random16(Device& device, int64_t count) {
 
 // Microseconds of one product.
 double time(Device& device, const Product& product, const std::vector<Tensor>& x, const std::vector<Tensor>& w,
-            const Tensor& bias, const Tensor& y, void* workspace, const float* gate) {
+            const Tensor& bias, const Tensor& y, void* workspace) {
   auto stream = static_cast<cudaStream_t>(device.queue());
   auto recording = device.record([&] {
     for (int i = 0; i < kRuns; ++i) {
       product.run(x[size_t(i) % x.size()].raw(), w[size_t(i) % w.size()].raw(), bias.raw(), y.raw(),
-                  const_cast<void*>(y.raw()), workspace, stream, gate);
+                  const_cast<void*>(y.raw()), workspace, stream);
     }
   });
   cudaEvent_t start, stop;
@@ -62,29 +62,27 @@ void measure(Device& device, const char* name, ProductShape shape) {
   int copies = std::max<int>(1, static_cast<int>((int64_t{100} << 20) / (2 * shape.n * shape.k)));
   copies = std::min(copies, 8);
   for (int i = 0; i < copies; ++i) {
-    x.push_back(random16(device, shape.batch * shape.m * shape.k));
+    x.push_back(random16(device, shape.m * shape.k));
     w.push_back(random16(device, shape.n * shape.k));
   }
-  Tensor bias = random16(device, shape.batch * shape.n), y = random16(device, shape.batch * shape.m * shape.n);
-  Tensor gate = device.to_device(CpuGenerator(2).randn({shape.batch * shape.n}));
+  Tensor bias = random16(device, shape.n), y = random16(device, shape.m * shape.n);
   auto workspace = device.allocate(size_t{32} << 20);
   double first = 0, best = 1e30;
   int at = 0;
   for (int i = 0; i < kSuggestions; ++i) {
     Product product(shape, i);
     if (!product.available()) break;
-    double us = time(device, product, x, w, bias, y, workspace.get(), static_cast<const float*>(gate.raw()));
+    double us = time(device, product, x, w, bias, y, workspace.get());
     if (i == 0) first = us;
     if (us < best) {
       best = us;
       at = i;
     }
   }
-  double flops =
-      2.0 * static_cast<double>(shape.batch * shape.m) * static_cast<double>(shape.n) * static_cast<double>(shape.k);
+  double flops = 2.0 * static_cast<double>(shape.m) * static_cast<double>(shape.n) * static_cast<double>(shape.k);
   std::printf("%-24s %6lld x %6lld x %5lld  favourite %8.1f us %5.0f TFLOP/s   best (%2d) %8.1f us %5.0f TFLOP/s\n",
-              name, static_cast<long long>(shape.batch * shape.m), static_cast<long long>(shape.n),
-              static_cast<long long>(shape.k), first, flops / first / 1e6, at, best, flops / best / 1e6);
+              name, static_cast<long long>(shape.m), static_cast<long long>(shape.n), static_cast<long long>(shape.k),
+              first, flops / first / 1e6, at, best, flops / best / 1e6);
 }
 
 }  // namespace
@@ -98,18 +96,6 @@ int main() {
     measure(*device, "1.6B cross out", {.m = m, .n = 2240, .k = 2240, .bias = true, .residual = true});
     measure(*device, "1.6B inverted", {.m = m, .n = 11200, .k = 2240, .bias = true});
     measure(*device, "1.6B point", {.m = m, .n = 2240, .k = 5600});
-  }
-  for (int64_t m : {1024, 16384}) {
-    ProductShape gated{.m = m, .n = 2240, .k = 2240, .batch = 2, .shared_b = true, .bias = true, .residual = true};
-    measure(*device, "1.6B out, not gated", gated);
-    gated.gate = gated.bias_of_each = true;
-    measure(*device, "1.6B out, gated", gated);
-    gated.bias = gated.bias_of_each = false;
-    measure(*device, "1.6B out, gated, no bias", gated);
-    gated.k = 5600;
-    measure(*device, "1.6B point, gated", gated);
-    gated.batch = 1, gated.m *= 2;
-    measure(*device, "1.6B point, one gate", gated);
   }
   measure(*device, "1.6B cross kv, 1 layer", {.m = 600, .n = 4480, .k = 2240, .bias = true});
   measure(*device, "1.6B cross kv, 7", {.m = 600, .n = 31360, .k = 2240, .bias = true});

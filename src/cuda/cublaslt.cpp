@@ -5,6 +5,7 @@
 #include "cuda/epilogue.h"
 #include "cuda/kernels.h"
 #include "cuda/library.h"
+#include "cuda/tuned.h"
 #include "graph/views.h"
 
 namespace kinora::cuda {
@@ -16,6 +17,7 @@ struct Api {
 #define KINORA_SYMBOL(name) decltype(&::name) name = cublaslt_library().function<decltype(::name)>(#name)
   KINORA_SYMBOL(cublasLtCreate);
   KINORA_SYMBOL(cublasLtGetStatusString);
+  KINORA_SYMBOL(cublasLtGetVersion);
   KINORA_SYMBOL(cublasLtMatmul);
   KINORA_SYMBOL(cublasLtMatmulAlgoGetHeuristic);
   KINORA_SYMBOL(cublasLtMatmulDescCreate);
@@ -49,12 +51,14 @@ cudaDataType_t cuda_type(DType dtype) {
 
 }  // namespace
 
+size_t cublaslt_version() { return api().cublasLtGetVersion(); }
+
 // cuBLASLt is column-major, so it is given Cᵀ = op(B)ᵀ · op(A)ᵀ: its A is our B, its rows are our columns.
 struct Product::Plan {
   cublasLtMatmulDesc_t desc = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
   cublasLtMatmulHeuristicResult_t choice{};
-  bool found = false, residual = false, bias = false, gate = false;
+  bool found = false, residual = false, bias = false;
 
   Plan() = default;
   Plan(const Plan&) = delete;
@@ -92,21 +96,15 @@ struct Product::Plan {
                                          : (s.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
     if (s.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(s.dtype));
-    if (s.bias_of_each) set(CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, s.n);
-    if (s.gate) {
-      set(CUBLASLT_MATMUL_DESC_POINTER_MODE, CUBLASLT_POINTER_MODE_ALPHA_DEVICE_VECTOR_BETA_HOST);
-      if (s.batch > 1) set(CUBLASLT_MATMUL_DESC_ALPHA_VECTOR_BATCH_STRIDE, s.n);
-    }
     a = layout(s, s.transpose_b, s.n, s.k, s.shared_b ? 0 : s.n * s.k);
     b = layout(s, s.transpose_a, s.k, s.m, s.k * s.m);
     c = layout(s, false, s.n, s.m, s.n * s.m, s.wide, s.row);
     residual = s.residual;
     bias = s.bias;
-    gate = s.gate;
   }
 
-  // The library's first suggestion: the same on every run, with sums in one pass so that no result depends on how the
-  // work was split.
+  // The library suggests the same on every run; with sums in one pass, so that no result depends on how the work was
+  // split.
   void choose(int suggestion) {
     cublasLtMatmulPreference_t preference = nullptr;
     api().expect(api().cublasLtMatmulPreferenceCreate(&preference));
@@ -125,6 +123,8 @@ struct Product::Plan {
   }
 };
 
+Product::Product(const ProductShape& shape) : Product(shape, tuned_suggestion(shape)) {}
+
 Product::Product(const ProductShape& shape, int suggestion) : plan_(std::make_shared<Plan>()) {
   plan_->describe(shape);
   plan_->choose(suggestion);
@@ -134,10 +134,10 @@ bool Product::available() const { return plan_->found; }
 size_t Product::workspace_bytes() const { return plan_->choice.workspaceSize; }
 
 void Product::run(const void* a, const void* b, const void* bias, const void* residual, void* c, void* workspace,
-                  cudaStream_t stream, const float* gate) const {
+                  cudaStream_t stream) const {
   const float one = 1, zero = 0;
   if (plan_->bias) plan_->set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-  api().expect(api().cublasLtMatmul(api().handle, plan_->desc, plan_->gate ? gate : &one, b, plan_->a, a, plan_->b,
+  api().expect(api().cublasLtMatmul(api().handle, plan_->desc, &one, b, plan_->a, a, plan_->b,
                                     plan_->residual ? &one : &zero, plan_->residual ? residual : c, plan_->c, c,
                                     plan_->c, &plan_->choice.algo, workspace, plan_->choice.workspaceSize, stream));
 }

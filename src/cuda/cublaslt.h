@@ -8,28 +8,30 @@
 
 namespace kinora::cuda {
 
-// Row-major C [m, n] = act(op(A) [m, k] · op(B) [k, n] + bias [n]) + residual, `batch` times. With a gate, a float32
-// vector [n] for each of the batch, C = gate · (op(A) · op(B)) + bias + residual.
+// Row-major C [m, n] = act(op(A) [m, k] · op(B) [k, n] + bias [n]) + residual, `batch` times.
 struct ProductShape {
   int64_t m = 0, n = 0, k = 0, batch = 1;
   bool transpose_a = false, transpose_b = false;  // stored transposed
   bool shared_b = false;                          // one B for all of the batch
-  bool bias = false, gelu = false, residual = false, gate = false;
-  bool bias_of_each = false;  // of the batch: bias [batch, n]
+  bool bias = false, gelu = false, residual = false;
   DType dtype = DType::f32;
   bool wide = false;  // residual and C are float32, whatever dtype is; then there is no bias and no activation
   int64_t row = 0;    // elements from one row of C to the next; 0: n. Residual and C alike; not with a batch
 };
 
+size_t cublaslt_version();
+
 class Product {
  public:
-  // `suggestion`: which of the library's plans to take, its favourite first; for measuring.
-  explicit Product(const ProductShape& shape, int suggestion = 0);
+  // With the plan that tuned_suggestion() chooses.
+  explicit Product(const ProductShape& shape);
+  // `suggestion`: which of the library's plans to take, its favourite first.
+  Product(const ProductShape& shape, int suggestion);
   // False when cuBLASLt has nothing for this shape and epilogue.
   bool available() const;
   size_t workspace_bytes() const;
   void run(const void* a, const void* b, const void* bias, const void* residual, void* c, void* workspace,
-           cudaStream_t stream, const float* gate = nullptr) const;
+           cudaStream_t stream) const;
 
  private:
   struct Plan;

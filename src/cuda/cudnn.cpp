@@ -143,9 +143,10 @@ bool acceptable(cudnnBackendNumericalNote_t note, DType dtype) {
 
 class Plan final : public ConvolutionPlan {
  public:
-  Plan(Descriptor plan, cudnnHandle_t handle, const Parts& parts, size_t workspace)
-      : plan_(std::move(plan)), handle_(handle), parts_(parts), workspace_(workspace) {}
+  Plan(Descriptor plan, cudnnHandle_t handle, const Parts& parts, size_t workspace, int64_t engine)
+      : plan_(std::move(plan)), handle_(handle), parts_(parts), workspace_(workspace), engine_(engine) {}
 
+  int64_t engine() const override { return engine_; }
   size_t workspace_bytes() const override { return workspace_; }
   bool adds_bias() const override { return parts_.bias; }
   bool activates() const override { return parts_.act; }
@@ -184,6 +185,7 @@ class Plan final : public ConvolutionPlan {
   cudnnHandle_t handle_;
   Parts parts_;
   size_t workspace_;
+  int64_t engine_;
 };
 
 int64_t product(const Ints& values) {
@@ -232,16 +234,19 @@ std::shared_ptr<const Plan> try_engine(const Descriptor& config, cudnnHandle_t h
   int64_t workspace = 0;
   if (plan.get(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &workspace) != 1) return nullptr;
   if (workspace > kWorkspaceLimit) return nullptr;
-  auto made = std::make_shared<Plan>(std::move(plan), handle, parts, static_cast<size_t>(workspace));
+  int64_t index = -1;
+  engine.get(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &index);
+  auto made = std::make_shared<Plan>(std::move(plan), handle, parts, static_cast<size_t>(workspace), index);
   return runs(*made, problem) ? made : nullptr;
 }
 
-std::shared_ptr<const Plan> find_plan(const Convolution& problem, const Parts& parts, cudnnHandle_t handle) {
+// The first plan that does after `skip` others that do.
+std::shared_ptr<const Plan> find_plan(const Convolution& problem, const Parts& parts, cudnnHandle_t handle, int skip) {
   GraphBuilder builder(problem, parts);
   Descriptor graph = builder.finish(handle);
   for (cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK}) {
     for (const Descriptor& config : engine_configs(graph, mode)) {
-      if (auto plan = try_engine(config, handle, problem, parts)) return plan;
+      if (auto plan = try_engine(config, handle, problem, parts); plan && skip-- == 0) return plan;
     }
   }
   return nullptr;
@@ -265,13 +270,13 @@ bool Convolution::operator<(const Convolution& o) const {
   return all(*this) < all(o);
 }
 
-std::shared_ptr<const ConvolutionPlan> convolution_plan(const Convolution& problem) {
+std::shared_ptr<const ConvolutionPlan> convolution_plan(const Convolution& problem, int suggestion) {
   // Never destroyed, as the handles.
-  static auto& plans = *new std::map<std::pair<int, Convolution>, std::shared_ptr<const ConvolutionPlan>>;
+  static auto& plans = *new std::map<std::tuple<int, int, Convolution>, std::shared_ptr<const ConvolutionPlan>>;
   int device = 0;
   check(cudaGetDevice(&device));
   std::lock_guard guard(lock());
-  auto [entry, fresh] = plans.try_emplace({device, problem});
+  auto [entry, fresh] = plans.try_emplace({device, suggestion, problem});
   if (!fresh) return entry->second;
   try {
     cudnnHandle_t handle = handle_of(device);
@@ -281,7 +286,7 @@ std::shared_ptr<const ConvolutionPlan> convolution_plan(const Convolution& probl
     for (const Parts& parts : {all, Parts{all.bias, all.act}, Parts{all.bias}, Parts{}}) {
       if (entry->second || std::find(tried.begin(), tried.end(), parts) != tried.end()) continue;
       tried.push_back(parts);
-      entry->second = find_plan(problem, parts, handle);
+      entry->second = find_plan(problem, parts, handle, suggestion);
     }
   } catch (...) {
     plans.erase(entry);

@@ -58,6 +58,7 @@ class CudaMark : public Device::Mark {
   }
   ~CudaMark() override { cudaEventDestroy(event_); }
   void wait() override { check(cudaEventSynchronize(event_)); }
+  cudaEvent_t event() const { return event_; }
   double seconds_after(Mark& earlier) override {
     float milliseconds = 0;
     check(cudaEventElapsedTime(&milliseconds, dynamic_cast<CudaMark&>(earlier).event_, event_));
@@ -135,11 +136,13 @@ class Staging {
 // Keeps the stream alive for memory that outlives the device object.
 struct Stream {
   cudaStream_t handle = nullptr;
+  cudaStream_t aside = nullptr;  // for downloads beside other work; made when first needed
   cudaMemPool_t pool = nullptr;
   size_t held = 0, peak = 0;
   ~Stream() {
     if (!handle) return;
     cudaStreamSynchronize(handle);
+    if (aside) cudaStreamDestroy(aside);
     cudaStreamDestroy(handle);
     cudaMemPoolDestroy(pool);
   }
@@ -189,6 +192,14 @@ class CudaDevice : public Device {
     if (bytes > kSmall) return staging_.receive(host, device, bytes, stream_->handle);
     if (bytes) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_->handle));
     wait();
+  }
+
+  void download_after(Mark& mark, void* host, const void* device, size_t bytes) override {
+    cudaStream_t& aside = stream_->aside;
+    if (!aside) check(cudaStreamCreateWithFlags(&aside, cudaStreamNonBlocking));
+    check(cudaStreamWaitEvent(aside, dynamic_cast<CudaMark&>(mark).event(), 0));
+    if (bytes) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, aside));
+    check(cudaStreamSynchronize(aside));
   }
 
   void copy(void* to, const void* from, size_t bytes) override {

@@ -24,7 +24,7 @@ struct Sharing {
 
 // Film with repeated edges: axes frames, height, width.
 struct Edges {
-  uint32_t out[3], in[3], before[3];
+  int out[3], in[3], before[3];
 };
 
 struct Moments {
@@ -51,24 +51,26 @@ __device__ inline void load_channels(const T* from, T (&to)[V]) {
 
 // out [batch, stretches, channels]: mean and squares of each channel; the count is the stretch's.
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) moments_kernel(const T* x, float2* out, const Sharing s) {
+__global__ void __launch_bounds__(kThreads, 4) moments_kernel(const T* x, float2* out, const Sharing s) {
   __shared__ float means[V][kThreads], squares[V][kThreads], counts[kThreads];
   int thread = static_cast<int>(threadIdx.x), lane = thread % s.lanes, row = thread / s.lanes;
   int64_t column = (int64_t{blockIdx.y} * s.lanes + lane) * V;
   bool active = row < s.rows && column < s.channels;
-  int64_t first = int64_t{blockIdx.x} * s.stretch, end = min(first + s.stretch, s.positions);
-  const T* from = x + int64_t{blockIdx.z} * s.positions * s.channels + column;
+  int64_t first = int64_t{blockIdx.x} * s.stretch, turn = s.rows * s.channels;
+  int length = static_cast<int>(min(s.stretch, s.positions - first));
+  const T* from = x + (int64_t{blockIdx.z} * s.positions + first + row) * s.channels + column;
   float count = 0, mean[V], square[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) mean[v] = square[v] = 0;
-  for (int64_t p = first + row; active && p < end; p += int64_t{kDeep} * s.rows) {
+  for (int p = row; active && p < length; p += kDeep * s.rows) {
     alignas(16) T values[kDeep][V];
     int there = 0;
 #pragma unroll
-    for (int i = 0; i < kDeep; ++i) there += p + int64_t{i} * s.rows < end;
-#pragma unroll
     for (int i = 0; i < kDeep; ++i) {
-      if (i < there) load_channels<T, V>(from + (p + int64_t{i} * s.rows) * s.channels, values[i]);
+      if (p + i * s.rows >= length) continue;
+      load_channels<T, V>(from, values[i]);
+      from += turn;
+      ++there;
     }
     auto here = static_cast<float>(there);
     float share = 1.0f / here, part = here / (count + here);
@@ -149,26 +151,52 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The position that position p of the film with repeated edges shows.
-__device__ inline int64_t shown(const Edges& e, uint32_t p) {
-  uint32_t row = p / e.out[2], column = p - row * e.out[2], frame = row / e.out[1];
-  row -= frame * e.out[1];
-  auto inside = [&](uint32_t at, int axis) {  // at - before, within the film
-    return at < e.before[axis] ? 0 : min(at - e.before[axis], e.in[axis] - 1);
-  };
-  return (int64_t{inside(frame, 0)} * e.in[1] + inside(row, 1)) * e.in[2] + inside(column, 2);
-}
+// Walks through the positions of a film with repeated edges, and says which position of the film within each shows.
+struct Walk {
+  const Edges& e;
+  int frame, row, column;
+
+  __device__ Walk(const Edges& edges, int position) : e(edges) {
+    row = position / e.out[2];
+    column = position - row * e.out[2];
+    frame = row / e.out[1];
+    row -= frame * e.out[1];
+  }
+  __device__ void advance(int positions) {
+    column += positions;
+    while (column >= e.out[2]) {
+      column -= e.out[2];
+      if (++row == e.out[1]) row = 0, ++frame;
+    }
+  }
+  __device__ int shown() const {
+    auto inside = [&](int at, int axis) { return min(max(at - e.before[axis], 0), e.in[axis] - 1); };
+    return (inside(frame, 0) * e.in[1] + inside(row, 1)) * e.in[2] + inside(column, 2);
+  }
+};
 
 constexpr int kTurns = 8;  // groups of kDeep positions of a thread of the last kernel
 
+// The activation is known in advance, or `other` and then found in the argument.
+enum class Kind { none, silu, other };
+
+template <class T, Kind kKind>
+__device__ inline float finish(float y, Act act) {
+  if constexpr (kKind == Kind::silu) return silu_for<T>(y);
+  if constexpr (kKind == Kind::other) return activate<T>(y, act);
+  return y;
+}
+
 // out [batch, `positions`, channels]; without edges it may be x.
-template <class T, int V, bool kEdges>
+template <class T, int V, bool kEdges, Kind kKind>
 __global__ void __launch_bounds__(kThreads)
-    normalise_kernel(const T* x, const float* coefficients, T* out, const Sharing s, int64_t positions,
-                     const Edges edges, Act act) {
+    normalise_kernel(const T* x, const float* coefficients, T* out, const Sharing s, int positions, const Edges edges,
+                     Act act) {
   int thread = static_cast<int>(threadIdx.x), lane = thread % s.lanes, row = thread / s.lanes;
   int64_t column = (int64_t{blockIdx.y} * s.lanes + lane) * V, item = blockIdx.z, batch = gridDim.z;
-  if (row >= s.rows || column >= s.channels) return;
+  int first = static_cast<int>(blockIdx.x) * kTurns * kDeep * s.rows + row;
+  int end = min(first - row + kTurns * kDeep * s.rows, positions);
+  if (row >= s.rows || column >= s.channels || first >= end) return;
   float mean[V], slope[V], bias[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
@@ -178,39 +206,45 @@ __global__ void __launch_bounds__(kThreads)
     bias[v] = of_channel[2 * batch * s.channels];
   }
   const T* from = x + item * s.positions * s.channels + column;
-  T* to = out + item * positions * s.channels + column;
-  int64_t first = int64_t{blockIdx.x} * kTurns * kDeep * s.rows;
-  int64_t end = min(first + int64_t{kTurns} * kDeep * s.rows, positions);
-  for (int64_t p = first + row; p < end; p += int64_t{kDeep} * s.rows) {
+  T* to = out + (item * positions + first) * s.channels + column;
+  Walk walk(edges, kEdges ? first : 0);
+  for (int p = first; p < end; p += kDeep * s.rows) {
     alignas(16) T values[kDeep][V];
 #pragma unroll
     for (int i = 0; i < kDeep; ++i) {
-      int64_t at = p + int64_t{i} * s.rows;
+      int at = p + i * s.rows;
       if (at >= end) continue;
-      if constexpr (kEdges) at = shown(edges, static_cast<uint32_t>(at));
+      if constexpr (kEdges) {
+        at = walk.shown();
+        walk.advance(s.rows);
+      }
       load_channels<T, V>(from + at * s.channels, values[i]);
     }
 #pragma unroll
     for (int i = 0; i < kDeep; ++i) {
-      int64_t at = p + int64_t{i} * s.rows;
-      if (at >= end) continue;
+      if (p + i * s.rows >= end) continue;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         float y = fmaf(to_float(values[i][v]) - mean[v], slope[v], bias[v]);
-        if (act == Act::silu) {
-          y = silu_for<T>(y);
-        } else if (act != Act::none) {
-          y = activate<T>(y, act);
-        }
-        values[i][v] = from_float<T>(y);
+        values[i][v] = from_float<T>(finish<T, kKind>(y, act));
       }
       if constexpr (V == 1) {
-        to[at * s.channels] = values[i][0];
+        *to = values[i][0];
       } else {
-        store_pack(to + at * s.channels, *reinterpret_cast<const Pack<T>*>(values[i]));
+        store_pack(to, *reinterpret_cast<const Pack<T>*>(values[i]));
       }
+      to += s.rows * s.channels;
     }
   }
+}
+
+template <class T, int V>
+auto normalise_for(bool edges, Act act) {
+  if (act == Act::silu)
+    return edges ? normalise_kernel<T, V, true, Kind::silu> : normalise_kernel<T, V, false, Kind::silu>;
+  if (act == Act::none)
+    return edges ? normalise_kernel<T, V, true, Kind::none> : normalise_kernel<T, V, false, Kind::none>;
+  return edges ? normalise_kernel<T, V, true, Kind::other> : normalise_kernel<T, V, false, Kind::other>;
 }
 
 Sharing share(int64_t positions, int64_t channels, int group) {
@@ -254,11 +288,8 @@ struct GroupNorm {
         moments, coefficients, s, groups, Affine{args.in[1], args.in[2], weight_type, bias_type, eps});
     check(cudaGetLastError());
     dim3 grid(static_cast<unsigned>(ceil_div(out_positions, int64_t{kTurns} * kDeep * s.rows)), tiles, items);
-    if (padded) {
-      normalise_kernel<T, V, true><<<grid, kThreads, 0, stream>>>(x, coefficients, out, s, out_positions, edges, act);
-    } else {
-      normalise_kernel<T, V, false><<<grid, kThreads, 0, stream>>>(x, coefficients, out, s, out_positions, edges, act);
-    }
+    normalise_for<T, V>(padded, act)<<<grid, kThreads, 0, stream>>>(x, coefficients, out, s,
+                                                                    static_cast<int>(out_positions), edges, act);
     check(cudaGetLastError());
   }
 };
@@ -271,7 +302,7 @@ bool supports_group_norm(const StepSpec& spec) {
   bool padded = spec.node.attrs.has("before");
   return y.numel() > 0 && x.numel() > 0 && is_act(spec.node.attrs.text("act")) && x[0] <= kMostBlocks &&
          x[-1] <= kMostBlocks * kThreads && (!padded || x.rank() <= 5) &&
-         y.product(1, y.rank() - 1) < (int64_t{1} << 31);
+         y.product(1, y.rank() - 1) < (int64_t{1} << 30);
 }
 
 // Also group_norm_pad.
@@ -291,9 +322,9 @@ Step make_group_norm(const StepSpec& spec) {
   for (int i = 0; i < 3; ++i) {
     int axis = x.rank() - 4 + i;  // the last three before the channels
     bool there = n.padded && axis >= 1;
-    n.edges.in[i] = there ? static_cast<uint32_t>(x[axis]) : 1;
-    n.edges.out[i] = there ? static_cast<uint32_t>(y[axis]) : 1;
-    n.edges.before[i] = there ? static_cast<uint32_t>(attrs.ints("before")[static_cast<size_t>(axis)]) : 0;
+    n.edges.in[i] = there ? static_cast<int>(x[axis]) : 1;
+    n.edges.out[i] = there ? static_cast<int>(y[axis]) : 1;
+    n.edges.before[i] = there ? static_cast<int>(attrs.ints("before")[static_cast<size_t>(axis)]) : 0;
   }
   Step step;
   step.in_place = !n.padded;

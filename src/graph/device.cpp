@@ -38,4 +38,11 @@ Tensor Device::concat_rows(std::span<const Tensor> parts) {
   return Tensor(shape, parts[0].dtype(), memory, memory.get(), Place::device);
 }
 
+Tensor Device::to_host_after(Mark& mark, const Tensor& tensor) {
+  if (!tensor.on_device()) return tensor;
+  Tensor host(tensor.shape(), tensor.dtype());
+  download_after(mark, host.raw(), tensor.raw(), tensor.bytes());
+  return host;
+}
+
 }  // namespace kinora

@@ -7,7 +7,8 @@ namespace kinora {
 
 // A causal 3x3x3 convolution, after pad_edge, of a film whose pictures were doubled by nearest neighbour, becomes four
 // (3x2x2) filters over the film before; where all frames but the first were doubled too, eight (2x2x2) filters. Their
-// taps are sums of the 27: 16/27 or 8/27 of the products, and no doubled film.
+// taps are sums of the 27: 12/27 or 8/27 of the products, and no doubled film. With zeros all around in place of edges,
+// four filters are used, and frames that were all doubled stay so.
 Graph fold_film_upsampling(const Graph& graph);
 
 // pad_edge(group_norm(x)) becomes group_norm_pad(x), where nothing else reads the norm and the batch and the channels

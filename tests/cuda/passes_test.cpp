@@ -117,6 +117,20 @@ TEST(CudaPassesCausalVae3d, EqualTheGolden) {
   EXPECT_EQ(count_nodes(*decoder, stored), 0);
 }
 
+// Filters that stand for several taps are rounded once more, and channels are filled up.
+TEST(CudaPassesCausalVae3d, HalfPrecisionIsNearTheGolden) {
+  Golden golden("vae3d");
+  CausalVae3dConfig config = read_causal_vae3d_config(golden.config);
+  Tensor latents = unscaled(film_of(golden, "in.latents"), 1 / config.scaling_factor);
+  for (DType dtype : {DType::bf16, DType::f16}) {
+    Runtime runtime = cpu_runtime();
+    runtime.dtype = dtype;
+    auto graph = as_on_the_gpu(VideoAutoencoder(config, golden.weights, runtime).graph(false, without_batch(latents)));
+    expect_close(run_graph(*graph, {{"x", latents}}).at("y"), film_of(golden, "out.film"), dtype, 16,
+                 std::string(dtype_name(dtype)));
+  }
+}
+
 TEST(CudaPassesVideoDcAe, EqualTheGolden) {
   Golden golden("dcae_video");
   VideoAutoencoder model(read_video_dc_ae_config(golden.config), golden.weights, cpu_runtime());
@@ -128,6 +142,7 @@ TEST(CudaPassesVideoDcAe, EqualTheGolden) {
   auto decoder = as_on_the_gpu(model.graph(false, without_batch(latents)));
   expect_close(run_graph(*decoder, {{"x", latents}}).at("y"), film_of(golden, "out.film"), DType::f32, kModelTerms,
                "decode");
+  EXPECT_EQ(count_nodes(*decoder, [](const Node& n) { return n.op == &kUpsample2; }), 0);
 }
 
 class CudaPassesT5 : public testing::TestWithParam<const char*> {};

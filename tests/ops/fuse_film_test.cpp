@@ -68,14 +68,30 @@ TEST(FoldFilmUpsampling, LeavesTwelveTapsOf27WherePicturesAloneAre) {
   expect_same(graph, after);
 }
 
-// Doubled the other way round, every frame doubled, other kernels, strides and paddings.
+TEST(FoldFilmUpsampling, LeavesTwelveTapsWithZerosAround) {
+  Graph graph;
+  Value w = parameter(graph, "w", {7, 6, 3, 3, 3}), bias = parameter(graph, "bias", {7});
+  for (bool frames : {false, true}) {
+    std::string name = frames ? "frames" : "pictures";
+    Value film = upsample_nearest3d(affine(graph.input("x" + name, {2, 3, 4, 3, 6}), 2, 1), frames);
+    graph.output(name, conv3d(film, w, bias, {.padding = {1, 1, 1}, .act = "silu"}));
+  }
+  Graph after = fold_film_upsampling(graph);
+  std::vector<const Node*> convs = live_nodes_of(after, kConv3d);
+  ASSERT_EQ(convs.size(), 2u);
+  for (const Node* conv : convs) EXPECT_EQ(after.node(conv->inputs[1]).spec.shape, Shape({28, 6, 3, 2, 2}));
+  EXPECT_TRUE(live_nodes_of(after, kUpsample2).empty());
+  expect_same(graph, after);
+}
+
+// Read twice, not doubled, other kernels, strides and paddings.
 TEST(FoldFilmUpsampling, LeavesOtherConvolutionsAlone) {
   Graph graph;
   Value x = graph.input("x", {1, 3, 4, 4, 4}), w = parameter(graph, "w", {5, 4, 3, 3, 3});
   Value up = upsample_nearest3d(x, false);
   Value padded = pad_edge(up, {0, 2, 1, 1, 0}, {0, 0, 1, 1, 0});
   graph.output("stride", conv3d(padded, w, {}, {.stride = {1, 2, 2}}));
-  graph.output("zeros", conv3d(up, w, {}, {.padding = {1, 1, 1}}));
+  graph.output("twice", conv3d(up, w, {}, {.padding = {1, 1, 1}}));
   graph.output("kernel",
                conv3d(pad_edge(up, {0, 1, 1, 1, 0}, {0, 0, 1, 1, 0}), parameter(graph, "ww", {5, 4, 2, 3, 3}), {}, {}));
   graph.output("same", conv3d(pad_edge(up, {0, 1, 1, 1, 0}, {0, 1, 1, 1, 0}), w, {}, {}));

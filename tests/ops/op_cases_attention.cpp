@@ -51,7 +51,7 @@ void add_norm_attention(std::vector<OpCase>& c) {
   groups("packs", {2, 5, 17, 13, 128}, 32, "silu");
   groups("wide", {2, 3, 2304}, 32, "silu");
   groups("wide_odd", {1, 4, 1, 2, 2310}, 33, "none");
-  groups("far", {2, 900, 64}, 4, "silu", 100);
+  groups("far", {2, 900, 64}, 4, "silu", 30);
   auto padded = [&](std::string name, Shape x, int64_t count, Ints before, Ints after, bool gradient = false) {
     c.push_back(
         {.name = std::move(name),

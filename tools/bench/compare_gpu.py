@@ -8,8 +8,8 @@ result is printed: ours in bfloat16 should be no larger than PyTorch's in bfloat
 device time after warm-up, PyTorch eager and compiled (with CUDA graphs). Needs diffusers on PYTHONPATH.
 
 The parts of films are in compare_gpu_film.py (mmdit-256, mmdit-768, t5-xxl: the first two need --opensora FOLDER, the folder
-that holds Open-Sora's `opensora` package, and 23 GB where FOLDER lies) and here (hunyuan-vae, hunyuan-vae-768: they need
-Kinora's bench_film beside the program). `--tiny` tries them, small, on the CPU.
+that holds Open-Sora's `opensora` package, and 23 GB where FOLDER lies) and compare_gpu_vae.py (hunyuan-vae, hunyuan-vae-768:
+they need bench_film beside the program). `--tiny` tries them, small, on the CPU.
 """
 import argparse
 import gc
@@ -19,12 +19,12 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import time
 
 import torch
 from safetensors.torch import load_file, save_file
 
 import compare_gpu_film as film
+import compare_gpu_vae as vae
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "models" / "kinora-mini" / "tokenizer"
@@ -184,90 +184,8 @@ def parts():
         "gemma": Part("Gemma-2 2B encode, 2 × 300", "1.6b-1k", "text_encoder", load_gemma, tokens,
                       lambda fn, x: fn(x["input_ids"], attention_mask=x["attention_mask"]).last_hidden_state),
         **film.parts(),
+        **vae.parts(),
     }
-
-
-class FilmPart:
-    """HunyuanVideo's autoencoder decodes a film. Errors are taken from a shorter one, on the same tiles."""
-
-    def __init__(self, title, frames, height, width, short, tiled):
-        self.title, self.frames, self.height, self.width, self.short, self.tiled = title, frames, height, width, short, tiled
-
-
-def film_parts(tiny):
-    if tiny:
-        return {"hunyuan-vae": FilmPart("Hunyuan VAE decode, tiny", 9, 32, 48, 5, False),
-                "hunyuan-vae-768": FilmPart("Hunyuan VAE decode, tiny, tiled", 9, 32, 272, 5, True)}
-    return {"hunyuan-vae": FilmPart("Hunyuan VAE decode, 129 frames, 192 × 352", 129, 192, 352, 33, False),
-            "hunyuan-vae-768": FilmPart("Hunyuan VAE decode, 129 frames, 576 × 1024, tiled", 129, 576, 1024, 9, True)}
-
-
-def film_autoencoder(folder, tiny):
-    """The model in float32, with weights that bfloat16 holds, which are also in the folder under the published name."""
-    from diffusers import AutoencoderKLHunyuanVideo
-    config = dict(block_out_channels=(16, 32, 32, 32), norm_num_groups=8, layers_per_block=1) if tiny else {}
-    torch.manual_seed(0)
-    with torch.device("cpu" if tiny else "cuda"):
-        model = AutoencoderKLHunyuanVideo(**config).to(torch.bfloat16).eval()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, folder / "hunyuan_vae.safetensors")
-    (folder / "hunyuan_vae.json").write_text(json.dumps(config))
-    return model
-
-
-def seconds(run, repeats):
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return sorted(times[1:])[repeats // 2]
-
-
-def measure_film(part, o):
-    """PyTorch runs on Kinora's tiles; `eager_default_ms` is on diffusers' own, which are short in time too."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    device, folder = ("cpu", o.folder / "hunyuan-tiny") if o.tiny else ("cuda", o.folder / "hunyuan")
-    model, g = film_autoencoder(folder, o.tiny), torch.Generator().manual_seed(5)
-    if part.tiled:
-        model.enable_tiling()
-    latents = lambda frames: torch.randn(1, 16, (frames - 1) // 4 + 1, part.height // 8, part.width // 8, generator=g).bfloat16()
-    decode = lambda z: model.decode(z.to(device), return_dict=False)[0]
-    long, short, row = latents(part.frames), latents(part.short), {}
-    model.use_framewise_decoding = False
-    exact = None
-    if not o.no_peer:
-        low = decode(short)
-        row["eager_ms"] = 1000 * seconds(lambda: decode(long), 3 if not part.tiled else 1)
-        model.use_framewise_decoding = True
-        row["eager_default_ms"] = 1000 * seconds(lambda: decode(long), 3 if not part.tiled else 1)
-        model.use_framewise_decoding = False
-        model.float()
-        exact = decode(short.float()).cpu()
-        row["peer_error"] = relative(low, exact)
-    scaling = model.config.scaling_factor
-    del model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    save_file({"latent": (short.double() * scaling).float().contiguous()}, o.folder / "in.safetensors")
-    tiles = [] if part.tiled else ["--tile-size", 0]
-    kinora(o.kinora, "eval", folder, "vae3d.decode", o.folder / "in.safetensors", "-o", o.folder / "out.safetensors",
-           "--device", device, *tiles)
-    out = load_file(o.folder / "out.safetensors")["sample"]
-    if exact is not None:
-        row["kinora_error"] = relative(out, exact)
-    bench = pathlib.Path(o.kinora).with_name("bench_film")
-    report = json.loads(kinora(bench, folder, part.frames, part.height, part.width, "--device", device, "--repeats", 3,
-                               *([] if part.tiled else ["--tile", 0])))
-    # A film of one tile is timed on the device, as PyTorch is; one of several with their blending on the host.
-    row["kinora_ms"] = 1000 * report["decode_s" if part.tiled else "run_s"]
-    row["kinora_to_host_ms"], row["kinora_tile_ms"] = 1000 * report["decode_s"], 1000 * report["run_s"]
-    row["kinora_peak_mib"] = report["device_peak_mib"]
-    return row
 
 
 def peer(part, folder, inputs, compiled):
@@ -339,7 +257,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=pathlib.Path)
     p.add_argument("kinora")
-    p.add_argument("--parts", default=",".join([*(n for n in parts() if not n.startswith("mmdit")), *film_parts(False)]))
+    p.add_argument("--parts", default=",".join(name for name in parts() if not name.startswith("mmdit")))
     p.add_argument("--no-peer", action="store_true", help="Kinora alone; errors need a float32 result kept in FOLDER")
     p.add_argument("--no-compile", action="store_true")
     p.add_argument("--repeats", type=int, default=20)
@@ -350,17 +268,12 @@ def main():
     film.complete(o)
     torch.set_grad_enabled(False)
     o.folder.mkdir(parents=True, exist_ok=True)
-    rows, films = {}, film_parts(o.tiny)
+    rows = {}
     for name in o.parts.split(","):
-        part = films[name] if name in films else parts()[name]
+        part = parts()[name]
         row = {"part": part.title}
         try:
-            if name in films:
-                row.update(measure_film(part, o))
-            elif hasattr(part, "run"):
-                row.update(part.run(o, median_ms))
-            else:
-                row.update(measure(part, name, o))
+            row.update(part.run(o, median_ms) if hasattr(part, "run") else measure(part, name, o))
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
         report(o, rows, name, row)
