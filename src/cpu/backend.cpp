@@ -9,6 +9,7 @@
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 #include "ops/reduce.h"
 #include "ops/shaping.h"
 
@@ -64,8 +65,12 @@ const Backend& backend() {
       Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention},
       Kernel{&kRope, make_rope},
       Kernel{&kGlu, make_glu},
+      Kernel{&kDequantize, make_dequantize},
+      Kernel{&kQuantizeRows, make_quantize_rows},
+      Kernel{&kDequantizeRows, make_dequantize_rows},
   };
-  static const Backend instance{"cpu", kernels};
+  static constexpr Graph (*kPasses[])(const Graph&) = {use_quantized_products, share_quantized_rows};
+  static const Backend instance{"cpu", kernels, kPasses};
   return instance;
 }
 

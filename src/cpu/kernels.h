@@ -41,6 +41,10 @@ bool supports_depthwise_glu(const StepSpec& spec);
 Step make_conv3d(const StepSpec& spec);
 bool supports_conv3d(const StepSpec& spec);
 
+Step make_dequantize(const StepSpec& spec);
+Step make_quantize_rows(const StepSpec& spec);
+Step make_dequantize_rows(const StepSpec& spec);
+
 Step make_attention(const StepSpec& spec);
 Step make_block_attention(const StepSpec& spec);
 bool supports_block_attention(const StepSpec& spec);

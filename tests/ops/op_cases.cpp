@@ -592,6 +592,7 @@ const std::vector<OpCase>& op_cases() {
     add_norm_attention(c);
     add_attention_sizes(c);
     add_linear_attention_sizes(c);
+    add_quantized(c);
     return c;
   }();
   return cases;

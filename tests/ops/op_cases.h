@@ -23,6 +23,7 @@ struct OpCase {
 };
 
 const std::vector<OpCase>& op_cases();
+void add_quantized(std::vector<OpCase>& cases);  // those of quantized_cases.cpp
 
 using Feed = std::map<std::string, Tensor>;
 
