@@ -36,6 +36,8 @@ Step make_layer_norm(const StepSpec& spec);
 Step make_rms_norm(const StepSpec& spec);
 Step make_rms_norm_add(const StepSpec& spec);
 bool supports_norm(const StepSpec& spec);
+Step make_layer_norm_rows(const StepSpec& spec);
+Step make_rms_norm_rows(const StepSpec& spec);
 
 // cublaslt.cpp
 Step make_matmul(const StepSpec& spec);
@@ -43,6 +45,17 @@ Step make_linear(const StepSpec& spec);
 bool supports_linear(const StepSpec& spec);
 Step make_linear_add(const StepSpec& spec);
 bool supports_linear_add(const StepSpec& spec);
+
+// quantize.cu, quantized_linear.cpp
+Step make_quantize_rows(const StepSpec& spec);
+Step make_act_mul_rows(const StepSpec& spec);
+bool supports_act_mul_rows(const StepSpec& spec);
+Step make_dequantize(const StepSpec& spec);
+Step make_dequantize_rows(const StepSpec& spec);
+Step make_quantized_linear(const StepSpec& spec);
+bool supports_quantized_linear(const StepSpec& spec);
+Step make_quantized_linear_rows(const StepSpec& spec);
+bool supports_quantized_linear_rows(const StepSpec& spec);
 
 // attention.cu, linear_attention.cu, rope.cu
 Step make_attention(const StepSpec& spec);

@@ -1,8 +1,9 @@
 // LayerNorm with modulation and RMSNorm with weights and residual. A group of threads holds one row in registers:
-// one read, one write.
-#include "cuda/device.cuh"
+// one read, one write: of the result, or of its codes where only quantized rows of it are wanted.
+#include "core/quantize.h"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
+#include "cuda/quantize.cuh"
 #include "graph/views.h"
 
 namespace kinora::cuda {
@@ -17,6 +18,7 @@ struct NormArgs {
   Layout<4> rows;  // x, a, b, residual
   int64_t width;
   float eps, offset;
+  bool fp8;  // of codes
 };
 
 // Sum over `Lanes` neighbouring threads; more than a warp goes through shared memory.
@@ -36,6 +38,19 @@ __device__ float lanes_sum(float x, float* shared) {
   return x;
 }
 
+// Rounded after each operation, so that every kernel here gives the same.
+__device__ float result_of(const NormArgs& p, float normed, float a, float b, float residual) {
+  float y = normed;
+  if (p.a) y = __fmul_rn(y, a + p.offset);
+  if (p.b) y = __fadd_rn(y, b);
+  return p.residual ? __fadd_rn(y, residual) : y;
+}
+
+__device__ RowsOut rows_out_of(const NormArgs& p) {
+  auto* codes = static_cast<uint8_t*>(p.out);
+  return {codes, reinterpret_cast<float*>(codes + p.rows.count * p.width), p.fp8};
+}
+
 template <class T, int Group>
 __device__ void read_group(const T* address, float (&out)[Group]) {
   if constexpr (Group == 1) {
@@ -46,8 +61,9 @@ __device__ void read_group(const T* address, float (&out)[Group]) {
   }
 }
 
-// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes.
-template <class T, int Group, int Groups, int Lanes, bool Layer>
+// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes. With `Coded` the
+// result is quantized rows of what it would have been.
+template <class T, int Group, int Groups, int Lanes, bool Layer, bool Coded>
 __global__ void norm_kernel(NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int lane = threadIdx.x % Lanes;
@@ -80,33 +96,47 @@ __global__ void norm_kernel(NormArgs p) {
     }
   }
   float scale = rsqrtf(lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) + p.eps);
-  if (!active) return;
+  if (!Coded && !active) return;
+  uint32_t peak = 0;
   for (int g = 0; g < Groups; ++g) {
     int64_t column = (int64_t{g} * Lanes + lane) * Group;
-    if (column >= p.width) continue;
-    float a[Group], b[Group], r[Group];
+    if (!active || column >= p.width) continue;
+    float a[Group] = {}, b[Group] = {}, r[Group] = {};
     if (p.a) read_group<T, Group>(static_cast<const T*>(p.a) + at[1] + column, a);
     if (p.b) read_group<T, Group>(static_cast<const T*>(p.b) + at[2] + column, b);
     if (p.residual) read_group<T, Group>(static_cast<const T*>(p.residual) + at[3] + column, r);
     Pack<T> pack;
     for (int i = 0; i < Group; ++i) {
-      float y = (values[g][i] - mean) * scale;
-      if (p.a) y *= a[i] + p.offset;
-      if (p.b) y += b[i];
-      if (p.residual) y += r[i];
-      pack.values[i] = from_float<T>(y);
+      pack.values[i] = from_float<T>(result_of(p, (values[g][i] - mean) * scale, a[i], b[i], r[i]));
+      if constexpr (Coded) {
+        values[g][i] = to_float(pack.values[i]);
+        peak = max(peak, magnitude_bits(values[g][i]));
+      }
     }
-    T* out = static_cast<T*>(p.out) + row * p.width + column;
-    if constexpr (Group == 1) {
-      *out = pack.values[0];
-    } else {
-      store_pack(out, pack);
+    if constexpr (!Coded) {
+      T* out = static_cast<T*>(p.out) + row * p.width + column;
+      if constexpr (Group == 1) {
+        *out = pack.values[0];
+      } else {
+        store_pack(out, pack);
+      }
+    }
+  }
+  if constexpr (Coded) {
+    __shared__ uint32_t peaks[kThreads / 32];
+    RowsOut out = rows_out_of(p);
+    RowScaleOnDevice row_scale = row_scale_of(lanes_max<Lanes>(peak, peaks), out.fp8);
+    if (!active) return;
+    if (lane == 0) out.scales[row] = row_scale.scale;
+    for (int g = 0; g < Groups; ++g) {
+      int64_t column = (int64_t{g} * Lanes + lane) * Group;
+      if (column < p.width) store_codes(out.codes + row * p.width + column, values[g], row_scale.inverse, out.fp8);
     }
   }
 }
 
-// Any width: the row is read three times.
-template <class T, bool Layer>
+// Any width: the row is read three times, or four for codes.
+template <class T, bool Layer, bool Coded>
 __global__ void wide_norm_kernel(NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int64_t row = blockIdx.x, at[4];
@@ -121,21 +151,34 @@ __global__ void wide_norm_kernel(NormArgs p) {
     total += centred * centred;
   }
   float scale = rsqrtf(lanes_sum<kThreads>(total, shared) / static_cast<float>(p.width) + p.eps);
-  for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
+  auto result = [&](int64_t c) {
+    auto read = [&](const void* from, int64_t offset) {
+      return from ? to_float(static_cast<const T*>(from)[offset + c]) : 0.0f;
+    };
     float y = (to_float(x[c]) - mean) * scale;
-    if (p.a) y *= to_float(static_cast<const T*>(p.a)[at[1] + c]) + p.offset;
-    if (p.b) y += to_float(static_cast<const T*>(p.b)[at[2] + c]);
-    if (p.residual) y += to_float(static_cast<const T*>(p.residual)[at[3] + c]);
-    static_cast<T*>(p.out)[row * p.width + c] = from_float<T>(y);
+    return from_float<T>(result_of(p, y, read(p.a, at[1]), read(p.b, at[2]), read(p.residual, at[3])));
+  };
+  if constexpr (Coded) {
+    __shared__ uint32_t peaks[kThreads / 32];
+    uint32_t peak = 0;
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) peak = max(peak, magnitude_bits(to_float(result(c))));
+    RowsOut out = rows_out_of(p);
+    RowScaleOnDevice row_scale = row_scale_of(lanes_max<kThreads>(peak, peaks), out.fp8);
+    if (threadIdx.x == 0) out.scales[row] = row_scale.scale;
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
+      out.codes[row * p.width + c] = code_of(to_float(result(c)), row_scale.inverse, out.fp8);
+    }
+  } else {
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) static_cast<T*>(p.out)[row * p.width + c] = result(c);
   }
 }
 
-template <class T, int Group, bool Layer>
+template <class T, int Group, bool Layer, bool Coded>
 bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
   auto run = [&]<int Groups, int Lanes>() {
     if (p.width > int64_t{Groups} * Lanes * Group) return false;
     auto blocks = static_cast<unsigned>(ceil_div(p.rows.count * Lanes, kThreads));
-    norm_kernel<T, Group, Groups, Lanes, Layer><<<blocks, kThreads, 0, stream>>>(p);
+    norm_kernel<T, Group, Groups, Lanes, Layer, Coded><<<blocks, kThreads, 0, stream>>>(p);
     return true;
   };
   return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<2, 16>() ||
@@ -143,7 +186,7 @@ bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
          run.template operator()<3, 128>() || run.template operator()<6, 128>();
 }
 
-template <bool Layer>
+template <bool Layer, bool Coded>
 void launch(const NormArgs& p, DType dtype, cudaStream_t stream) {
   with_float(dtype, [&]<class T>(T) {
     constexpr int kGroup = Pack<T>::kSize;
@@ -154,9 +197,9 @@ void launch(const NormArgs& p, DType dtype, cudaStream_t stream) {
     for (int t = 0; t < 4; ++t) {
       for (int axis = 0; axis < p.rows.rank; ++axis) packs = packs && p.rows.strides[t][axis] % kGroup == 0;
     }
-    if (packs && launch_narrow<T, kGroup, Layer>(p, stream)) return;
-    if (!packs && launch_narrow<T, 1, Layer>(p, stream)) return;
-    wide_norm_kernel<T, Layer><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
+    if (packs && launch_narrow<T, kGroup, Layer, Coded>(p, stream)) return;
+    if (!packs && launch_narrow<T, 1, Layer, Coded>(p, stream)) return;
+    wide_norm_kernel<T, Layer, Coded><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
   });
   check(cudaGetLastError());
 }
@@ -166,7 +209,7 @@ struct Places {
   int a, b, residual;
 };
 
-template <bool Layer>
+template <bool Layer, bool Coded = false>
 Step norm_step(const StepSpec& spec, Places places, float offset) {
   const Shape& shape = spec.inputs[0].shape;
   int64_t width = shape[-1];
@@ -187,9 +230,10 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
   p.width = width;
   p.eps = static_cast<float>(spec.node.attrs.real("eps"));
   p.offset = offset;
-  DType dtype = spec.output().dtype;
+  if (Coded) p.fp8 = quant_format_from_name(spec.node.attrs.text("format")) == QuantFormat::fp8;
+  DType dtype = spec.inputs[0].dtype;
   Step step;
-  step.in_place = spec.strides[0] == contiguous_strides(shape);
+  step.in_place = !Coded && spec.strides[0] == contiguous_strides(shape);
   step.run = [=](const StepArgs& args) {
     if (p.rows.count == 0 || p.width == 0) return;
     auto input = [&](int place) { return place < 0 ? nullptr : args.in[static_cast<size_t>(place)]; };
@@ -199,7 +243,7 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
     full.b = input(places.b);
     full.residual = input(places.residual);
     full.out = args.out;
-    launch<Layer>(full, dtype, stream_of(args));
+    launch<Layer, Coded>(full, dtype, stream_of(args));
   };
   return step;
 }
@@ -223,6 +267,15 @@ Step make_layer_norm(const StepSpec& spec) { return norm_step<true>(spec, {place
 Step make_rms_norm(const StepSpec& spec) {
   return norm_step<false>(spec, {place(spec, 1), place(spec, 2), -1},
                           static_cast<float>(spec.node.attrs.real("offset")));
+}
+
+Step make_layer_norm_rows(const StepSpec& spec) {
+  return norm_step<true, true>(spec, {place(spec, 1), place(spec, 2), -1}, 1);
+}
+
+Step make_rms_norm_rows(const StepSpec& spec) {
+  return norm_step<false, true>(spec, {place(spec, 1), place(spec, 2), -1},
+                                static_cast<float>(spec.node.attrs.real("offset")));
 }
 
 Step make_rms_norm_add(const StepSpec& spec) {

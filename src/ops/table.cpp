@@ -5,6 +5,7 @@
 #include "ops/attention.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
+#include "ops/fuse_quantized.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/quantize.h"
@@ -71,6 +72,9 @@ static constexpr std::array kOps{
     &kQuantizeRows,
     &kDequantizeRows,
     &kQuantizedLinearRows,
+    &kLayerNormRows,
+    &kRmsNormRows,
+    &kActMulRows,
 };
 
 std::span<const OpDef* const> op_table() { return kOps; }

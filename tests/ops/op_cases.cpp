@@ -593,6 +593,7 @@ const std::vector<OpCase>& op_cases() {
     add_attention_sizes(c);
     add_linear_attention_sizes(c);
     add_quantized(c);
+    add_quantized_rows(c);
     return c;
   }();
   return cases;

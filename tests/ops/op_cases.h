@@ -23,7 +23,8 @@ struct OpCase {
 };
 
 const std::vector<OpCase>& op_cases();
-void add_quantized(std::vector<OpCase>& cases);  // those of quantized_cases.cpp
+void add_quantized(std::vector<OpCase>& cases);       // those of quantized_cases.cpp
+void add_quantized_rows(std::vector<OpCase>& cases);  // those of quantized_row_cases.cpp
 
 using Feed = std::map<std::string, Tensor>;
 
