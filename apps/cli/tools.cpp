@@ -197,7 +197,8 @@ class Bench {
                      {"best_s", seconds[0]},
                      {"processor_s", processor},
                      {"peak_mib", mib(peak_memory())},
-                     {"device_peak_mib", device_peak}});
+                     {"device_peak_mib", device_peak},
+                     {"arena_mib", mib(p_.runtime().context.arena->size())}});
     if (o_.json) return;
     std::printf("%-14s median %9.4f s   best %9.4f s   processors %9.4f s   peak so far %8.1f MiB", name.c_str(),
                 seconds[seconds.size() / 2], seconds[0], processor, mib(peak_memory()));
