@@ -329,7 +329,7 @@ Command add_eval(CLI::App& app) {
     flags->resolve();
     const LoadOptions& load = o->load;
     std::string model = model_folder(o->model, {.variant = load.variant, .yes = o->yes});
-    auto runtime = [&] { return make_runtime(load.device, load.dtype, load.threads, load.stop); };
+    auto runtime = [&] { return make_runtime(load); };
     std::vector<std::pair<std::string, Tensor>> results;
     if (is_mmdit(o->component)) {
       results = {evaluate_mmdit(model, o->component, SafetensorsFile::open(o->input), runtime())};

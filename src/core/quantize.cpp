@@ -92,39 +92,39 @@ f8_e4m3 quantize_block(const float* x, float scale_2, uint8_t* packed) {
   return best;
 }
 
-void check_finite(float peak) {
+// Calls body(row, its k values as float32) for every row, on all threads.
+void for_rows(const Tensor& weight, int64_t k, ThreadPool* pool,
+              const std::function<void(int64_t, const float*)>& body) {
+  auto count = static_cast<size_t>(k);
+  std::vector<std::vector<float>> rows(static_cast<size_t>(pool ? pool->size() : 1), std::vector<float>(count));
+  auto one = [&](int64_t i, int worker) {
+    float* row = rows[static_cast<size_t>(worker)].data();
+    to_float(weight.dtype(), weight.rows(i, i + 1).raw(), row, count);
+    body(i, row);
+  };
+  if (pool) return pool->run(weight.shape()[0], one);
+  for (int64_t i = 0; i < weight.shape()[0]; ++i) one(i, 0);
+}
+
+float checked_peak(const float* row, int64_t k) {
+  float peak = peak_magnitude(row, k);
   if (!std::isfinite(peak)) fail(ErrorKind::model, "it has a value that is not finite");
+  return peak;
 }
 
-void quantize_rows_of(const Tensor& weight, QuantFormat format, int64_t n, int64_t k, QuantizedMatrix& out) {
-  std::vector<float> row(static_cast<size_t>(k));
-  for (int64_t i = 0; i < n; ++i) {
-    to_float(weight.dtype(), weight.rows(i, i + 1).raw(), row.data(), row.size());
-    check_finite(peak_magnitude(row.data(), k));
-    auto* codes = static_cast<std::byte*>(out.codes.raw()) + i * k;
-    quantize_row(format, row.data(), k, codes, out.scale.data<float>() + i);
-  }
-}
-
-void quantize_blocks_of(const Tensor& weight, int64_t n, int64_t k, QuantizedMatrix& out) {
-  std::vector<float> row(static_cast<size_t>(k));
-  float peak = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    to_float(weight.dtype(), weight.rows(i, i + 1).raw(), row.data(), row.size());
-    float here = peak_magnitude(row.data(), k);
-    check_finite(here);
-    peak = std::max(peak, here);
-  }
+void quantize_blocks_of(const Tensor& weight, int64_t k, ThreadPool* pool, QuantizedMatrix& out) {
+  std::vector<float> peaks(static_cast<size_t>(weight.shape()[0]));
+  for_rows(weight, k, pool, [&](int64_t i, const float* row) { peaks[static_cast<size_t>(i)] = checked_peak(row, k); });
+  float peak = peaks.empty() ? 0 : *std::max_element(peaks.begin(), peaks.end());
   float scale_2 = peak < kNoPeak ? 1 : peak / (kPeakFp4 * kPeakFp8);
   out.scale_2.data<float>()[0] = scale_2;
-  for (int64_t i = 0; i < n; ++i) {
-    to_float(weight.dtype(), weight.rows(i, i + 1).raw(), row.data(), row.size());
+  for_rows(weight, k, pool, [&](int64_t i, const float* row) {
     uint8_t* packed = out.codes.data<uint8_t>() + i * k / 2;
     f8_e4m3* scales = out.scale.data<f8_e4m3>() + i * k / kNvfp4Block;
     for (int64_t b = 0; b < k / kNvfp4Block; ++b) {
-      scales[b] = quantize_block(row.data() + b * kNvfp4Block, scale_2, packed + b * kNvfp4Block / 2);
+      scales[b] = quantize_block(row + b * kNvfp4Block, scale_2, packed + b * kNvfp4Block / 2);
     }
-  }
+  });
 }
 
 }  // namespace
@@ -160,18 +160,22 @@ Shape scale_shape(QuantFormat format, const Shape& weight) {
   return format == QuantFormat::nvfp4 ? Shape{weight[0], weight[1] / kNvfp4Block} : Shape{weight[0]};
 }
 
-QuantizedMatrix quantize_matrix(const Tensor& weight, QuantFormat format) {
+QuantizedMatrix quantize_matrix(const Tensor& weight, QuantFormat format, ThreadPool* pool) {
   const Shape& shape = weight.shape();
   check(shape.rank() >= 2 && shape[1] % kQuantizedRowMultiple == 0 && shape.product(2, shape.rank()) == 1,
         "quantize_matrix: the shape does not fit");
+  int64_t k = shape[1];
   QuantizedMatrix out{
       Tensor(code_shape(format, shape), code_type(format)), Tensor(scale_shape(format, shape), scale_type(format)), {}};
   if (format == QuantFormat::nvfp4) {
     out.scale_2 = Tensor(Shape{}, DType::f32);
-    quantize_blocks_of(weight, shape[0], shape[1], out);
-  } else {
-    quantize_rows_of(weight, format, shape[0], shape[1], out);
+    quantize_blocks_of(weight, k, pool, out);
+    return out;
   }
+  for_rows(weight, k, pool, [&](int64_t i, const float* row) {
+    checked_peak(row, k);
+    quantize_row(format, row, k, static_cast<std::byte*>(out.codes.raw()) + i * k, out.scale.data<float>() + i);
+  });
   return out;
 }
 

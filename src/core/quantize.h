@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "core/tensor.h"
+#include "core/threads.h"
 
 namespace kinora {
 
@@ -38,8 +39,8 @@ DType scale_type(QuantFormat format);
 // The shape of the weight that such codes stand for.
 Shape decoded_shape(QuantFormat format, const Shape& codes);
 
-// Throws Error(model) when a value is NaN or infinite.
-QuantizedMatrix quantize_matrix(const Tensor& weight, QuantFormat format);
+// Throws Error(model) when a value is NaN or infinite. `pool` null: on this thread; the result is the same.
+QuantizedMatrix quantize_matrix(const Tensor& weight, QuantFormat format, ThreadPool* pool = nullptr);
 // Values [begin, end) of row i of the matrix, as float32; begin is a multiple of 16. The pointers are those of the
 // whole tensors, `k` is the length of a row.
 struct QuantizedView {

@@ -65,6 +65,8 @@ const Backend& backend() {
       Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention},
       Kernel{&kRope, make_rope},
       Kernel{&kGlu, make_glu},
+      Kernel{&kQuantizedLinear, make_linear, supports_quantized_linear},
+      Kernel{&kQuantizedLinearRows, make_linear},
       Kernel{&kDequantize, make_dequantize},
       Kernel{&kQuantizeRows, make_quantize_rows},
       Kernel{&kDequantizeRows, make_dequantize_rows},
@@ -76,7 +78,8 @@ const Backend& backend() {
 
 std::string description() {
   return std::string("own kernels: ") + simd().name +
-         ", bfloat16 products: " + (has_native_bf16() ? "native" : "as float32");
+         ", bfloat16 products: " + (has_native_bf16() ? "native" : "as float32") +
+         ", int8 products: " + (has_native_int8() ? "native" : "as floats");
 }
 
 }  // namespace kinora::cpu

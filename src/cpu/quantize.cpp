@@ -1,6 +1,8 @@
 // Quantized numbers to floats and back, by rows (core/quantize.h).
 #include "ops/quantize.h"
 
+#include <cstring>
+
 #include "core/quantize.h"
 #include "cpu/kernels.h"
 
@@ -34,7 +36,13 @@ Step make_quantize_rows(const StepSpec& spec) {
     args.pool.run(m, [&](int64_t i, int worker) {
       float* row = ws.at(args, worker, row_at);
       simd().load(type, advance(args.in[0], type, i * k), row, static_cast<size_t>(k));
-      quantize_row(format, row, k, codes + i * k, scales + i);
+      RowScale scale = row_scale(format, simd().peak(row, static_cast<size_t>(k)));
+      scales[i] = scale.scale;
+      if (scale.inverse == 0) {
+        std::memset(codes + i * k, 0, static_cast<size_t>(k));
+      } else {
+        simd().quantize(code_type(format), row, scale.inverse, codes + i * k, static_cast<size_t>(k));
+      }
     });
   };
   return step;
