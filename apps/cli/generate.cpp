@@ -48,6 +48,8 @@ Json to_record(const GenerateOptions& o, const Result& r, uint64_t seed, const s
   }
   if (!o.noise.empty()) record["noise_file"] = std::filesystem::absolute(o.noise).string();
   if (o.tile) record["tile"] = o.tile;
+  if (o.load.quantize != "none") record["quantize"] = o.load.quantize;
+  if (!o.load.quantize_layers.empty()) record["quantize_layers"] = o.load.quantize_layers;
   return record;
 }
 
@@ -87,6 +89,10 @@ void apply_record(GenerateOptions& o) {
   o.strength = record.real("strength", 0, 1, o.strength);
   o.tile = record.integer("tile", 0, 1 << 16, 0);
   o.load.variant = record.text("variant", "");
+  if (o.load.quantize == "none") {
+    o.load.quantize = record.text("quantize", "none");
+    o.load.quantize_layers = record.text("quantize_layers", "");
+  }
   if (o.model.empty()) o.model = record.text("model", "");
   o.count = o.batch = 1;
 }

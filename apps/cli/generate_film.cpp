@@ -67,6 +67,8 @@ Json to_record(const GenerateOptions& o, const FilmRequest& r, const FilmPipelin
   if (!r.head.empty() || !r.tail.empty()) record["reference_frames"] = o.film.reference_frames;
   record["times"] = is_times_file(r.times) ? absolute(r.times) : r.times;
   if (!o.film.key_frames.empty()) record["key_frames"] = o.film.key_frames;
+  if (o.load.quantize != "none") record["quantize"] = o.load.quantize;
+  if (!o.load.quantize_layers.empty()) record["quantize_layers"] = o.load.quantize_layers;
   if (o.tile) record["tile"] = o.tile;
   if (o.film.tile_frames) record["tile_frames"] = o.film.tile_frames;
   if (!o.film.codec.empty()) record["codec"] = o.film.codec;
@@ -181,6 +183,10 @@ void apply_film_record(GenerateOptions& o, const Config& record) {
   o.film.codec = record.text("codec", "");
   o.film.quality = record.integer("quality", -1, 100, -1);
   o.load.variant = record.text("variant", "");
+  if (o.load.quantize == "none") {
+    o.load.quantize = record.text("quantize", "none");
+    o.load.quantize_layers = record.text("quantize_layers", "");
+  }
   if (o.model.empty()) o.model = record.text("model", "");
   o.count = 1;
 }

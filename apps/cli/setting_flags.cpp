@@ -78,6 +78,8 @@ void bind_load_options(SettingFlags& flags, LoadOptions& options) {
   flags.bind("compute.dtype", options.dtype);
   flags.bind("compute.attention", options.attention);
   flags.bind("compute.threads", options.threads);
+  flags.bind("compute.quantize", options.quantize);
+  flags.bind("compute.quantize_layers", options.quantize_layers);
   options.stop = &stop_requested;
 }
 

@@ -184,7 +184,8 @@ class Bench {
                      {"best_s", times.seconds[0]},
                      {"processor_s", times.processor},
                      {"peak_mib", mib(peak_memory())},
-                     {"device_peak_mib", device_peak}});
+                     {"device_peak_mib", device_peak},
+                     {"arena_mib", mib(p_.runtime().context.arena->size())}});
     if (o_.json) return;
     std::printf("%-14s median %9.4f s   best %9.4f s   processors %9.4f s   peak so far %8.1f MiB", name.c_str(),
                 times.median(), times.seconds[0], times.processor, mib(peak_memory()));
@@ -294,7 +295,7 @@ Command add_eval(CLI::App& app) {
     flags->resolve();
     const LoadOptions& load = o->load;
     std::string model = model_folder(o->model, {.variant = load.variant, .yes = o->yes});
-    auto runtime = [&] { return make_runtime(load.device, load.dtype, load.threads, load.stop, load.attention); };
+    auto runtime = [&] { return make_runtime(load); };
     std::vector<std::pair<std::string, Tensor>> results;
     if (is_mmdit(o->component)) {
       results = {evaluate_mmdit(model, o->component, SafetensorsFile::open(o->input), runtime(), o->timing)};
@@ -332,8 +333,7 @@ Command add_inspect(CLI::App& app) {
     const LoadOptions& load = o->load;
     std::string folder = model_folder(o->model, {.variant = load.variant, .yes = o->yes});
     if (!is_mmdit_folder(folder)) return inspect(folder, o->graph, load);
-    return inspect_mmdit(folder, !o->graph.empty(),
-                         make_runtime(load.device, load.dtype, load.threads, load.stop, load.attention));
+    return inspect_mmdit(folder, !o->graph.empty(), make_runtime(load));
   };
 }
 

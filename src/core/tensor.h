@@ -46,6 +46,14 @@ template <>
 constexpr DType dtype_of<uint8_t>() {
   return DType::u8;
 }
+template <>
+constexpr DType dtype_of<int8_t>() {
+  return DType::i8;
+}
+template <>
+constexpr DType dtype_of<f8_e4m3>() {
+  return DType::f8_e4m3;
+}
 
 // 64-byte aligned, uninitialised bytes; throws Error(resource) when the system has no more.
 std::shared_ptr<std::byte[]> allocate_bytes(size_t bytes);

@@ -9,6 +9,7 @@
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 #include "ops/reduce.h"
 #include "ops/shaping.h"
 
@@ -70,14 +71,21 @@ const Backend& backend() {
              .variant = "linear"},
       Kernel{&kRope, make_rope},
       Kernel{&kGlu, make_glu},
+      Kernel{&kQuantizedLinear, make_linear, supports_quantized_linear},
+      Kernel{&kQuantizedLinearRows, make_linear},
+      Kernel{&kDequantize, make_dequantize},
+      Kernel{&kQuantizeRows, make_quantize_rows},
+      Kernel{&kDequantizeRows, make_dequantize_rows},
   };
-  static const Backend instance{"cpu", kernels};
+  static constexpr Graph (*kPasses[])(const Graph&) = {use_quantized_products, share_quantized_rows};
+  static const Backend instance{"cpu", kernels, kPasses};
   return instance;
 }
 
 std::string description() {
   return std::string("own kernels: ") + simd().name +
-         ", bfloat16 products: " + (has_native_bf16() ? "native" : "as float32");
+         ", bfloat16 products: " + (has_native_bf16() ? "native" : "as float32") +
+         ", int8 products: " + (has_native_int8() ? "native" : "as floats");
 }
 
 }  // namespace kinora::cpu

@@ -10,8 +10,10 @@
 #include "ops/fuse.h"
 #include "ops/fuse_conv.h"
 #include "ops/fuse_film.h"
+#include "ops/fuse_quantized.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 #include "ops/reduce.h"
 #include "ops/shaping.h"
 
@@ -65,6 +67,14 @@ const Backend& backend() {
       Kernel{&kLinear, make_row_linear, supports_row_linear},
       Kernel{.op = &kLinear, .make = make_linear, .supports = supports_linear, .strided_out = true},
       Kernel{&kLinearAdd, make_linear_add, supports_linear_add},
+      Kernel{&kQuantizedLinear, make_quantized_linear, supports_quantized_linear},
+      Kernel{&kQuantizedLinearRows, make_quantized_linear_rows, supports_quantized_linear_rows},
+      Kernel{&kQuantizeRows, make_quantize_rows},
+      Kernel{&kLayerNormRows, make_layer_norm_rows, supports_norm, kStrided},
+      Kernel{&kRmsNormRows, make_rms_norm_rows, supports_norm, kStrided},
+      Kernel{&kActMulRows, make_act_mul_rows, supports_act_mul_rows, kStrided},
+      Kernel{&kDequantize, make_dequantize},
+      Kernel{&kDequantizeRows, make_dequantize_rows},
       Kernel{&kGather, make_gather},
       Kernel{&kScatterRows, make_scatter_rows},
       Kernel{&kGlu, make_glu},
@@ -82,9 +92,11 @@ const Backend& backend() {
       Kernel{&kRmsNormRope, make_norm_rope, supports_norm_rope, kStrided},
   };
   static constexpr Graph (*kPasses[])(const Graph&) = {
-      split_gates,           fuse_depthwise_glu,    fold_upsampling,    fold_film_upsampling, fuse_norm_padding,
-      add_without_repeating, channels_last_weights, match_weight_types, merge_linears,        drop_rejoined_slices,
-      join_before_slicing,   fuse_pointwise,        fuse_norm_rope,
+      split_gates,          fuse_depthwise_glu,      fold_upsampling,       fold_film_upsampling,
+      fuse_norm_padding,    add_without_repeating,   channels_last_weights, use_quantized_products,
+      share_quantized_rows, merge_quantized_linears, match_weight_types,    merge_linears,
+      drop_rejoined_slices, join_before_slicing,     fuse_pointwise,        fuse_quantized_rows,
+      fuse_norm_rope,
   };
   static const Backend instance{"cuda", kernels, kPasses, &cpu::backend()};
   return instance;

@@ -12,6 +12,7 @@ namespace kinora::cuda {
 namespace {
 
 constexpr size_t kWorkspaceLimit = size_t{32} << 20;
+constexpr uintptr_t kSomewhere = 256;  // stands for device memory that is not known yet
 
 struct Api {
 #define KINORA_SYMBOL(name) decltype(&::name) name = cublaslt_library().function<decltype(::name)>(#name)
@@ -46,7 +47,14 @@ const Api& api() {
 }
 
 cudaDataType_t cuda_type(DType dtype) {
-  return dtype == DType::f32 ? CUDA_R_32F : dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
+  switch (dtype) {
+    case DType::f32: return CUDA_R_32F;
+    case DType::f16: return CUDA_R_16F;
+    case DType::i8: return CUDA_R_8I;
+    case DType::i32: return CUDA_R_32I;
+    case DType::f8_e4m3: return CUDA_R_8F_E4M3;
+    default: return CUDA_R_16BF;
+  }
 }
 
 }  // namespace
@@ -58,7 +66,7 @@ struct Product::Plan {
   cublasLtMatmulDesc_t desc = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
   cublasLtMatmulHeuristicResult_t choice{};
-  bool found = false, residual = false, bias = false;
+  bool found = false, residual = false, bias = false, integers = false, scales = false;
 
   Plan() = default;
   Plan(const Plan&) = delete;
@@ -74,33 +82,57 @@ struct Product::Plan {
   void set(cublasLtMatmulDescAttributes_t attribute, V value) const {
     api().expect(api().cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value));
   }
-  static cublasLtMatrixLayout_t layout(const ProductShape& s, bool transposed, int64_t rows, int64_t columns,
-                                       int64_t stride, bool wide = false, int64_t leading = 0) {
+  struct Matrix {
+    int64_t rows, columns, stride;
+    bool transposed;
+    int64_t leading = 0;  // elements from one row to the next, in memory; 0: as many as it has
+  };
+  static cublasLtMatrixLayout_t layout(DType dtype, int64_t batch, Matrix m) {
     cublasLtMatrixLayout_t result = nullptr;
-    auto r = static_cast<uint64_t>(transposed ? columns : rows), c = static_cast<uint64_t>(transposed ? rows : columns);
-    if (leading == 0) leading = static_cast<int64_t>(r);
-    api().expect(api().cublasLtMatrixLayoutCreate(&result, wide ? CUDA_R_32F : cuda_type(s.dtype), r, c, leading));
-    auto count = static_cast<int32_t>(s.batch);
+    auto r = static_cast<uint64_t>(m.transposed ? m.columns : m.rows);
+    auto c = static_cast<uint64_t>(m.transposed ? m.rows : m.columns);
+    int64_t leading = m.leading ? m.leading : static_cast<int64_t>(r);
+    api().expect(api().cublasLtMatrixLayoutCreate(&result, cuda_type(dtype), r, c, leading));
+    auto count = static_cast<int32_t>(batch);
     api().expect(
         api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
-    api().expect(api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
-                                                        sizeof stride));
+    api().expect(api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &m.stride,
+                                                        sizeof m.stride));
     return result;
   }
 
+  // False when the library is too old to know of them. The addresses are only to be there when it looks for a plan.
+  bool describe_scales() const {
+    auto mode = static_cast<int32_t>(CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+    for (auto attribute : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE}) {
+      if (api().cublasLtMatmulDescSetAttribute(desc, attribute, &mode, sizeof mode) != CUBLAS_STATUS_SUCCESS)
+        return false;
+    }
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, kSomewhere);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, kSomewhere);
+    return true;
+  }
+
   void describe(const ProductShape& s) {
-    api().expect(api().cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    DType operands = s.operands.value_or(s.dtype);
+    integers = s.dtype == DType::i32;
+    api().expect(api().cublasLtMatmulDescCreate(&desc, integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
+                                                integers ? CUDA_R_32I : CUDA_R_32F));
     set(CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
     cublasLtEpilogue_t epilogue = s.gelu ? (s.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU)
                                          : (s.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
     if (s.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(s.dtype));
-    a = layout(s, s.transpose_b, s.n, s.k, s.shared_b ? 0 : s.n * s.k);
-    b = layout(s, s.transpose_a, s.k, s.m, s.k * s.m);
-    c = layout(s, false, s.n, s.m, s.n * s.m, s.wide, s.row);
+    if (s.bias && s.operands) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, kSomewhere);
+    // A rounding of the running sums that is far below that of the operands, and which the 16 bits of C hide.
+    if (operands == DType::f8_e4m3 && s.dtype != DType::f32) set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1});
+    a = layout(operands, s.batch, {s.n, s.k, s.shared_b ? 0 : s.n * s.k, s.transpose_b});
+    b = layout(operands, s.batch, {s.k, s.m, s.k * s.m, s.transpose_a});
+    c = layout(s.wide ? DType::f32 : s.dtype, s.batch, {s.n, s.m, s.n * s.m, false, s.row});
     residual = s.residual;
     bias = s.bias;
+    scales = s.scales;
   }
 
   // The library suggests the same on every run; with sums in one pass, so that no result depends on how the work was
@@ -127,18 +159,25 @@ Product::Product(const ProductShape& shape) : Product(shape, tuned_suggestion(sh
 
 Product::Product(const ProductShape& shape, int suggestion) : plan_(std::make_shared<Plan>()) {
   plan_->describe(shape);
-  plan_->choose(suggestion);
+  if (!shape.scales || plan_->describe_scales()) plan_->choose(suggestion);
 }
 
 bool Product::available() const { return plan_->found; }
 size_t Product::workspace_bytes() const { return plan_->choice.workspaceSize; }
 
 void Product::run(const void* a, const void* b, const void* bias, const void* residual, void* c, void* workspace,
-                  cudaStream_t stream) const {
+                  cudaStream_t stream, ProductScales scales) const {
   const float one = 1, zero = 0;
+  const int32_t integer_one = 1, integer_zero = 0;
+  const void* alpha = plan_->integers ? static_cast<const void*>(&integer_one) : &one;
+  const void* nothing = plan_->integers ? static_cast<const void*>(&integer_zero) : &zero;
   if (plan_->bias) plan_->set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-  api().expect(api().cublasLtMatmul(api().handle, plan_->desc, &one, b, plan_->a, a, plan_->b,
-                                    plan_->residual ? &one : &zero, plan_->residual ? residual : c, plan_->c, c,
+  if (plan_->scales) {
+    plan_->set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales.columns);
+    plan_->set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales.rows);
+  }
+  api().expect(api().cublasLtMatmul(api().handle, plan_->desc, alpha, b, plan_->a, a, plan_->b,
+                                    plan_->residual ? alpha : nothing, plan_->residual ? residual : c, plan_->c, c,
                                     plan_->c, &plan_->choice.algo, workspace, plan_->choice.workspaceSize, stream));
 }
 

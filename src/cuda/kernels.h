@@ -40,6 +40,8 @@ Step make_rms_norm_add(const StepSpec& spec);
 bool supports_norm(const StepSpec& spec);
 Step make_group_norm(const StepSpec& spec);
 bool supports_group_norm(const StepSpec& spec);
+Step make_layer_norm_rows(const StepSpec& spec);
+Step make_rms_norm_rows(const StepSpec& spec);
 
 // cublaslt.cpp
 Step make_matmul(const StepSpec& spec);
@@ -49,6 +51,17 @@ Step make_linear_add(const StepSpec& spec);
 bool supports_linear_add(const StepSpec& spec);
 Step make_row_linear(const StepSpec& spec);  // row_linear.cu
 bool supports_row_linear(const StepSpec& spec);
+
+// quantize.cu, quantized_linear.cpp
+Step make_quantize_rows(const StepSpec& spec);
+Step make_act_mul_rows(const StepSpec& spec);
+bool supports_act_mul_rows(const StepSpec& spec);
+Step make_dequantize(const StepSpec& spec);
+Step make_dequantize_rows(const StepSpec& spec);
+Step make_quantized_linear(const StepSpec& spec);
+bool supports_quantized_linear(const StepSpec& spec);
+Step make_quantized_linear_rows(const StepSpec& spec);
+bool supports_quantized_linear_rows(const StepSpec& spec);
 
 // cudnn_attention.cpp, attention.cu: two rows for attention; linear_attention.cu, rope.cu, norm_rope.cu
 Step make_cudnn_attention(const StepSpec& spec);

@@ -1,8 +1,9 @@
 // LayerNorm with modulation and RMSNorm with weights and residual. A group of threads holds one row in registers:
-// one read, one write.
-#include "cuda/device.cuh"
+// one read, one write: of the result, or of its codes where only quantized rows of it are wanted.
+#include "core/quantize.h"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
+#include "cuda/quantize.cuh"
 #include "graph/views.h"
 
 namespace kinora::cuda {
@@ -17,6 +18,7 @@ struct NormArgs {
   Layout<4> rows;  // x, a, b, residual
   int64_t width;
   float eps, offset;
+  bool fp8;  // of codes
 };
 
 // Sum over `Lanes` neighbouring threads; more than a warp goes through shared memory.
@@ -34,6 +36,19 @@ __device__ float lanes_sum(float x, float* shared) {
     __syncthreads();
   }
   return x;
+}
+
+// Rounded after each operation, so that every kernel here gives the same.
+__device__ float result_of(const NormArgs& p, float normed, float a, float b, float residual) {
+  float y = normed;
+  if (p.a) y = __fmul_rn(y, a + p.offset);
+  if (p.b) y = __fadd_rn(y, b);
+  return p.residual ? __fadd_rn(y, residual) : y;
+}
+
+__device__ RowsOut rows_out_of(const NormArgs& p) {
+  auto* codes = static_cast<uint8_t*>(p.out);
+  return {codes, reinterpret_cast<float*>(codes + p.rows.count * p.width), p.fp8};
 }
 
 template <class T, int Group>
@@ -55,8 +70,9 @@ __device__ void write_group(T* address, const float (&y)[Group]) {
   *reinterpret_cast<Few*>(address) = few;
 }
 
-// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes. From T to U.
-template <class T, class U, int Group, int Groups, int Lanes, bool Layer>
+// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes. From T to U. With
+// `Coded` the result is quantized rows of what it would have been.
+template <class T, class U, int Group, int Groups, int Lanes, bool Layer, bool Coded>
 __global__ void norm_kernel(NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int lane = threadIdx.x % Lanes;
@@ -89,27 +105,40 @@ __global__ void norm_kernel(NormArgs p) {
     }
   }
   float scale = rsqrtf(lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) + p.eps);
-  if (!active) return;
+  if (!Coded && !active) return;
+  uint32_t peak = 0;
   for (int g = 0; g < Groups; ++g) {
     int64_t column = (int64_t{g} * Lanes + lane) * Group;
-    if (column >= p.width) continue;
-    float a[Group], b[Group], r[Group];
+    if (!active || column >= p.width) continue;
+    float a[Group] = {}, b[Group] = {}, r[Group] = {};
     if (p.a) read_group<T, Group>(static_cast<const T*>(p.a) + at[1] + column, a);
     if (p.b) read_group<T, Group>(static_cast<const T*>(p.b) + at[2] + column, b);
     if (p.residual) read_group<T, Group>(static_cast<const T*>(p.residual) + at[3] + column, r);
     float y[Group];
     for (int i = 0; i < Group; ++i) {
-      y[i] = (values[g][i] - mean) * scale;
-      if (p.a) y[i] *= a[i] + p.offset;
-      if (p.b) y[i] += b[i];
-      if (p.residual) y[i] += r[i];
+      y[i] = result_of(p, (values[g][i] - mean) * scale, a[i], b[i], r[i]);
+      if constexpr (Coded) {
+        values[g][i] = to_float(from_float<U>(y[i]));
+        peak = max(peak, magnitude_bits(values[g][i]));
+      }
     }
-    write_group<U, Group>(static_cast<U*>(p.out) + row * p.width + column, y);
+    if constexpr (!Coded) write_group<U, Group>(static_cast<U*>(p.out) + row * p.width + column, y);
+  }
+  if constexpr (Coded) {
+    __shared__ uint32_t peaks[kThreads / 32];
+    RowsOut out = rows_out_of(p);
+    RowScaleOnDevice row_scale = row_scale_of(lanes_max<Lanes>(peak, peaks), out.fp8);
+    if (!active) return;
+    if (lane == 0) out.scales[row] = row_scale.scale;
+    for (int g = 0; g < Groups; ++g) {
+      int64_t column = (int64_t{g} * Lanes + lane) * Group;
+      if (column < p.width) store_codes(out.codes + row * p.width + column, values[g], row_scale.inverse, out.fp8);
+    }
   }
 }
 
-// Any width: the row is read three times.
-template <class T, class U, bool Layer>
+// Any width: the row is read three times, or four for codes.
+template <class T, class U, bool Layer, bool Coded>
 __global__ void wide_norm_kernel(NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int64_t row = blockIdx.x, at[4];
@@ -124,21 +153,34 @@ __global__ void wide_norm_kernel(NormArgs p) {
     total += centred * centred;
   }
   float scale = rsqrtf(lanes_sum<kThreads>(total, shared) / static_cast<float>(p.width) + p.eps);
-  for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
+  auto result = [&](int64_t c) {
+    auto read = [&](const void* from, int64_t offset) {
+      return from ? to_float(static_cast<const T*>(from)[offset + c]) : 0.0f;
+    };
     float y = (to_float(x[c]) - mean) * scale;
-    if (p.a) y *= to_float(static_cast<const T*>(p.a)[at[1] + c]) + p.offset;
-    if (p.b) y += to_float(static_cast<const T*>(p.b)[at[2] + c]);
-    if (p.residual) y += to_float(static_cast<const T*>(p.residual)[at[3] + c]);
-    static_cast<U*>(p.out)[row * p.width + c] = from_float<U>(y);
+    return from_float<U>(result_of(p, y, read(p.a, at[1]), read(p.b, at[2]), read(p.residual, at[3])));
+  };
+  if constexpr (Coded) {
+    __shared__ uint32_t peaks[kThreads / 32];
+    uint32_t peak = 0;
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) peak = max(peak, magnitude_bits(to_float(result(c))));
+    RowsOut out = rows_out_of(p);
+    RowScaleOnDevice row_scale = row_scale_of(lanes_max<kThreads>(peak, peaks), out.fp8);
+    if (threadIdx.x == 0) out.scales[row] = row_scale.scale;
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
+      out.codes[row * p.width + c] = code_of(to_float(result(c)), row_scale.inverse, out.fp8);
+    }
+  } else {
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) static_cast<U*>(p.out)[row * p.width + c] = result(c);
   }
 }
 
-template <class T, class U, int Group, bool Layer>
+template <class T, class U, int Group, bool Layer, bool Coded>
 bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
   auto run = [&]<int Groups, int Lanes>() {
     if (p.width > int64_t{Groups} * Lanes * Group) return false;
     auto blocks = static_cast<unsigned>(ceil_div(p.rows.count * Lanes, kThreads));
-    norm_kernel<T, U, Group, Groups, Lanes, Layer><<<blocks, kThreads, 0, stream>>>(p);
+    norm_kernel<T, U, Group, Groups, Lanes, Layer, Coded><<<blocks, kThreads, 0, stream>>>(p);
     return true;
   };
   return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<2, 16>() ||
@@ -146,7 +188,7 @@ bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
          run.template operator()<3, 128>() || run.template operator()<6, 128>() || run.template operator()<8, 128>();
 }
 
-template <class T, class U, bool Layer>
+template <class T, class U, bool Layer, bool Coded>
 void launch(const NormArgs& p, cudaStream_t stream) {
   constexpr int kGroup = Pack<T>::kSize;
   auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.a) |
@@ -156,18 +198,18 @@ void launch(const NormArgs& p, cudaStream_t stream) {
   for (int t = 0; t < 4; ++t) {
     for (int axis = 0; axis < p.rows.rank; ++axis) packs = packs && p.rows.strides[t][axis] % kGroup == 0;
   }
-  if (packs && launch_narrow<T, U, kGroup, Layer>(p, stream)) return;
-  if (!packs && launch_narrow<T, U, 1, Layer>(p, stream)) return;
-  wide_norm_kernel<T, U, Layer><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
+  if (packs && launch_narrow<T, U, kGroup, Layer, Coded>(p, stream)) return;
+  if (!packs && launch_narrow<T, U, 1, Layer, Coded>(p, stream)) return;
+  wide_norm_kernel<T, U, Layer, Coded><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
 }
 
 // Of one type, or from float32 to 16 bits.
-template <bool Layer>
+template <bool Layer, bool Coded>
 void launch(const NormArgs& p, DType from, DType to, cudaStream_t stream) {
   if (from == to) {
-    with_float(to, [&]<class T>(T) { launch<T, T, Layer>(p, stream); });
+    with_float(to, [&]<class T>(T) { launch<T, T, Layer, Coded>(p, stream); });
   } else if constexpr (!Layer) {
-    with_float(to, [&]<class U>(U) { launch<float, U, Layer>(p, stream); });
+    with_float(to, [&]<class U>(U) { launch<float, U, Layer, Coded>(p, stream); });
   }
   check(cudaGetLastError());
 }
@@ -177,7 +219,13 @@ struct Places {
   int a, b, residual;
 };
 
-template <bool Layer>
+// Of the norm's results, before the rows of them are quantized.
+DType norm_type(const StepSpec& spec) {
+  const Attrs& attrs = spec.node.attrs;
+  return attrs.has("to") ? static_cast<DType>(attrs.integer("to")) : spec.inputs[0].dtype;
+}
+
+template <bool Layer, bool Coded = false>
 Step norm_step(const StepSpec& spec, Places places, float offset) {
   const Shape& shape = spec.inputs[0].shape;
   int64_t width = shape[-1];
@@ -198,9 +246,10 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
   p.width = width;
   p.eps = static_cast<float>(spec.node.attrs.real("eps"));
   p.offset = offset;
-  DType from = spec.inputs[0].dtype, to = spec.output().dtype;
+  if (Coded) p.fp8 = quant_format_from_name(spec.node.attrs.text("format")) == QuantFormat::fp8;
+  DType from = spec.inputs[0].dtype, to = norm_type(spec);
   Step step;
-  step.in_place = from == to && spec.strides[0] == contiguous_strides(shape);
+  step.in_place = !Coded && from == to && spec.strides[0] == contiguous_strides(shape);
   step.run = [=](const StepArgs& args) {
     if (p.rows.count == 0 || p.width == 0) return;
     auto input = [&](int place) { return place < 0 ? nullptr : args.in[static_cast<size_t>(place)]; };
@@ -210,7 +259,7 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
     full.b = input(places.b);
     full.residual = input(places.residual);
     full.out = args.out;
-    launch<Layer>(full, from, to, stream_of(args));
+    launch<Layer, Coded>(full, from, to, stream_of(args));
   };
   return step;
 }
@@ -228,7 +277,7 @@ bool like_x(const StepSpec& spec) {
 }  // namespace
 
 bool supports_norm(const StepSpec& spec) {
-  DType from = spec.inputs[0].dtype, to = spec.output().dtype;
+  DType from = spec.inputs[0].dtype, to = norm_type(spec);
   return spec.inputs[0].shape.rank() > 0 && like_x(spec) && (from == to || from == DType::f32);
 }
 
@@ -237,6 +286,15 @@ Step make_layer_norm(const StepSpec& spec) { return norm_step<true>(spec, {place
 Step make_rms_norm(const StepSpec& spec) {
   return norm_step<false>(spec, {place(spec, 1), place(spec, 2), -1},
                           static_cast<float>(spec.node.attrs.real("offset")));
+}
+
+Step make_layer_norm_rows(const StepSpec& spec) {
+  return norm_step<true, true>(spec, {place(spec, 1), place(spec, 2), -1}, 1);
+}
+
+Step make_rms_norm_rows(const StepSpec& spec) {
+  return norm_step<false, true>(spec, {place(spec, 1), place(spec, 2), -1},
+                                static_cast<float>(spec.node.attrs.real("offset")));
 }
 
 Step make_rms_norm_add(const StepSpec& spec) {

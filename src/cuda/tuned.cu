@@ -209,7 +209,7 @@ int tuned_suggestion(const ProductShape& s) {
     return value && *value == '0';
   }();
   double work = 2.0 * static_cast<double>(s.batch * s.m) * static_cast<double>(s.n) * static_cast<double>(s.k);
-  if (off || s.dtype == DType::f32 || work < kLeastWork || Trial::bytes(s) > kMostBytes) return 0;
+  if (off || s.dtype == DType::f32 || s.operands || work < kLeastWork || Trial::bytes(s) > kMostBytes) return 0;
   static std::mutex mutex;
   std::lock_guard lock(mutex);
   static Known known;

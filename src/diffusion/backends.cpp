@@ -1,7 +1,9 @@
 #include "diffusion/backends.h"
 
 #include <algorithm>
+#include <set>
 
+#include "core/log.h"
 #include "cpu/backend.h"
 #ifdef KINORA_CUDA
 #include "cuda/backend.h"
@@ -58,6 +60,26 @@ Runtime make_runtime(const std::string& device, const std::string& dtype, int th
   runtime.context.stop = stop;
   runtime.context.variant = attention;
   return runtime;
+}
+
+void prepare_weights(Weights& weights, const std::string& component, const Runtime& runtime) {
+  if (weights.prepared()) return;
+  quantize_weights(weights, component, runtime.quantization, *runtime.context.pool);
+  weights.set_prepared();
+  if (!runtime.backend->runnable) return;
+  std::set<std::pair<QuantFormat, QuantFormat>> changes;
+  for (const std::string& name : weights.names()) {
+    std::optional<QuantFormat> format = weights.format(name);
+    if (!format) continue;
+    QuantFormat other = runtime.backend->runnable(*format);
+    if (other == *format) continue;
+    weights.set_format(name, other);
+    changes.insert({*format, other});
+  }
+  for (auto [from, to] : changes) {
+    log(LogLevel::warning, "this device has no products of " + std::string(quant_format_name(from)) + "; the " +
+                               component + " runs with " + std::string(quant_format_name(to)));
+  }
 }
 
 std::string device_name(const Runtime& runtime) { return runtime.context.device ? "cuda" : "cpu"; }

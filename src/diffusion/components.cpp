@@ -17,6 +17,7 @@ TextEncoder::TextEncoder(Gemma2Config config, Weights weights, Runtime runtime)
 }
 
 Graph TextEncoder::graph(int64_t batch, int64_t tokens) const {
+  prepare_weights(weights_, "text_encoder", runtime_);
   Graph graph;
   Value ids = graph.input("ids", {batch, tokens}, DType::i32), mask = graph.input("mask", {batch, tokens});
   Value hidden = build_gemma2(Params(graph, weights_), config_, ids, mask, runtime_.dtype);
@@ -50,6 +51,11 @@ Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
   weights_.keep_repacked();  // it runs many times
 }
 
+const Weights& Denoiser::prepared_weights() const {
+  prepare_weights(weights_, "transformer", runtime_);
+  return weights_;
+}
+
 Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const {
   Graph graph;
   SanaInputs in;
@@ -58,7 +64,7 @@ Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t toke
   if (config_.guidance_embeds) in.guidance = graph.input("guidance", {batch});
   in.caption = cast(graph.input("caption", {batch, tokens, config_.caption_channels}), runtime_.dtype);
   in.mask = graph.input("mask", {batch, tokens});
-  graph.output("sample", cast(build_sana(Params(graph, weights_), config_, in), DType::f32));
+  graph.output("sample", cast(build_sana(Params(graph, prepared_weights()), config_, in), DType::f32));
   return graph;
 }
 

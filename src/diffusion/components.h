@@ -46,7 +46,7 @@ class TextEncoder {
 
  private:
   Gemma2Config config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };
@@ -66,6 +66,7 @@ class Denoiser {
   void rest() { weights_.release_pages(); }  // after the last step: the autoencoder needs the memory
   const SanaConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
+  const Weights& prepared_weights() const;  // as graphs are to read them, see prepare_weights
   const Runtime& runtime() const { return runtime_; }
   DType dtype() const { return runtime_.dtype; }
   Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const;
@@ -76,7 +77,7 @@ class Denoiser {
 
  private:
   SanaConfig config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };

@@ -45,7 +45,7 @@ Graph build_step(const Denoiser& denoiser, const LoopShape& shape) {
   if (c.guidance_embeds) in.guidance = graph.input("guidance", {runs});
   in.caption = cast(graph.input("caption", {runs, shape.tokens, c.caption_channels}), denoiser.dtype());
   in.mask = graph.input("mask", {runs, shape.tokens});
-  Value output = cast(build_sana(Params(graph, denoiser.weights()), c, in), DType::f32);
+  Value output = cast(build_sana(Params(graph, denoiser.prepared_weights()), c, in), DType::f32);
   output = slice(output, 3, 0, c.in_channels);  // a learned sigma, when there is one, follows and is not used
   if (shape.guided) {
     Value plain = slice(output, 0, 0, shape.batch), prompted = slice(output, 0, shape.batch, runs);

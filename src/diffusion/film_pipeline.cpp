@@ -89,8 +89,7 @@ FilmPipeline FilmPipeline::load(const std::string& folder, const LoadOptions& op
   FilmPipeline p;
   p.folder_ = folder;
   p.variant_ = options.variant;
-  p.runtime_ = p.others_ =
-      make_runtime(options.device, options.dtype, options.threads, options.stop, options.attention);
+  p.runtime_ = p.others_ = make_runtime(options);
   // Only transformers are run in float16.
   if (p.others_.dtype == DType::f16) p.others_.dtype = p.others_.context.device ? DType::bf16 : DType::f32;
   VideoDenoiser denoiser = p.open_denoiser();

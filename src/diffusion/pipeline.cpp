@@ -91,6 +91,13 @@ struct Pipeline::Plan {
   Conditioning positive, negative;
 };
 
+Runtime make_runtime(const LoadOptions& options) {
+  Quantization quantization = parse_quantization(options.quantize, options.quantize_layers);
+  Runtime runtime = make_runtime(options.device, options.dtype, options.threads, options.stop, options.attention);
+  runtime.quantization = std::move(quantization);
+  return runtime;
+}
+
 Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
   auto start = std::chrono::steady_clock::now();
   fs::path root(folder);
@@ -103,7 +110,7 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
 
   Pipeline p;
   p.folder_ = folder;
-  p.runtime_ = make_runtime(options.device, options.dtype, options.threads, options.stop, options.attention);
+  p.runtime_ = make_runtime(options);
   auto config = [&](const char* part) { return Config::load((root / part / "config.json").string()); };
 
   SanaConfig sana = read_sana_config(config("transformer"));

@@ -30,8 +30,12 @@ struct LoadOptions {
   std::string dtype = "auto";      // as make_runtime; "float16" is for the transformer alone
   int threads = 0;                 // 0: one per physical core
   std::string attention = "auto";  // as make_runtime
+  std::string quantize = "none";   // a format's name; of text encoder and transformer, while they are loaded
+  std::string quantize_layers;     // rules that come before the built-in ones, see parse_quantization
   const std::atomic<bool>* stop = nullptr;
 };
+
+Runtime make_runtime(const LoadOptions& options);  // throws as the other, and Error(usage) for a wrong format or rule
 
 // What a step reports. Returning is enough; to stop, set LoadOptions::stop.
 struct StepReport {

@@ -32,7 +32,9 @@ Weights only(const Weights& all, const Keep& keep) {
   Weights kept;
   kept.set_source(all.source());
   for (const std::string& name : all.names()) {
-    if (keep(name)) kept.add(name, *all.find(name), all.file_of(name));
+    if (!keep(name)) continue;
+    kept.add(name, *all.find(name), all.file_of(name));
+    if (auto format = all.format(name)) kept.set_format(name, *format);
   }
   return kept;
 }
@@ -66,6 +68,7 @@ T5Encoder T5Encoder::load(const std::string& folder, const Runtime& runtime, con
 }
 
 Graph T5Encoder::graph(int64_t batch, int64_t tokens, bool masked) const {
+  prepare_weights(weights_, "t5", runtime_);
   Graph graph;
   Value ids = graph.input("ids", {batch, tokens}, DType::i32);
   Value mask = masked ? graph.input("mask", {batch, tokens}) : Value();
@@ -103,6 +106,7 @@ ClipTextEncoder ClipTextEncoder::load(const std::string& folder, const Runtime& 
 }
 
 Graph ClipTextEncoder::graph(int64_t batch, int64_t tokens) const {
+  prepare_weights(weights_, "clip", runtime_);
   Graph graph;
   Value ids = graph.input("ids", {batch, tokens}, DType::i32), rows = graph.input("rows", {batch}, DType::i32);
   ClipTextOutput out = build_clip_text(Params(graph, weights_), config_, ids, rows, runtime_.dtype);

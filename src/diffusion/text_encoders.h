@@ -27,7 +27,7 @@ class T5Encoder {
 
  private:
   T5Config config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };
@@ -51,7 +51,7 @@ class ClipTextEncoder {
 
  private:
   ClipTextConfig config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };

@@ -81,6 +81,7 @@ VideoDenoiser::VideoDenoiser(MmditConfig config, Weights weights, Runtime runtim
 }
 
 Graph VideoDenoiser::graph(const Extent& extent) const {
+  prepare_weights(weights_, "transformer", runtime_);
   Graph graph;
   graph.output("velocity", cast(build(graph, weights_, config_, extent, runtime_.dtype, false), DType::f32));
   return graph;

@@ -44,7 +44,7 @@ class VideoDenoiser : public VideoModel {
 
  private:
   MmditConfig config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/quantize.h"
 #include "core/threads.h"
 #include "graph/device.h"
 #include "graph/graph.h"
@@ -64,6 +65,9 @@ struct Backend {
   std::span<const Kernel> kernels;
   std::span<Graph (*const)(const Graph&)> passes = {};  // rewrites made before anything else, in this order
   const Backend* host = nullptr;  // of a device: what folds small constants; null: this backend itself
+  // The format that weights stored in this one are to be read in: int8 and fp8 may become the same without quantizing
+  // x. Null: any as it is.
+  QuantFormat (*runnable)(QuantFormat format) = nullptr;
 };
 
 // Working memory that executables of one session share, one running at a time: it grows to the largest need.

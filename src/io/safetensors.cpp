@@ -8,6 +8,7 @@
 #include <set>
 
 #include "io/file.h"
+#include "io/quantized.h"
 
 namespace kinora {
 namespace {
@@ -225,6 +226,14 @@ void add_file(Weights& weights, const SafetensorsFile& file) {
   for (const SafetensorsEntry& entry : file.header().entries) weights.add(entry.name, file.tensor(entry), file.path());
 }
 
+// After all files, as scales may be in another than their codes.
+void add_formats(Weights& weights, const SafetensorsFile& file) {
+  for (const auto& [layer, format] : read_quantization(file.header().metadata, file.path()).layers) {
+    check_quantized(weights, layer + ".weight", format);
+    weights.set_format(layer + ".weight", format);
+  }
+}
+
 Weights open_sharded(const std::string& folder, const std::string& index_path) {
   Json index;
   try {
@@ -247,6 +256,7 @@ Weights open_sharded(const std::string& folder, const std::string& index_path) {
     shards[name].insert(tensor);
   }
   Weights weights;
+  std::vector<SafetensorsFile> files;
   for (const auto& [name, expected] : shards) {
     SafetensorsFile file = SafetensorsFile::open((fs::path(folder) / name).string());
     for (const std::string& tensor : expected) {
@@ -258,7 +268,9 @@ Weights open_sharded(const std::string& folder, const std::string& index_path) {
         fail(ErrorKind::model, file.path() + " holds '" + entry.name + "', which " + index_path + " does not list");
     }
     add_file(weights, file);
+    files.push_back(std::move(file));
   }
+  for (const SafetensorsFile& file : files) add_formats(weights, file);
   return weights;
 }
 
@@ -273,7 +285,9 @@ Weights open_weights(const std::string& folder, const std::string& base, const s
     fs::path single = root / (base + dotted + ".safetensors");
     if (fs::exists(single)) {
       Weights weights;
-      add_file(weights, SafetensorsFile::open(single.string()));
+      SafetensorsFile file = SafetensorsFile::open(single.string());
+      add_file(weights, file);
+      add_formats(weights, file);
       weights.set_source(single.string());
       return weights;
     }

@@ -21,7 +21,7 @@ Shape shape_of(const Weights& weights, const std::string& name, int rank) {
     fail(ErrorKind::model, weights.source() + " holds no Open-Sora or Flux transformer: tensor '" + name + "' " +
                                (tensor ? "has shape " + tensor->shape().str() : "is missing"));
   }
-  return tensor->shape();
+  return weights.shape_of(name);
 }
 
 void check_config(const MmditConfig& c, const std::string& where) {

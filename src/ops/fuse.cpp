@@ -8,6 +8,7 @@
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 #include "ops/shaping.h"
 
 namespace kinora {
@@ -117,8 +118,15 @@ Graph split_gates(const Graph& graph) {
 Graph match_weight_types(const Graph& graph) {
   return rewrite(graph, [](Graph& target, const Node& node, Inputs inputs) {
     bool product = node.op == &kLinear || node.op == &kLinearAdd || node.op == &kRmsNorm;
-    if (!product) return Value();
+    bool quantized = node.op == &kQuantizedLinear || node.op == &kQuantizedLinearRows;
+    if (!product && !quantized) return Value();
     std::vector<Value> matched(inputs.begin(), inputs.end());
+    if (quantized) {
+      size_t bias = QuantizedInputs(node.attrs).bias;
+      if (!bias) return Value();
+      matched[bias] = cast(matched[bias], node.spec.dtype);
+      return target.append(*node.op, matched, node.attrs);
+    }
     size_t x = node.op == &kLinearAdd ? 1 : 0;
     for (size_t i = x + 1; i < matched.size(); ++i) matched[i] = cast(matched[i], inputs[x].dtype());
     return target.append(*node.op, matched, node.attrs);

@@ -8,7 +8,8 @@ namespace kinora {
 
 // A gated linear_add becomes mul_add(gate, linear, residual).
 Graph split_gates(const Graph& graph);
-// Weights of products and norms in another float type than their x get a cast, which is folded once.
+// Weights of products and norms in another float type than their x get a cast, which is folded once; so do the biases
+// of quantized products.
 Graph match_weight_types(const Graph& graph);
 // Linears that read the same x become one, with their weights joined, and slices of its result.
 Graph merge_linears(const Graph& graph);

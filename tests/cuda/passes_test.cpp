@@ -1,4 +1,7 @@
 // What the CUDA backend's passes make of whole models, computed on the CPU; needs no GPU.
+#include <algorithm>
+#include <cstring>
+#include <map>
 #include <memory>
 
 #include "cuda/backend.h"
@@ -8,10 +11,13 @@
 #include "diffusion/video_autoencoder.h"
 #include "golden.h"
 #include "graph/rewrite.h"
+#include "graph/split.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
+#include "ops/fuse_quantized.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 #include "ops/shaping.h"
 #include "support.h"
 
@@ -169,6 +175,88 @@ TEST_P(CudaPassesT5, EqualTheGolden) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, CudaPassesT5, testing::Values("t5_gated", "t5_relu"));
+
+std::map<std::string, int64_t> live_ops(const Graph& graph) {
+  std::map<std::string, int64_t> counts;
+  count_nodes(graph, [&](const Node& n) { return ++counts[std::string(n.op->name)]; });
+  return counts;
+}
+
+void expect_same_bits(const Tensor& got, const Tensor& expected) {
+  ASSERT_EQ(got.bytes(), expected.bytes());
+  EXPECT_EQ(std::memcmp(got.raw(), expected.raw(), got.bytes()), 0);
+}
+
+// With weights of a format or, "none", as they are.
+class CudaPassesQuantized : public testing::TestWithParam<const char*> {
+ protected:
+  Runtime runtime(DType dtype = DType::f32) const {
+    Runtime result = cpu_runtime();
+    result.dtype = dtype;
+    std::string format = GetParam();
+    result.quantization = parse_quantization(format, format == "none" ? "" : "t5.*=" + format);
+    return result;
+  }
+  bool quantizes() const { return runtime().quantization.format.has_value(); }
+  bool codes_rows() const { return quantizes() && quantizes_rows(*runtime().quantization.format); }
+};
+
+TEST_P(CudaPassesQuantized, OfSanaAreMadeOnceAndCutInTwo) {
+  Golden golden("sana_base");
+  Denoiser model(read_sana_config(golden.config), golden.weights, runtime());
+  DenoiseInputs in;
+  in.latents = golden.channels_last("in.latents");
+  in.timestep = golden.tensor("in.timestep");
+  in.caption = golden.tensor("in.caption");
+  in.mask = golden.tensor("in.mask");
+  const Shape& s = in.latents.shape();
+  Graph plain = model.graph(s[0], s[1], s[2], in.caption.shape()[1]);
+  std::map<std::string, Tensor> feed = model.feed(in);
+  auto once = as_on_the_gpu(plain), twice = as_on_the_gpu(*once);
+  Tensor sample = run_graph(*once, feed).at("sample");
+  // One rounding more or less may change codes of rows.
+  expect_close(sample, run_graph(plain, feed).at("sample"), codes_rows() ? DType::bf16 : DType::f32,
+               codes_rows() ? 16 : kModelTerms, GetParam());
+  EXPECT_EQ(live_ops(*once), live_ops(*twice));
+  expect_same_bits(run_graph(*twice, feed).at("sample"), sample);
+
+  auto is_product = [](const Node& n) { return n.op == &kQuantizedLinear || n.op == &kQuantizedLinearRows; };
+  auto is_plain = [](const Node& n) { return n.op == &kLinear || n.op == &kLinearAdd; };
+  EXPECT_EQ(count_nodes(*once, is_product) > 0, quantizes());
+  EXPECT_EQ(count_nodes(*once, [](const Node& n) { return n.op == &kLayerNormRows; }) > 0, codes_rows());
+  int64_t left = std::string(GetParam()) == "nvfp4" ? 0 : 1;  // those are not joined
+  EXPECT_LE(count_nodes(*once, is_product) + count_nodes(*once, is_plain), count_nodes(plain, is_plain) - left);
+
+  Split halves = split(*once, {"latents", "timestep"});
+  std::map<std::string, Tensor> held = run_graph(*as_on_the_gpu(halves.before), feed);
+  held.insert(feed.begin(), feed.end());
+  expect_same_bits(run_graph(*as_on_the_gpu(halves.after), held).at("sample"), sample);
+}
+
+// The norms write codes of what they write in 16 bits otherwise.
+TEST_P(CudaPassesQuantized, OfT5CodeTheNormsOfAWideStream) {
+  Golden golden("t5_gated");
+  Tensor ids = golden.tensor("in.ids");
+  T5Encoder model(read_t5_config(golden.config), golden.weights, runtime(DType::bf16));
+  Graph plain = model.graph(ids.shape()[0], ids.shape()[1]);
+  auto once = as_on_the_gpu(plain), twice = as_on_the_gpu(*once);
+  Tensor hidden = run_graph(*once, {{"ids", ids}}).at("hidden");
+  expect_close(hidden, run_graph(plain, {{"ids", ids}}).at("hidden"), DType::bf16, 1 << 10, GetParam());
+  EXPECT_EQ(live_ops(*once), live_ops(*twice));
+  expect_same_bits(run_graph(*twice, {{"ids", ids}}).at("hidden"), hidden);
+  auto coded = [](const Node& n) {
+    return n.op == &kRmsNormRows && n.attrs.integer("to") == static_cast<int64_t>(DType::bf16);
+  };
+  EXPECT_EQ(count_nodes(*once, coded), codes_rows() ? 2 * model.config().layers : 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, CudaPassesQuantized,
+                         testing::Values("none", "int8", "fp8", "int8-weights", "fp8-weights", "nvfp4"),
+                         [](const auto& each) {
+                           std::string name = each.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace kinora::test

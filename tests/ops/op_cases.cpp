@@ -351,6 +351,8 @@ const std::vector<OpCase>& op_cases() {
     add_matmul(c);
     add_conv_cases(c);
     add_norm_attention_cases(c);
+    add_quantized(c);
+    add_quantized_rows(c);
     return c;
   }();
   return cases;

@@ -1,6 +1,7 @@
 """Kinora against PyTorch (diffusers, transformers) on one NVIDIA GPU: the same random weights at full size, side by side.
 
     python tools/bench/compare_gpu.py FOLDER KINORA [--parts sana-0.6b,…] [--no-peer] [--no-compile] [--out results.json]
+    python tools/bench/compare_gpu.py FOLDER KINORA --quantize fp8,int8,nvfp4 [--parts …] [--out results.json]
 
 FOLDER receives checkpoints with random weights, made on the spot and used again when they are there; KINORA is the
 program. For each part, both programs first compute the same inputs, and each result's error against PyTorch's float32
@@ -10,6 +11,9 @@ device time after warm-up, PyTorch eager and compiled (with CUDA graphs). Needs 
 The parts of films are in compare_gpu_film.py (mmdit-256, mmdit-768, t5-xxl: the first two need --opensora FOLDER, the folder
 that holds Open-Sora's `opensora` package, and 23 GB where FOLDER lies) and compare_gpu_vae.py (hunyuan-vae, hunyuan-vae-768:
 they need bench_film beside the program). `--tiny` tries them, small, on the CPU.
+
+With --quantize, Kinora alone: bfloat16 and then each format in turn, with its error against our bfloat16 result (and
+against PyTorch's float32 result where an earlier run has kept that in FOLDER), and what the weights take on the GPU.
 """
 import argparse
 import gc
@@ -213,18 +217,28 @@ def kinora(program, *arguments):
     return done.stdout
 
 
-def ours(program, part, folder, inputs, exact, scratch, repeats):
+def evaluate(program, part, folder, inputs, scratch, *more):
     save_file({k: v.contiguous() if v.dtype == torch.int64 else v.to(torch.bfloat16).float().contiguous() for k, v in inputs.items()},
               scratch / "in.safetensors")
-    kinora(program, "eval", folder, part.component, scratch / "in.safetensors", "-o", scratch / "out.safetensors", "--device", "cuda")
-    out = next(iter(load_file(scratch / "out.safetensors").values()))
-    row = {"kinora_error": relative(out, exact)} if exact is not None else {}
+    kinora(program, "eval", folder, part.component, scratch / "in.safetensors", "-o", scratch / "out.safetensors", "--device", "cuda",
+           *more)
+    return next(iter(load_file(scratch / "out.safetensors").values()))
+
+
+def bench(program, part, folder, inputs, repeats, *more):
     shape = [] if part.component == "text_encoder" else ["--size", part.size]
     batch = next(iter(inputs.values())).shape[0]
     report = json.loads(kinora(program, "bench", "-m", folder, "--device", "cuda", "--component", part.component, "--json",
-                               "--batch", batch, "--repeats", repeats, *shape))
-    row["kinora_ms"] = report["rows"][0]["median_s"] * 1000
-    row["kinora_peak_mib"] = report["rows"][0]["device_peak_mib"]
+                               "--batch", batch, "--repeats", repeats, *shape, *more))
+    return report["rows"][0]
+
+
+def ours(program, part, folder, inputs, exact, scratch, repeats):
+    out = evaluate(program, part, folder, inputs, scratch)
+    row = {"kinora_error": relative(out, exact)} if exact is not None else {}
+    measured = bench(program, part, folder, inputs, repeats)
+    row["kinora_ms"] = measured["median_s"] * 1000
+    row["kinora_peak_mib"] = measured["device_peak_mib"]
     return row
 
 
@@ -232,6 +246,8 @@ def measure(part, name, o):
     folder, inputs, row = make(o.folder, part.checkpoint), part.inputs(), {}
     kept = o.folder / f"{name}.exact.safetensors"
     exact = load_file(kept)["exact"] if kept.exists() else None
+    if o.quantize:
+        return {"formats": formats_of(o.kinora, part, folder, inputs, exact, o.folder, o.repeats, o.quantize.split(","))}
     if not o.no_peer:
         measured, exact = peer(part, folder, inputs, not o.no_compile)
         row.update(measured)
@@ -253,6 +269,32 @@ def report(o, rows, name, row):
         o.out.write_text(json.dumps({"device": device_name(), "torch": torch.__version__, "rows": rows}, indent=1))
 
 
+def formats_of(program, part, folder, inputs, exact, scratch, repeats, formats):
+    """One row a format, bfloat16 first and once more last: how far the two lie apart is the noise of the measurement."""
+    rows, base = [], evaluate(program, part, folder, inputs, scratch)
+    for name in ("bfloat16", *formats, "bfloat16"):
+        flags = () if name == "bfloat16" else ("--quantize", name)
+        out = evaluate(program, part, folder, inputs, scratch, *flags) if flags else base
+        measured = bench(program, part, folder, inputs, repeats, *flags)
+        row = {"format": name, "ms": measured["median_s"] * 1000, "best_ms": measured["best_s"] * 1000,
+               "weights_mib": measured["device_peak_mib"] - measured["arena_mib"], "arena_mib": measured["arena_mib"],
+               "error_against_bfloat16": relative(out, base)}
+        if exact is not None:
+            row["error"] = relative(out, exact)
+        rows.append(row)
+    return rows
+
+
+def print_formats(title, rows):
+    print(f"\n{title}\n\n| format | forward | times bfloat16 | error against bfloat16 | error against float32 | weights | of bfloat16's |")
+    print("|---|---|---|---|---|---|---|")
+    first = rows[0]
+    for row in rows:
+        error = f"{row['error']:.2e}" if "error" in row else "-"
+        print(f"| {row['format']} | {row['ms']:.2f} ms | {first['ms'] / row['ms']:.2f} | {row['error_against_bfloat16']:.2e} | {error} | "
+              f"{row['weights_mib']:.0f} MiB | {row['weights_mib'] / first['weights_mib']:.2f} |")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=pathlib.Path)
@@ -260,6 +302,7 @@ def main():
     p.add_argument("--parts", default=",".join(name for name in parts() if not name.startswith("mmdit")))
     p.add_argument("--no-peer", action="store_true", help="Kinora alone; errors need a float32 result kept in FOLDER")
     p.add_argument("--no-compile", action="store_true")
+    p.add_argument("--quantize", metavar="FORMATS", help="Kinora alone: these formats, separated by commas, against its bfloat16")
     p.add_argument("--repeats", type=int, default=20)
     p.add_argument("--out", type=pathlib.Path)
     p.add_argument("--tiny", action="store_true", help="the film parts alone, in little, on the CPU: does the script run?")
@@ -273,11 +316,20 @@ def main():
         part = parts()[name]
         row = {"part": part.title}
         try:
+            if o.quantize and hasattr(part, "run"):
+                raise ValueError("--quantize measures no parts of films")
             row.update(part.run(o, median_ms) if hasattr(part, "run") else measure(part, name, o))
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
         report(o, rows, name, row)
     print(f"\n{device_name()}, PyTorch {torch.__version__}\n")
+    if o.quantize:
+        for row in rows.values():
+            if "failed" in row:
+                print(f"\n{row['part']} failed: {row['failed']}")
+            else:
+                print_formats(row["part"], row["formats"])
+        return
     print("| work | PyTorch eager | compiled | Kinora | times compiled | times eager | PyTorch's error | Kinora's error | peak |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows.values():
