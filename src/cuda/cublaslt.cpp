@@ -79,13 +79,15 @@ struct Product::Plan {
   }
   struct Matrix {
     int64_t rows, columns, stride;
-    bool transposed;
+    bool transposed = false;
+    int64_t leading = 0;  // from column to column; 0: columns follow each other
   };
   static cublasLtMatrixLayout_t layout(DType dtype, int64_t batch, Matrix m) {
     cublasLtMatrixLayout_t result = nullptr;
     auto r = static_cast<uint64_t>(m.transposed ? m.columns : m.rows);
     auto c = static_cast<uint64_t>(m.transposed ? m.rows : m.columns);
-    api().expect(api().cublasLtMatrixLayoutCreate(&result, cuda_type(dtype), r, c, static_cast<int64_t>(r)));
+    int64_t leading = m.leading ? m.leading : static_cast<int64_t>(r);
+    api().expect(api().cublasLtMatrixLayoutCreate(&result, cuda_type(dtype), r, c, leading));
     auto count = static_cast<int32_t>(batch);
     api().expect(
         api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
@@ -122,7 +124,7 @@ struct Product::Plan {
     if (operands == DType::f8_e4m3 && s.dtype != DType::f32) set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1});
     a = layout(operands, s.batch, {s.n, s.k, s.shared_b ? 0 : s.n * s.k, s.transpose_b});
     b = layout(operands, s.batch, {s.k, s.m, s.k * s.m, s.transpose_a});
-    c = layout(s.dtype, s.batch, {s.n, s.m, s.n * s.m, false});
+    c = layout(s.dtype, s.batch, {s.n, s.m, s.n * s.m, false, s.row_stride});
     residual = s.residual;
     bias = s.bias;
     scales = s.scales;

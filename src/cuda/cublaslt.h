@@ -15,6 +15,7 @@ struct ProductShape {
   bool transpose_a = false, transpose_b = false;  // stored transposed
   bool shared_b = false;                          // one B for all of the batch
   bool bias = false, gelu = false, residual = false;
+  int64_t row_stride = 0;           // of C and the residual, in elements; 0: n
   DType dtype = DType::f32;         // of C, bias and residual
   std::optional<DType> operands{};  // of A and B when it is another: i8 (C is i32), f8_e4m3, or bf16 (C is f32)
   bool scales = false;              // f8_e4m3: row i of A and column j of B have a scale; C starts from the scaled sums

@@ -38,6 +38,8 @@ Step make_rms_norm_add(const StepSpec& spec);
 bool supports_norm(const StepSpec& spec);
 Step make_layer_norm_rows(const StepSpec& spec);
 Step make_rms_norm_rows(const StepSpec& spec);
+Step make_mul_add_rows(const StepSpec& spec);
+bool supports_mul_add_rows(const StepSpec& spec);
 
 // cublaslt.cpp
 Step make_matmul(const StepSpec& spec);

@@ -33,6 +33,8 @@ StepSpec spec_of(const Graph& graph, const Node& node, int threads) {
 }
 
 bool is_reshape(const Node& node) { return node.op->name == "reshape"; }
+// Its result is its input's memory.
+bool never_runs(const Node& node) { return is_reshape(node) || node.op->name == "part"; }
 
 // Undefined when the backend has no kernel for it.
 Tensor evaluate(const Node& node, const StepSpec& spec, const Backend& backend, ThreadPool& pool) {
@@ -110,7 +112,7 @@ class Compiler {
       current = owned.get();
     }
     Graph lowered = lower(*current, [&](const Graph& source, const Node& n) {
-      return !is_reshape(n) && !find_kernel(backend_, spec_of(source, n, threads_));
+      return !never_runs(n) && !find_kernel(backend_, spec_of(source, n, threads_));
     });
     return fold_constants(lowered, backend_.host ? *backend_.host : backend_,
                           exe_.context_.device ? kDeviceFoldLimit : kFoldLimit, *exe_.context_.pool);

@@ -90,6 +90,14 @@ Views find_views(const Graph& graph, const std::function<bool(const Node&)>& str
     views.storage[i] = static_cast<NodeId>(i);
     views.strides[i] = contiguous_strides(node.spec.shape);
     bool slice = node.op->name == "slice" && node.attrs.integer("stride") == 1 && strided(node);
+    if (node.op->name == "part") {  // of something contiguous: it reads no slice in place
+      auto from = static_cast<size_t>(node.inputs[0]);
+      auto from_size = static_cast<int64_t>(dtype_size(graph.nodes()[from].spec.dtype));
+      views.storage[i] = views.storage[from];
+      views.offset[i] = (views.offset[from] * from_size + node.attrs.integer("offset")) /
+                        static_cast<int64_t>(dtype_size(node.spec.dtype));
+      continue;
+    }
     if (!slice && node.op->name != "reshape") continue;
     auto source = static_cast<size_t>(node.inputs[0]);
     const Ints& strides = views.strides[source];
