@@ -189,7 +189,6 @@ Value as_rows(Value made, QuantFormat format) {
 const OpDef kLayerNormRows{"layer_norm_rows", infer_layer_norm_rows, no_gradient, decompose_layer_norm_rows};
 const OpDef kRmsNormRows{"rms_norm_rows", infer_rms_norm_rows, no_gradient, decompose_rms_norm_rows};
 const OpDef kActMulRows{"act_mul_rows", infer_act_mul_rows, no_gradient, decompose_act_mul_rows};
-
 const OpDef kMulAddRows{"mul_add_rows", infer_mul_add_rows, no_gradient, decompose_mul_add_rows};
 
 Value mul_add_rows(Value a, Value b, Value c, QuantFormat format, const std::optional<RowNorm>& norm) {
@@ -307,21 +306,6 @@ Graph fuse_sums_and_rows(const Graph& graph) {
   std::map<const Node*, Value> plain;  // the sum as it was, which nothing reads in the end
   std::map<NodeId, Value> moved;       // what its later readers read
   return rewrite(graph, [&](Graph& target, const Node& node, Inputs inputs) {
-    if (makers.contains(&node)) {
-      plain[&node] = target.append(kMulAdd, inputs, node.attrs);
-      return plain[&node];
-    }
-    if (auto found = sums.find(&node); found != sums.end()) {
-      const Node& sum = *found->second;
-      Value before = plain.at(&sum);
-      std::optional<RowNorm> norm;
-      if (node.op == &kLayerNormRows)
-        norm = RowNorm{node.attrs.real("eps"), input_or_none(inputs, 1), input_or_none(inputs, 2)};
-      Value packed =
-          mul_add_rows(input_of(before, 0), input_of(before, 1), input_of(before, 2), format_of(node.attrs), norm);
-      moved[before.id()] = sum_of(packed, sum.spec.shape, sum.spec.dtype);
-      return rows_of(packed, sum.spec.shape, sum.spec.dtype);
-    }
     std::vector<Value> now(inputs.begin(), inputs.end());
     bool other = false;
     for (Value& value : now) {
@@ -330,7 +314,22 @@ Graph fuse_sums_and_rows(const Graph& graph) {
       value = found->second;
       other = true;
     }
-    return other ? target.append(*node.op, now, node.attrs) : Value();
+    if (makers.contains(&node)) {
+      plain[&node] = target.append(kMulAdd, now, node.attrs);
+      return plain[&node];
+    }
+    auto found = sums.find(&node);
+    if (found == sums.end()) return other ? target.append(*node.op, now, node.attrs) : Value();
+    const TensorSpec& sum = found->second->spec;
+    Value before = plain.at(found->second);
+    std::optional<RowNorm> norm;
+    if (node.op == &kLayerNormRows) {
+      norm = RowNorm{node.attrs.real("eps"), input_or_none(now, 1), input_or_none(now, 2)};
+    }
+    Value packed =
+        mul_add_rows(input_of(before, 0), input_of(before, 1), input_of(before, 2), format_of(node.attrs), norm);
+    moved[before.id()] = sum_of(packed, sum.shape, sum.dtype);
+    return rows_of(packed, sum.shape, sum.dtype);
   });
 }
 

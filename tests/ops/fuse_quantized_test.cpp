@@ -174,6 +174,18 @@ TEST(FuseSumsAndRows, LeavesWhatIsReadBeforeOrGivenOut) {
   EXPECT_EQ(count_of(fuse_sums_and_rows(out.graph), kMulAddRows), 0);
 }
 
+// A sum that begins with the sum before, as from block to block.
+TEST(FuseSumsAndRows, JoinsAChain) {
+  Sum s;
+  Value y = s.product(quantize_rows(s.sum, QuantFormat::fp8), "a");
+  Value next = mul_add(s.gate, y, s.sum);
+  s.graph.output("y", next + s.product(quantize_rows(next, QuantFormat::fp8), "b"));
+  Graph after = fuse_sums_and_rows(s.graph);
+  EXPECT_EQ(count_of(after, kMulAddRows), 2);
+  EXPECT_EQ(count_of(after, kMulAdd), 0);
+  expect_same(s.graph, after);
+}
+
 // Two kinds of rows of one sum: the first goes with it, the second reads it.
 TEST(FuseSumsAndRows, JoinsTheFirstOfTwo) {
   Sum s;
