@@ -29,6 +29,7 @@ Command add_tokenize(CLI::App& app);
 Command add_config(CLI::App& app);
 Command add_pull(CLI::App& app);
 Command add_models(CLI::App& app);
+Command add_quantize(CLI::App& app);
 
 // Whether `kinora eval` knows the component as a transformer of films or of Flux, and what it makes of one: the
 // output's name and the output.

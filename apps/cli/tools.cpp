@@ -118,6 +118,8 @@ void print_weights(const char* name, const Weights& weights) {
   }
   std::string types;
   for (const auto& [type, bytes] : by_type) types += (types.empty() ? "" : ", ") + type;
+  std::string quantized = describe_quantization(weights);
+  if (!quantized.empty()) types += "; " + quantized;
   std::printf("  %-13s %6zu tensors  %9.1f MiB  %s\n", name, weights.size(), mib(weights.bytes()), types.c_str());
 }
 
@@ -139,6 +141,8 @@ int inspect(const std::string& folder, const std::string& graph, const LoadOptio
   std::printf("%s\n  %s, %lldx%lld, %lld steps, guidance %g\n", p.folder().c_str(), p.sprint() ? "Sana-Sprint" : "Sana",
               static_cast<long long>(d.width), static_cast<long long>(d.height), static_cast<long long>(d.steps),
               d.guidance);
+  p.text_encoder().graph(1, 1);  // weights are shown as they are used
+  p.denoiser().prepared_weights();
   print_weights("text_encoder", p.text_encoder().weights());
   print_weights("transformer", p.denoiser().weights());
   print_weights("vae", p.autoencoder().weights());

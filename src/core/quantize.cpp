@@ -52,21 +52,18 @@ const std::array<std::array<float, 2>, 256>& fp4_pairs() {
 
 int8_t int8_code(float value) { return static_cast<int8_t>(std::nearbyint(std::clamp(value, -kPeakInt8, kPeakInt8))); }
 
-struct BlockTry {
-  double error;
-  uint8_t codes[kNvfp4Block];
-};
-
-BlockTry try_scale(const float* x, float scale) {
-  BlockTry result{};
-  float inverse = scale > 0 ? 1 / scale : 0;
-  for (int64_t i = 0; i < kNvfp4Block; ++i) {
-    f4_e2m1 code(x[i] * inverse);
-    result.codes[i] = code.bits;
-    double error = double{x[i]} - double{static_cast<float>(code) * scale};
-    result.error += error * error;
+// Squared error of a block with this scale. The rounding is f4_e2m1's: to steps of 1/2 below 2, 1 below 4, 2 above.
+float block_error(const float* x, float scale) {
+  constexpr float kRound = 12582912.0f;  // adding 1.5·2^23 and taking it away rounds to a whole number, ties to even
+  float inverse = scale > 0 ? 1 / scale : 0, sums[4] = {};
+  for (size_t i = 0; i < kNvfp4Block; ++i) {
+    float v = std::min(std::abs(x[i]) * inverse, kPeakFp4);
+    float step = v < 2 ? 0.5f : v < 4 ? 1.0f : 2.0f, steps = v < 2 ? 2.0f : v < 4 ? 1.0f : 0.5f;
+    float rounded = (v * steps + kRound - kRound) * step;
+    float error = std::abs(x[i]) - rounded * scale;
+    sums[i % 4] += error * error;
   }
-  return result;
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 // The scale that a block's largest value asks for, rounded to E4M3, or a neighbour of it with less squared error: 4/6
@@ -75,19 +72,19 @@ f8_e4m3 quantize_block(const float* x, float scale_2, uint8_t* packed) {
   constexpr int kBelow = 3, kAbove = 5;
   float peak = peak_magnitude(x, kNvfp4Block);
   f8_e4m3 wanted(peak / kPeakFp4 / scale_2), best = wanted;
-  BlockTry chosen = try_scale(x, static_cast<float>(wanted) * scale_2);
-  for (int code = std::max(1, wanted.bits - kBelow); code <= std::min(0x7e, wanted.bits + kAbove); ++code) {
-    if (peak == 0 || code == wanted.bits) continue;
+  float least = block_error(x, static_cast<float>(wanted) * scale_2);
+  for (int code = std::max(1, wanted.bits - kBelow); code <= std::min(0x7e, wanted.bits + kAbove) && peak > 0; ++code) {
     f8_e4m3 scale;
     scale.bits = static_cast<uint8_t>(code);
-    BlockTry other = try_scale(x, static_cast<float>(scale) * scale_2);
-    if (other.error < chosen.error) {
-      chosen = other;
+    float error = block_error(x, static_cast<float>(scale) * scale_2);
+    if (error < least) {
+      least = error;
       best = scale;
     }
   }
+  float scale = static_cast<float>(best) * scale_2, inverse = scale > 0 ? 1 / scale : 0;
   for (int64_t i = 0; i < kNvfp4Block / 2; ++i) {
-    packed[i] = static_cast<uint8_t>(chosen.codes[2 * i] | chosen.codes[2 * i + 1] << 4);
+    packed[i] = static_cast<uint8_t>(f4_e2m1(x[2 * i] * inverse).bits | f4_e2m1(x[2 * i + 1] * inverse).bits << 4);
   }
   return best;
 }

@@ -243,21 +243,24 @@ Step make_linear(const StepSpec& spec) {
   int64_t panels = products.panels.count, blocks = products.rows.count;
   // A packed copy replaces the stored weight in memory, so it must not be larger.
   bool smaller = dtype_size(compute) <= dtype_size(wt);
-  Tensor weight = spec.values[w_in] && smaller ? *spec.values[w_in] : Tensor();
+  bool as_stored = compute == DType::i8;
+  Tensor weight = spec.values[w_in] && smaller && !as_stored ? *spec.values[w_in] : Tensor();
   bool keep = weight.defined() && weight.repacked();
   std::string layout = std::string(dtype_name(compute)) + " panels of " + std::to_string(products.panels.full) + " x " +
                        std::to_string(k) + ", " + std::to_string(products.packed) + " bytes each";
-  int64_t part = keep ? panels : std::clamp<int64_t>(static_cast<int64_t>(kPackedPart / products.packed), 1, panels);
+  int64_t part =
+      keep || as_stored ? panels : std::clamp<int64_t>(static_cast<int64_t>(kPackedPart / products.packed), 1, panels);
 
   Workspace ws;
   size_t element = dtype_size(compute);
   size_t panel_at = ws.add(convert_w ? static_cast<size_t>(kPanel * k) * element : 0);
   size_t line_at = ws.add(convert_w || convert_x ? static_cast<size_t>(k) * 4 : 0);
+  size_t block_at = ws.add(sizeof(int64_t));  // which rows of x the thread has converted last
   size_t x_at = ws.add(convert_x ? static_cast<size_t>(products.rows.full * k) * element : 0);
   size_t y_at = ws.add(static_cast<size_t>(products.rows.full * kPanel) * 4), work_at = ws.add(products.workspace);
   size_t packed_at = ws.total(spec.threads);
   Step step;
-  step.scratch_bytes = packed_at + (keep ? 0 : static_cast<size_t>(part) * products.packed);
+  step.scratch_bytes = packed_at + (keep || as_stored ? 0 : static_cast<size_t>(part) * products.packed);
   step.in_place = epilogue.in.has_residual && !epilogue.in.quantized;
 
   auto pack = [=](const StepArgs& args, int64_t first, int64_t count, std::byte* target) {
@@ -273,13 +276,16 @@ Step make_linear(const StepSpec& spec) {
     });
   };
   auto multiply = [=](const StepArgs& args, int64_t first, int64_t count, const std::byte* packed) {
+    for (int worker = 0; worker < args.pool.size(); ++worker) *ws.at<int64_t>(args, worker, block_at) = -1;
     args.pool.run(items * blocks * count, [&](int64_t task, int worker) {
-      int64_t block = task % blocks, item = task / blocks % items, panel = first + task / blocks / items;
+      int64_t panel = first + task % count, block = task / count % blocks, item = task / count / blocks;
       int64_t rows = products.rows.size(block), row = item * m + block * products.rows.full;
       const void* a = advance(args.in[x_in], xt, row * k);
       if (convert_x) {
         auto* converted = ws.at<std::byte>(args, worker, x_at);
-        x_rows.run(a, nullptr, 0, rows, converted, ws.at(args, worker, line_at));
+        int64_t& last = *ws.at<int64_t>(args, worker, block_at);
+        if (last != row) x_rows.run(a, nullptr, 0, rows, converted, ws.at(args, worker, line_at));
+        last = row;
         a = converted;
       }
       float* c = ws.at(args, worker, y_at);
@@ -289,6 +295,7 @@ Step make_linear(const StepSpec& spec) {
     });
   };
   step.run = [=](const StepArgs& args) {
+    if (as_stored) return multiply(args, 0, panels, static_cast<const std::byte*>(args.in[w_in]));
     if (keep) {
       auto packed =
           weight.repacked()->get(layout, static_cast<size_t>(panels) * products.packed, [&](std::byte* memory) {

@@ -87,7 +87,9 @@ MatmulPrimitive::MatmulPrimitive(const Shape& s, const MatmulPrimitive* alike) :
     using Desc = dnnl::memory::desc;
     auto type = type_of(s.dtype);
     Desc a({s.m, s.k}, type, dnnl::memory::dims{s.k, 1});
-    Desc b = alike ? alike->state_->desc.weights_desc() : Desc({s.k, s.n}, type, dnnl::memory::format_tag::any);
+    Desc b = s.dtype == DType::i8 ? Desc({s.k, s.n}, type, dnnl::memory::dims{1, s.k})
+             : alike              ? alike->state_->desc.weights_desc()
+                                  : Desc({s.k, s.n}, type, dnnl::memory::format_tag::any);
     auto sums = s.dtype == DType::i8 ? dnnl::memory::data_type::s32 : dnnl::memory::data_type::f32;
     Desc c({s.m, s.n}, sums, dnnl::memory::dims{s.n, 1});
 #if DNNL_VERSION_MAJOR >= 3
@@ -99,6 +101,7 @@ MatmulPrimitive::MatmulPrimitive(const Shape& s, const MatmulPrimitive* alike) :
     state_->a = a;
     state_->c = c;
     state_->shape = s;
+    if (s.dtype == DType::i8) return;
     state_->from_rows_of_k =
         std::make_shared<Reorder>(Desc({s.k, s.n}, type, dnnl::memory::dims{1, s.k}), state_->desc.weights_desc());
     state_->from_rows_of_n =

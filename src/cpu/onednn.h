@@ -14,7 +14,7 @@ bool has_native_bf16();  // products of bf16 run faster than those of f32 on thi
 bool has_native_int8();  // and those of int8, with sums that are exact
 
 // C[m, n] = A[m, k] · B, f32 result; A and B are f32, bf16 or, with a result of int32, i8 (`dtype`); the rows of A and
-// C follow one another.
+// C follow one another. i8 is not packed: B is rows of k, n·k bytes.
 class MatmulPrimitive {
  public:
   struct Shape {

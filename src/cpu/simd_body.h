@@ -77,7 +77,6 @@ void store(DType dtype, const float* src, void* dst, size_t n) {
 Vec load_as(const float* p) { return load_vec(p); }
 Vec load_as(const bf16* p) {
   using Halves [[gnu::vector_size(32)]] = uint16_t;
-  using Words [[gnu::vector_size(64)]] = uint32_t;
   Halves halves;
   std::memcpy(&halves, p, sizeof halves);
   Words words = __builtin_convertvector(halves, Words) << 16;

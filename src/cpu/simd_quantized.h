@@ -1,6 +1,10 @@
 // Codes of 8 and 4 bits to floats and back (core/quantize.h), a part of simd_body.h. The same roundings as
 // core/dtype.cpp, without branches.
 
+using Bytes [[gnu::vector_size(16)]] = uint8_t;
+using Words [[gnu::vector_size(64)]] = uint32_t;
+using Integers [[gnu::vector_size(64)]] = int32_t;
+
 void load_i8(const int8_t* codes, float* dst, size_t n) {
   for (size_t i = 0; i < n; ++i) dst[i] = static_cast<float>(codes[i]);
 }
@@ -15,24 +19,33 @@ inline float e4m3_1(uint32_t code) {
 }
 
 void load_e4m3(const uint8_t* codes, float* dst, size_t n) {
-  for (size_t i = 0; i < n; ++i) dst[i] = e4m3_1(codes[i]);
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Bytes bytes;
+    std::memcpy(&bytes, codes + i, sizeof bytes);
+    Words code = __builtin_convertvector(bytes, Words), magnitude = code & 0x7fu;
+    Words normal = (magnitude << 20) + 0x3c000000u;
+    Words small = std::bit_cast<Words>(__builtin_convertvector(std::bit_cast<Integers>(magnitude), Vec) * 0x1p-9f);
+    Words value = magnitude < 8u ? small : normal;
+    value = magnitude == 0x7fu ? Words{} + 0x7fc00000u : value;
+    value |= (code & 0x80u) << 24;
+    std::memcpy(dst + i, &value, sizeof value);
+  }
+  for (; i < n; ++i) dst[i] = e4m3_1(codes[i]);
 }
 
 // A block of 16: value·scale. The lower half of a byte comes first.
 void load_fp4(const uint8_t* codes, const uint8_t* scales, float* dst, size_t n) {
   using Bytes8 [[gnu::vector_size(8)]] = uint8_t;
-  using Bytes16 [[gnu::vector_size(16)]] = uint8_t;
-  using Words [[gnu::vector_size(64)]] = uint32_t;
-  using Ints [[gnu::vector_size(64)]] = int32_t;
   constexpr Words kShift{0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4};
   for (size_t at = 0; at < n; at += 16) {
     Bytes8 packed;
     std::memcpy(&packed, codes + at / 2, sizeof packed);
-    Bytes16 twice = __builtin_shufflevector(packed, packed, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    Bytes twice = __builtin_shufflevector(packed, packed, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     Words code = __builtin_convertvector(twice, Words) >> kShift;
     Words magnitude = code & 7u;
     Vec normal = std::bit_cast<Vec>((magnitude << 22) + 0x3f000000u);
-    Vec small = __builtin_convertvector(std::bit_cast<Ints>(magnitude), Vec) * 0.5f;
+    Vec small = __builtin_convertvector(std::bit_cast<Integers>(magnitude), Vec) * 0.5f;
     Words value = magnitude < 2u ? std::bit_cast<Words>(small) : std::bit_cast<Words>(normal);
     Vec result = std::bit_cast<Vec>(value | (code & 8u) << 28) * e4m3_1(scales[at / 16]);
     std::memcpy(dst + at, &result, sizeof result);

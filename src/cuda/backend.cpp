@@ -19,6 +19,10 @@
 
 namespace kinora::cuda {
 
+static QuantFormat runnable(QuantFormat format) {
+  return format == QuantFormat::fp8 && !has_fp8_products() ? QuantFormat::fp8_weights : format;
+}
+
 const Backend& backend() {
   constexpr bool kStrided = true, kStridedOut = true;
   static const std::array kernels{
@@ -72,6 +76,7 @@ const Backend& backend() {
       Kernel{&kQuantizeRows, make_quantize_rows},
       Kernel{&kLayerNormRows, make_layer_norm_rows, supports_norm, kStrided},
       Kernel{&kRmsNormRows, make_rms_norm_rows, supports_norm, kStrided},
+      Kernel{&kMulAddRows, make_mul_add_rows, supports_mul_add_rows, kStrided},
       Kernel{&kActMulRows, make_act_mul_rows, supports_act_mul_rows, kStrided},
       Kernel{&kDequantize, make_dequantize},
       Kernel{&kDequantizeRows, make_dequantize_rows},
@@ -96,9 +101,9 @@ const Backend& backend() {
       fuse_norm_padding,    add_without_repeating,   channels_last_weights, use_quantized_products,
       share_quantized_rows, merge_quantized_linears, match_weight_types,    merge_linears,
       drop_rejoined_slices, join_before_slicing,     fuse_pointwise,        fuse_quantized_rows,
-      fuse_norm_rope,
+      fuse_sums_and_rows,   fuse_norm_rope,
   };
-  static const Backend instance{"cuda", kernels, kPasses, &cpu::backend()};
+  static const Backend instance{"cuda", kernels, kPasses, &cpu::backend(), runnable};
   return instance;
 }
 

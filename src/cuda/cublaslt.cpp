@@ -84,8 +84,8 @@ struct Product::Plan {
   }
   struct Matrix {
     int64_t rows, columns, stride;
-    bool transposed;
-    int64_t leading = 0;  // elements from one row to the next, in memory; 0: as many as it has
+    bool transposed = false;
+    int64_t leading = 0;  // from column to column; 0: columns follow each other
   };
   static cublasLtMatrixLayout_t layout(DType dtype, int64_t batch, Matrix m) {
     cublasLtMatrixLayout_t result = nullptr;

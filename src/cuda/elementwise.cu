@@ -78,7 +78,7 @@ struct Div {
   __device__ float operator()(float a, float b) const { return a / b; }
 };
 struct MulAdd {
-  __device__ float operator()(float a, float b, float c) const { return a * b + c; }
+  __device__ float operator()(float a, float b, float c) const { return fmaf(a, b, c); }
 };
 template <class F>
 struct ActMul {

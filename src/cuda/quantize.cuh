@@ -88,10 +88,8 @@ __device__ inline uint32_t four_codes(const float (&x)[4], float inverse, bool f
 // The codes of N neighbouring values; `codes` is aligned to N bytes.
 template <int N>
 __device__ inline void store_codes(uint8_t* codes, const float (&x)[N], float inverse, bool fp8) {
-  static_assert(N == 1 || N == 4 || N == 8);
-  if constexpr (N == 1) {
-    *codes = code_of(x[0], inverse, fp8);
-  } else if constexpr (N == 4) {
+  static_assert(N == 4 || N == 8);
+  if constexpr (N == 4) {
     *reinterpret_cast<uint32_t*>(codes) = four_codes(x, inverse, fp8);
   } else {
     float low[4] = {x[0], x[1], x[2], x[3]}, high[4] = {x[4], x[5], x[6], x[7]};

@@ -14,8 +14,15 @@
 namespace kinora::cuda {
 namespace {
 
-// Sums that another kernel finishes are made for so many rows at a time that they stay in the second-level cache.
-constexpr int64_t kSumsBytes = int64_t{32} << 20, kPartMultiple = 128;
+// What is passed from one kernel to the next through scratch memory is made in parts that stay in the second-level
+// cache: sums that another kernel finishes for some of the rows at a time, numbers of a weight for some of its rows.
+constexpr int64_t kPartBytes = int64_t{24} << 20, kPartMultiple = 128;
+
+// Into how large parts to cut `rows` of so many bytes: equal ones but for the last.
+int64_t part_of(int64_t rows, int64_t row_bytes) {
+  int64_t parts = std::max<int64_t>(1, ceil_div(rows * row_bytes, kPartBytes));
+  return std::min(rows, ceil_div(ceil_div(rows, parts), kPartMultiple) * kPartMultiple);
+}
 
 size_t aligned(int64_t bytes) { return static_cast<size_t>(ceil_div(bytes, 256) * 256); }
 
@@ -47,47 +54,64 @@ ProductFinish finish_of(const StepSpec& spec, const Linear& l, DType sums) {
 }
 
 // A product whose result has the output's type, with as much of what follows as the library takes on; a kernel does
-// the rest in place.
+// the rest in place. Of `part` columns at a time, and of those that are left then.
 struct OneProduct {
-  Product product;
+  int64_t part;
+  Product whole, last;
   bool bias, residual;
   Act act_left;
   bool more;
 
-  static std::optional<OneProduct> choose(const Linear& l, ProductShape shape) {
+  static std::optional<OneProduct> choose(const Linear& l, ProductShape shape, int64_t part) {
     bool biased = l.at.bias && l.bias_type == l.dtype, bias_first = biased || !l.at.bias;
     // The library's tanh is approximate: below the rounding of 16 bits, above that of float32.
     bool gelu = l.act == Act::gelu_tanh && l.dtype != DType::f32 && bias_first;
     bool residual = l.at.residual && l.act == Act::none && !l.at.gate && bias_first;
+    if (part < l.n) shape.row = l.n;
     for (int without = 0; without < 3; ++without) {  // nothing; the activation; all
       shape.bias = biased && without < 2;
       shape.residual = residual && without < 2;
       shape.gelu = gelu && without < 1;
-      Product product(shape);
-      if (!product.available()) continue;
-      OneProduct one{product, shape.bias, shape.residual, shape.gelu ? Act::none : l.act, false};
+      shape.n = part;
+      Product whole(shape);
+      if (l.n % part) shape.n = l.n % part;
+      OneProduct one{part, whole, l.n % part ? Product(shape) : whole, shape.bias, shape.residual, l.act, false};
+      if (!one.whole.available() || !one.last.available()) continue;
+      if (shape.gelu) one.act_left = Act::none;
       one.more = one.act_left != Act::none || (l.at.bias && !one.bias) || (l.at.residual && !one.residual) || l.at.gate;
       return one;
     }
     return std::nullopt;
   }
 
-  // `x` and `weight` as the product takes them; the workspace is the start of the scratch memory.
-  void run(const ProductFinish& finish, const Linear& l, const StepArgs& args, const void* x, const void* weight,
+  size_t workspace() const {
+    return aligned(static_cast<int64_t>(std::max(whole.workspace_bytes(), last.workspace_bytes())));
+  }
+
+  // Columns [column, column + part); `x` and `weight` as the product takes them, the weight's rows of these columns.
+  // The workspace is the start of the scratch memory.
+  void run(const Linear& l, const StepArgs& args, int64_t column, const void* x, const void* weight,
            ProductScales scales) const {
-    const void *bias_in = l.given(args, l.at.bias), *residual_in = l.given(args, l.at.residual);
-    product.run(x, weight, bias ? bias_in : nullptr, residual ? residual_in : nullptr, args.out, args.scratch,
-                stream_of(args), scales);
+    auto from = [&](size_t input) -> const void* {
+      return static_cast<const std::byte*>(args.in[input]) + column * static_cast<int64_t>(dtype_size(l.dtype));
+    };
+    void* out = static_cast<std::byte*>(args.out) + column * static_cast<int64_t>(dtype_size(l.dtype));
+    (l.n - column < part ? last : whole)
+        .run(x, weight, bias ? from(l.at.bias) : nullptr, residual ? from(l.at.residual) : nullptr, out, args.scratch,
+             stream_of(args), scales);
+  }
+
+  void finish(const ProductFinish& rest, const Linear& l, const StepArgs& args) const {
     if (!more) return;
-    finish.enqueue(stream_of(args), {.sums = args.out,
-                                     .row_scale = nullptr,
-                                     .column_scale = nullptr,
-                                     .bias = bias ? nullptr : bias_in,
-                                     .gate = l.given(args, l.at.gate),
-                                     .residual = residual ? nullptr : residual_in,
-                                     .out = args.out,
-                                     .rows = l.m,
-                                     .first_row = 0});
+    rest.enqueue(stream_of(args), {.sums = args.out,
+                                   .row_scale = nullptr,
+                                   .column_scale = nullptr,
+                                   .bias = bias ? nullptr : l.given(args, l.at.bias),
+                                   .gate = l.given(args, l.at.gate),
+                                   .residual = residual ? nullptr : l.given(args, l.at.residual),
+                                   .out = args.out,
+                                   .rows = l.m,
+                                   .first_row = 0});
   }
 };
 
@@ -104,8 +128,7 @@ struct SumsProduct {
   bool expanded;        // the codes become bf16, which holds them all: for shapes and devices without an 8-bit product
 
   static SumsProduct choose(const Linear& l, bool eight_bits) {
-    int64_t parts = std::max<int64_t>(1, ceil_div(l.m * l.n * 4, kSumsBytes));
-    int64_t part = std::min(l.m, ceil_div(ceil_div(l.m, parts), kPartMultiple) * kPartMultiple);
+    int64_t part = part_of(l.m, l.n * 4);
     bool int8 = l.at.format == QuantFormat::int8;
     auto made = [&](ProductShape shape, bool expanded) {
       shape.m = part;
@@ -166,6 +189,13 @@ struct SumsProduct {
   }
 };
 
+// Of a row of the weight.
+int64_t code_bytes(const Linear& l) { return l.at.format == QuantFormat::nvfp4 ? l.k / 2 : l.k; }
+int64_t scale_bytes(const Linear& l) { return l.at.format == QuantFormat::nvfp4 ? l.k / kNvfp4Block : 4; }
+const void* rows_from(const void* base, int64_t row, int64_t row_bytes) {
+  return static_cast<const std::byte*>(base) + row * row_bytes;
+}
+
 bool supports_product(const StepSpec& spec) {
   Linear l(spec);
   return is_act(spec.node.attrs.text("act")) && l.m * l.n * l.k > 0;
@@ -189,13 +219,14 @@ Step make_quantized_linear_rows(const StepSpec& spec) {
   if (fp8 && eight_bits) {
     ProductShape shape = product_shape(l, l.dtype, DType::f8_e4m3);
     shape.scales = true;
-    if (std::optional<OneProduct> one = OneProduct::choose(l, shape)) {
+    if (std::optional<OneProduct> one = OneProduct::choose(l, shape, l.n)) {
       ProductFinish finish = finish_of(spec, l, l.dtype);
       finish.act = one->act_left;
-      step.scratch_bytes = one->product.workspace_bytes();
+      step.scratch_bytes = one->workspace();
       step.run = [one = *one, finish, l](const StepArgs& args) {
         const auto* codes = static_cast<const std::byte*>(args.in[0]);
-        one.run(finish, l, args, codes, args.in[l.at.codes], {codes + l.m * l.k, args.in[l.at.scale]});
+        one.run(l, args, 0, codes, args.in[l.at.codes], {codes + l.m * l.k, args.in[l.at.scale]});
+        one.finish(finish, l, args);
       };
       return step;
     }
@@ -213,18 +244,22 @@ bool supports_quantized_linear(const StepSpec& spec) {
 
 Step make_quantized_linear(const StepSpec& spec) {
   Linear l(spec);
-  std::optional<OneProduct> one = OneProduct::choose(l, product_shape(l, l.dtype, l.dtype));
+  auto row_bytes = l.k * static_cast<int64_t>(dtype_size(l.dtype));
+  std::optional<OneProduct> one = OneProduct::choose(l, product_shape(l, l.dtype, l.dtype), part_of(l.n, row_bytes));
   if (!one) fail(ErrorKind::internal, "cuBLASLt has no product of this shape");
   ProductFinish finish = finish_of(spec, l, l.dtype);
   finish.act = one->act_left;
-  size_t workspace = aligned(static_cast<int64_t>(one->product.workspace_bytes()));
   Step step;
-  step.scratch_bytes = workspace + static_cast<size_t>(l.n * l.k) * dtype_size(l.dtype);
-  step.run = [one = *one, finish, l, workspace](const StepArgs& args) {
-    std::byte* weight = args.scratch + workspace;
-    Decoder{l.at.format, l.n, l.k}.enqueue(stream_of(args), args.in[l.at.codes], args.in[l.at.scale],
-                                           l.given(args, l.at.scale_2), l.dtype, weight);
-    one.run(finish, l, args, args.in[0], weight, {});
+  step.scratch_bytes = one->workspace() + static_cast<size_t>(one->part * row_bytes);
+  step.run = [one = *one, finish, l](const StepArgs& args) {
+    std::byte* weight = args.scratch + one.workspace();
+    for (int64_t row = 0; row < l.n; row += one.part) {
+      Decoder{l.at.format, std::min(one.part, l.n - row), l.k}.enqueue(
+          stream_of(args), rows_from(args.in[l.at.codes], row, code_bytes(l)),
+          rows_from(args.in[l.at.scale], row, scale_bytes(l)), l.given(args, l.at.scale_2), l.dtype, weight);
+      one.run(l, args, row, args.in[0], weight, {});
+    }
+    one.finish(finish, l, args);
   };
   return step;
 }

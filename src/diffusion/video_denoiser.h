@@ -22,6 +22,8 @@ MmditFiles open_mmdit(const std::string& path, MmditRole role);
 
 // True when open_mmdit would find a file there.
 bool has_mmdit(const std::string& path, MmditRole role);
+// Its name without ".safetensors"; empty when there is none.
+std::string mmdit_base(const std::string& path, MmditRole role);
 
 class VideoDenoiser : public VideoModel {
  public:

@@ -56,6 +56,8 @@ StepSpec spec_of(const Graph& graph, const Node& node, int threads) {
 }
 
 bool is_reshape(const Node& node) { return node.op->name == "reshape"; }
+// Its result is its input's memory.
+bool never_runs(const Node& node) { return is_reshape(node) || node.op->name == "part"; }
 
 // Undefined when the backend has no kernel for it.
 Tensor evaluate(const Node& node, const StepSpec& spec, const Backend& backend, ThreadPool& pool) {
@@ -132,7 +134,7 @@ class Compiler {
 
   Graph simplify(const Graph& graph) {
     Graph lowered = lower(apply_passes(graph, backend_), [&](const Graph& source, const Node& n) {
-      if (is_reshape(n)) return false;
+      if (never_runs(n)) return false;
       StepSpec spec = spec_of(source, n, threads_);
       spec.placed = false;
       const Kernel* kernel = find_kernel(backend_, spec, exe_.context_.variant);

@@ -39,8 +39,8 @@ class Splitter {
 
   // Whether node i, of the first half, is made again in the second rather than handed over.
   bool is_view(size_t i) const {
-    return (node(i).op->name == "reshape" || node(i).op->name == "slice") &&
-           kinds_[size_t(node(i).inputs[0])] == Kind::held;
+    const std::string_view op = node(i).op->name;
+    return (op == "reshape" || op == "slice" || op == "part") && kinds_[size_t(node(i).inputs[0])] == Kind::held;
   }
 
   // From the outputs back: what the second half computes, what is handed over, and what that needs.

@@ -14,8 +14,8 @@ struct Split {
 };
 
 // `varying`: the inputs that differ between runs. Everything that depends on other inputs and on none of these goes
-// into `before`; what depends on weights alone stays where it is used. A slice or reshape at the cut is made in
-// `after`, where it may be a view. Both halves may name the same inputs.
+// into `before`; what depends on weights alone stays where it is used. A slice, reshape or part at the cut is
+// made in `after`, where it may be a view. Both halves may name the same inputs.
 Split split(const Graph& graph, const std::set<std::string>& varying);
 
 }  // namespace kinora

@@ -88,6 +88,7 @@ class Finder {
     }
     for (NodeId id = 0; id < static_cast<NodeId>(graph_.nodes().size()); ++id) {
       if (node(id).op->name == "reshape" || is_slice(id)) look_through(id);
+      if (node(id).op->name == "part") look_into(id);
     }
     return std::move(views_);
   }
@@ -119,7 +120,8 @@ class Finder {
   bool is_read_as_output(NodeId id) const {
     if (is_output_[at(id)]) return true;
     for (NodeId user : users_[at(id)]) {
-      if (node(user).op->name == "reshape" && is_read_as_output(user)) return true;
+      const std::string_view op = node(user).op->name;
+      if ((op == "reshape" || op == "part") && is_read_as_output(user)) return true;
     }
     return false;
   }
@@ -143,6 +145,16 @@ class Finder {
     views_.idle[at(id)] = true;
   }
 
+  // A part lies where its source has it, which is contiguous: a part reads no slice in place.
+  void look_into(NodeId id) {
+    NodeId source = node(id).inputs[0];
+    int64_t bytes = views_.offset[at(source)] * static_cast<int64_t>(dtype_size(node(source).spec.dtype));
+    views_.storage[at(id)] = views_.storage[at(source)];
+    views_.offset[at(id)] =
+        (bytes + node(id).attrs.integer("offset")) / static_cast<int64_t>(dtype_size(node(id).spec.dtype));
+    views_.idle[at(id)] = true;
+  }
+
   // The node that computes a part, behind its reshapes.
   NodeId root_of(NodeId part) const {
     while (node(part).op->name == "reshape") part = node(part).inputs[0];
@@ -153,7 +165,7 @@ class Finder {
   Ints strides_inside(NodeId part, NodeId concat, int64_t offset) const {
     NodeId root = root_of(part);
     const std::string_view op = node(root).op->name;
-    if (is_leaf(node(root)) || rules_.fixed(root) || op == "concat" || op == "slice") return {};
+    if (is_leaf(node(root)) || rules_.fixed(root) || op == "concat" || op == "slice" || op == "part") return {};
     if (views_.storage[at(root)] != root || is_read_as_output(root)) return {};
     const Shape& shape = node(root).spec.shape;
     const Ints& inside = views_.strides[at(concat)];

@@ -58,6 +58,14 @@ void write_quantization(const FileQuantization& quantization, std::map<std::stri
   metadata[kKey] = Json{{"version", kVersion}, {"format", quantization.format}, {"layers", layers}}.dump();
 }
 
+std::string add_quantization_config(const std::string& config, const std::string& file, const std::string& format) {
+  using Ordered = nlohmann::ordered_json;
+  Ordered json = Ordered::parse(config, nullptr, false);
+  if (!json.is_object()) fail(ErrorKind::model, file + " is no JSON object");
+  json["quantization_config"] = {{"quant_method", "kinora"}, {"format", format}};
+  return json.dump(2) + "\n";
+}
+
 void check_quantized(const Weights& weights, const std::string& name, QuantFormat format) {
   auto refuse = [&](const std::string& tensor, const std::string& what) {
     fail(ErrorKind::model, weights.file_of(name) + " is damaged: tensor '" + tensor + "' " + what);

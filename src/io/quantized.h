@@ -24,6 +24,10 @@ inline std::string scale_2_name(const std::string& weight) { return weight + "_s
 FileQuantization read_quantization(const std::map<std::string, std::string>& metadata, const std::string& file);
 void write_quantization(const FileQuantization& quantization, std::map<std::string, std::string>& metadata);
 
+// A component's config.json with a "quantization_config", by which other programs see that they cannot read the
+// weights. Throws Error(model).
+std::string add_quantization_config(const std::string& config, const std::string& file, const std::string& format);
+
 // Checks the tensors of a quantized weight: types, shapes, and that every scale is finite and not negative. Throws
 // Error(model) saying which is wrong and how.
 void check_quantized(const Weights& weights, const std::string& weight, QuantFormat format);

@@ -38,6 +38,7 @@ static constexpr std::array kOps{
     &kQuickGelu,
     &kCast,
     &kReshape,
+    &kPart,
     &kPermute,
     &kSlice,
     &kConcat,
@@ -78,6 +79,7 @@ static constexpr std::array kOps{
     &kLayerNormRows,
     &kRmsNormRows,
     &kActMulRows,
+    &kMulAddRows,
 };
 
 std::span<const OpDef* const> op_table() { return kOps; }

@@ -155,5 +155,40 @@ TEST(Views, ColumnsNeedKernelsThatLeaveGaps) {
   }
 }
 
+// Bytes of another node's result, wherever that lies; a concat cannot take them up.
+TEST(Views, PartsOfOneResultLieInIt) {
+  Two t;
+  Value a = exp(t.x), b = sin(t.y), all = concat({a, b}, 1);
+  Value row = part(b, 4 * kWidth, {1, 1, kWidth}, DType::f32), copied = concat({row, cos(t.x)}, 1);
+  t.graph.output("result", all + all);
+  t.graph.output("row", row);
+  t.graph.output("copied", copied);
+  Views views = plain_views(t.graph);
+  EXPECT_TRUE(idle(views, row));
+  EXPECT_EQ(views.storage[static_cast<size_t>(row.id())], views.storage[static_cast<size_t>(b.id())]);
+  EXPECT_FALSE(idle(views, all));  // a part of it is an output
+  EXPECT_FALSE(idle(views, copied));
+  auto got = run_graph(t.graph, t.feed);
+  for (int64_t i = 0; i < kWidth; ++i) {
+    double expected = std::sin(at(t.feed["y"], kWidth + i));
+    EXPECT_NEAR(at(got.at("row"), i), expected, 1e-5);
+    EXPECT_NEAR(at(got.at("copied"), i), expected, 1e-5);
+    EXPECT_NEAR(at(got.at("result"), 4 * kWidth + i), 2 * expected, 1e-5);
+  }
+  EXPECT_NEAR(at(got.at("copied"), kWidth), std::cos(at(t.feed["x"], 0)), 1e-5);
+
+  Two inside;
+  Value c = exp(inside.x), d = sin(inside.y), whole = concat({c, d}, 1);
+  Value second = part(d, 4 * kWidth, {kWidth}, DType::f32);
+  inside.graph.output("result", affine(whole, 2, 0));
+  inside.graph.output("second", affine(second, 2, 0));
+  Views placed = plain_views(inside.graph);
+  EXPECT_TRUE(idle(placed, whole));
+  EXPECT_EQ(placed.storage[static_cast<size_t>(second.id())], whole.id());
+  EXPECT_EQ(placed.offset[static_cast<size_t>(second.id())], 4 * kWidth);
+  EXPECT_NEAR(at(run_graph(inside.graph, inside.feed).at("second"), 1), 2 * std::sin(at(inside.feed["y"], kWidth + 1)),
+              1e-5);
+}
+
 }  // namespace
 }  // namespace kinora::test

@@ -140,6 +140,64 @@ TEST(FuseQuantizedRows, LeavesWhatOthersReadOrWhatHasOtherRows) {
   EXPECT_EQ(count_of(fuse_quantized_rows(other.graph), kQuantizeRows), 1);
 }
 
+struct Sum {
+  Graph graph;
+  Value gate = graph.input("gate", {2, 1, 48}), y = graph.input("y", {2, 6, 48}), x = graph.input("x", {2, 6, 48});
+  Value sum = mul_add(gate, y, x);
+
+  Value product(Value rows, const std::string& weight) {
+    return quantized_linear_rows(rows, weight_of(graph, weight, QuantFormat::fp8, 48, 48), {}, {2, 6}, DType::f32);
+  }
+};
+
+TEST(FuseSumsAndRows, JoinsASumThatIsReadAgainLater) {
+  for (bool norm : {false, true}) {
+    Sum s;
+    Value rows = norm ? layer_norm_rows(s.sum, QuantFormat::fp8, 1e-6, s.gate, s.gate)
+                      : quantize_rows(reshape(s.sum, {2, 2, 3, 48}), QuantFormat::fp8);
+    s.graph.output("y", s.sum + s.product(rows, "w"));
+    Graph after = fuse_sums_and_rows(s.graph);
+    EXPECT_EQ(count_of(after, kMulAddRows), 1);
+    EXPECT_EQ(count_of(after, kMulAdd) + count_of(after, kQuantizeRows) + count_of(after, kLayerNormRows), 0);
+    expect_same(s.graph, after);
+  }
+}
+
+TEST(FuseSumsAndRows, LeavesWhatIsReadBeforeOrGivenOut) {
+  Sum before;
+  Value other = affine(before.sum, 2, 1);
+  before.graph.output("y", other + before.product(quantize_rows(before.sum, QuantFormat::fp8), "w"));
+  EXPECT_EQ(count_of(fuse_sums_and_rows(before.graph), kMulAddRows), 0);
+  Sum out;
+  out.graph.output("y", out.product(quantize_rows(out.sum, QuantFormat::fp8), "w"));
+  out.graph.output("sum", out.sum);
+  EXPECT_EQ(count_of(fuse_sums_and_rows(out.graph), kMulAddRows), 0);
+}
+
+// A sum that begins with the sum before, as from block to block.
+TEST(FuseSumsAndRows, JoinsAChain) {
+  Sum s;
+  Value y = s.product(quantize_rows(s.sum, QuantFormat::fp8), "a");
+  Value next = mul_add(s.gate, y, s.sum);
+  s.graph.output("y", next + s.product(quantize_rows(next, QuantFormat::fp8), "b"));
+  Graph after = fuse_sums_and_rows(s.graph);
+  EXPECT_EQ(count_of(after, kMulAddRows), 2);
+  EXPECT_EQ(count_of(after, kMulAdd), 0);
+  expect_same(s.graph, after);
+}
+
+// Two kinds of rows of one sum: the first goes with it, the second reads it.
+TEST(FuseSumsAndRows, JoinsTheFirstOfTwo) {
+  Sum s;
+  Value a = s.product(quantize_rows(s.sum, QuantFormat::fp8), "a");
+  Value b = s.product(layer_norm_rows(s.sum, QuantFormat::fp8, 1e-6), "b");
+  s.graph.output("y", a + b);
+  Graph after = fuse_sums_and_rows(s.graph);
+  EXPECT_EQ(count_of(after, kMulAddRows), 1);
+  EXPECT_EQ(count_of(after, kLayerNormRows), 1);
+  expect_same(s.graph, after);
+}
+
 TEST(FuseQuantizedRows, RefusesInputsThatDoNotFit) {
   Graph graph;
   Value x = graph.input("x", {4, 48}), narrow = graph.input("narrow", {4, 24}), row = graph.input("row", {1, 48});

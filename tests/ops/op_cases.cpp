@@ -163,6 +163,20 @@ void add_elementwise(std::vector<OpCase>& c) {
 
 void add_shaping(std::vector<OpCase>& c) {
   c.push_back(moving("reshape", {2, 3}, [](In x) { return affine(reshape(x[0], {3, 2}), 1, 0); }, {0, 1, 2, 3, 4, 5}));
+  c.push_back({.name = "part",
+               .shapes = {{6, 8}},
+               .build =
+                   [](In x) {
+                     int64_t offset = 16 * static_cast<int64_t>(dtype_size(x[0].dtype()));
+                     return affine(part(affine(x[0], 2, 0), offset, {2, 5}, x[0].dtype()), 1, 0);
+                   },
+               .truth =
+                   [](Tensors in) {
+                     Doubles out;
+                     for (int64_t i = 16; i < 26; ++i) out.push_back(2 * in[0].data<float>()[i]);
+                     return out;
+                   },
+               .gradient = false});
   c.push_back(moving("permute", {2, 3}, [](In x) { return permute(x[0], {1, 0}); }, {0, 3, 1, 4, 2, 5}));
   c.push_back(moving("permute/three", {2, 2, 3},
                      [](In x) {

@@ -59,6 +59,21 @@ void add_fused(std::vector<OpCase>& c, QuantFormat f) {
                .low = -3,
                .high = 3,
                .gradient = false});
+  for (bool norm : {false, true}) {  // an odd number of rows, so that a gap comes before the codes
+    c.push_back({.name = named("mul_add_rows", f, norm ? "_norm" : ""),
+                 .shapes = {{3, 1, 48}, {3, 5, 48}, {3, 5, 48}, {3, 1, 48}, {3, 1, 48}},
+                 .build =
+                     [f, norm](In x) {
+                       std::optional<RowNorm> how;
+                       if (norm) how = RowNorm{1e-6, x[3], x[4]};
+                       Value both = mul_add_rows(x[0], x[1], x[2], f, how);
+                       Value sum = sum_of(both, x[2].shape(), x[2].dtype());
+                       Value y = product(rows_of(both, x[2].shape(), x[2].dtype()), f, {3, 5}, 48, x[2].dtype());
+                       return concat({y, sum}, 2);
+                     },
+                 .terms = 48,
+                 .gradient = false});
+  }
   c.push_back({.name = named("act_mul_rows", f, "_silu"),
                .shapes = {{7, 16}, {7, 16}},
                .build = [f](In x) { return product(act_mul_rows(x[0], x[1], f, "silu"), f, {7}, 16, x[0].dtype()); },
