@@ -1,15 +1,19 @@
 // Times the engines that cuDNN suggests for the convolutions of HunyuanVideo's decoder (129 frames of 192 x 352), with
-// bias, one line an engine: its place among the suggestions, its number, what it takes on besides, time and rate.
+// bias, one line an engine: its place among the suggestions, its number, what it takes on besides, time and rate. Then
+// the kernel of our own that stands in where there is none.
 //   bench_convolutions [SUGGESTIONS [NAME...]]      4 and all
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "core/rng.h"
 #include "cuda/backend.h"
 #include "cuda/cudnn.h"
+#include "cuda/kernels.h"
+#include "ops/conv.h"
 
 using namespace kinora;
 using namespace kinora::cuda;
@@ -50,6 +54,31 @@ int64_t product(const Ints& values) {
   return total;
 }
 
+double best_seconds(Device& device, const std::function<void()>& enqueue) {
+  double best = 1e9;
+  for (int i = 0; i < 4; ++i) {
+    auto start = device.mark();
+    enqueue();
+    auto stop = device.mark();
+    stop->wait();
+    best = std::min(best, stop->seconds_after(*start));
+  }
+  return best;
+}
+
+Shape film(const Ints& size, int64_t channels) { return {1, size[0], size[1], size[2], channels}; }
+
+// The step of the backend's own kernel for this film; undefined when it cannot.
+Step own_step(const Convolution& c) {
+  Graph graph;
+  Value x = graph.input("x", film(c.size, c.in), c.dtype), bias = graph.input("bias", {c.out}, c.dtype);
+  Value w = graph.input("w", {c.out, c.kernel[0], c.kernel[1], c.kernel[2], c.in}, c.dtype);
+  Value y = conv3d(x, w, bias, {.weight_layout = "othwi"});
+  StepSpec spec{.node = graph.node(y.id()), .inputs = {}, .values = {}};
+  for (Value input : {x, w, bias}) spec.inputs.push_back({input.shape(), input.dtype()});
+  return supports_film_conv3d(spec) ? make_film_conv3d(spec) : Step();
+}
+
 void measure(Device& device, const Case& c, int suggestions) {
   Convolution problem;
   size_t axes = c.size.size();
@@ -71,14 +100,7 @@ void measure(Device& device, const Case& c, int suggestions) {
       if (!plan) break;
       std::shared_ptr<void> workspace = device.allocate(plan->workspace_bytes());
       auto* stream = static_cast<cudaStream_t>(device.queue());
-      double best = 1e9;
-      for (int k = 0; k < 4; ++k) {
-        auto start = device.mark();
-        plan->run(stream, x, weight, bias, nullptr, y, workspace.get());
-        auto stop = device.mark();
-        stop->wait();
-        best = std::min(best, stop->seconds_after(*start));
-      }
+      double best = best_seconds(device, [&] { plan->run(stream, x, weight, bias, nullptr, y, workspace.get()); });
       std::printf("%-14s %s %2d  engine %4lld  %s %10.1f us %7.1f TFLOP/s  workspace %zu MiB\n", c.name,
                   biased ? "biased" : "plain ", i, static_cast<long long>(plan->engine()),
                   plan->adds_bias() ? "+bias" : "     ", best * 1e6, flops / best / 1e12,
@@ -86,6 +108,12 @@ void measure(Device& device, const Case& c, int suggestions) {
       std::fflush(stdout);
     }
   }
+  Step own = axes == 3 ? own_step(problem) : Step();
+  if (!own.run) return;
+  static ThreadPool pool(1);
+  std::vector<const void*> in{x, weight, bias};
+  double best = best_seconds(device, [&] { own.run({in, y, nullptr, pool, device.queue()}); });
+  std::printf("%-14s own    %28s %10.1f us %7.1f TFLOP/s\n", c.name, "+bias", best * 1e6, flops / best / 1e12);
 }
 
 }  // namespace

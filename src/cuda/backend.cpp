@@ -87,6 +87,7 @@ const Backend& backend() {
       Kernel{&kConv2d, make_grouped_conv2d, supports_grouped_conv2d},
       Kernel{&kConv2d, make_conv2d, supports_conv2d},
       Kernel{&kConv3d, make_conv3d, supports_conv3d},
+      Kernel{&kConv3d, make_film_conv3d, supports_film_conv3d},
       Kernel{&kDepthwiseGlu, make_depthwise_glu, supports_depthwise_glu},
       Kernel{&kAttention, make_cudnn_attention, supports_cudnn_attention, kStrided, "cudnn", kStridedOut,
              prefers_cudnn_attention},

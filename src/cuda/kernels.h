@@ -77,11 +77,13 @@ Step make_rope(const StepSpec& spec);
 Step make_norm_rope(const StepSpec& spec);
 bool supports_norm_rope(const StepSpec& spec);
 
-// conv.cpp, conv3d.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d
+// conv.cpp, conv3d.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d; conv3d_mma.cu: where cuDNN has no plan
 Step make_conv2d(const StepSpec& spec);
 bool supports_conv2d(const StepSpec& spec);
 Step make_conv3d(const StepSpec& spec);
 bool supports_conv3d(const StepSpec& spec);
+Step make_film_conv3d(const StepSpec& spec);
+bool supports_film_conv3d(const StepSpec& spec);
 Step make_grouped_conv2d(const StepSpec& spec);
 bool supports_grouped_conv2d(const StepSpec& spec);
 Step make_depthwise_conv2d(const StepSpec& spec);

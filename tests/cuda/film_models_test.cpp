@@ -1,6 +1,7 @@
 // The autoencoders of films on the GPU against Open-Sora's goldens, and what a batch may not change.
 #include <cstring>
 
+#include "cuda/kernels.h"
 #include "cuda_support.h"
 #include "diffusion/video_autoencoder.h"
 #include "golden.h"
@@ -78,6 +79,39 @@ TEST(CudaFluxAe, EqualsTheGolden) {
   FluxAutoencoder model(read_flux_ae_config(golden.config), golden.weights, gpu_runtime());
   expect_same(model.encode(golden.channels_last("in.picture")), golden.channels_last("out.latents"), "encode");
   expect_same(model.decode(golden.channels_last("in.latents")), golden.channels_last("out.picture"), "decode");
+}
+
+// The kernel that stands in where cuDNN has no plan, for sizes that fill its tiles and that do not.
+TEST(CudaFilmOps, OwnConvolutionAgreesWithTheCpu) {
+  KINORA_NEEDS_GPU();
+  std::vector<Kernel> kernels(cuda::backend().kernels.begin(), cuda::backend().kernels.end());
+  std::erase_if(kernels, [](const Kernel& row) { return row.make == cuda::make_conv3d; });
+  Backend own{"own", kernels, {}, cuda::backend().host};
+  struct Sizes {
+    Shape x, w;
+    std::string act;
+  };
+  for (const Sizes& c :
+       {Sizes{{2, 3, 4, 5, 128}, {520, 2, 2, 2, 128}, "silu"}, Sizes{{1, 4, 9, 11, 64}, {72, 3, 3, 3, 64}, "none"},
+        Sizes{{1, 3, 3, 3, 64}, {8, 3, 3, 3, 64}, "relu"}, Sizes{{1, 4, 18, 19, 192}, {256, 3, 2, 2, 192}, "gelu_tanh"},
+        Sizes{{1, 5, 33, 40, 128}, {128, 3, 3, 3, 128}, "none"}}) {
+    for (DType dtype : {DType::bf16, DType::f16}) {
+      auto build = [&](DType type) {
+        Graph graph;
+        auto given = [&](const std::string& name, const Shape& shape) { return cast(graph.input(name, shape), type); };
+        Value y =
+            conv3d(given("x", c.x), given("w", c.w), given("bias", {c.w[0]}), {.act = c.act, .weight_layout = "othwi"});
+        graph.output("y", cast(y, DType::f32));
+        return graph;
+      };
+      std::map<std::string, Tensor> feed;
+      for (const auto& [name, shape] : std::map<std::string, Shape>{{"x", c.x}, {"w", c.w}, {"bias", {c.w[0]}}})
+        feed[name] = random_tensor(shape, name.size()).to(dtype).to(DType::f32);
+      Runtime runtime = gpu_runtime();
+      Tensor got = compile(build(dtype), own, runtime.context).run(feed).at("y");
+      expect_close(got, run_graph(build(DType::f32), feed).at("y"), dtype, 1, c.x.str() + " " + c.w.str());
+    }
+  }
 }
 
 // A film's bits must not depend on what else is in the batch, nor on its place there.
