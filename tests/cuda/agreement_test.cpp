@@ -31,7 +31,7 @@ class CudaOpTable : public testing::TestWithParam<size_t> {
 // Ops with inputs that are float32 by definition, or results that jump.
 bool only_float32(const OpCase& c) {
   return c.name == "step" || c.name == "cast" || c.name.starts_with("rope") || c.name.starts_with("rms_norm_rope") ||
-         (c.name.starts_with("attention") && c.shapes.size() == 4);
+         has_bias(c);
 }
 
 TEST_P(CudaOpTable, Float32) {

@@ -27,6 +27,9 @@ const std::vector<OpCase>& op_cases();
 void add_conv_cases(std::vector<OpCase>& cases);
 void add_norm_attention_cases(std::vector<OpCase>& cases);
 
+// Whether it is an attention with a bias.
+bool has_bias(const OpCase& c);
+
 using Feed = std::map<std::string, Tensor>;
 
 Feed make_inputs(const OpCase& c);  // "x0", "x1", …
