@@ -34,15 +34,21 @@ std::vector<Value> heads(Value qkv, int parts, int64_t count) {
   return result;
 }
 
-Value cross_attention(Value q, Value kv, int64_t count) {
+// Without lengths, with a bias of zeros.
+Value cross_attention(Value q, Value kv, int64_t count, const std::vector<int32_t>& lengths = {}) {
   const Shape& s = q.shape();
   int64_t d = s[2];
   auto part = [&](int64_t at) {
     Value x = slice(kv, 2, at * d, (at + 1) * d);
     return reshape(x, {s[0], x.shape()[1], count, d / count});
   };
-  Value bias = q.graph().constant(Tensor::zeros({s[0], kv.shape()[1]}));
-  return attention(reshape(q, {s[0], s[1], count, d / count}), part(2), part(3), bias, {.scale = 0.1});
+  Value x = reshape(q, {s[0], s[1], count, d / count}), bias, keys;
+  if (lengths.empty()) {
+    bias = q.graph().constant(Tensor::zeros({s[0], kv.shape()[1]}));
+  } else {
+    keys = q.graph().constant(Tensor::from({s[0]}, lengths));
+  }
+  return attention(x, part(2), part(3), bias, {.scale = 0.1}, keys);
 }
 
 std::vector<Case> cases() {
@@ -63,6 +69,36 @@ std::vector<Case> cases() {
       {"cross-1.6b", {{2, 1024, 2240}, {2, 300, 31360}}, [](In x) { return cross_attention(x[0], x[1], 20); }},
       {"cross-1.6b-4k", {{2, 16384, 2240}, {2, 300, 31360}}, [](In x) { return cross_attention(x[0], x[1], 20); }},
       {"cross-0.6b", {{2, 1024, 1152}, {2, 300, 32256}}, [](In x) { return cross_attention(x[0], x[1], 16); }},
+      {"cross-1.6b-all",
+       {{2, 1024, 2240}, {2, 300, 31360}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 20, {300, 300});
+       }},
+      {"cross-1.6b-short",
+       {{2, 1024, 2240}, {2, 300, 31360}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 20, {1, 40});
+       }},
+      {"cross-1.6b-4k-all",
+       {{2, 16384, 2240}, {2, 300, 31360}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 20, {300, 300});
+       }},
+      {"cross-1.6b-4k-short",
+       {{2, 16384, 2240}, {2, 300, 31360}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 20, {1, 40});
+       }},
+      {"cross-0.6b-all",
+       {{2, 1024, 1152}, {2, 300, 32256}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 16, {300, 300});
+       }},
+      {"cross-0.6b-short",
+       {{2, 1024, 1152}, {2, 300, 32256}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 16, {1, 40});
+       }},
       {"linear-1.6b",
        {{2, 1024, 6720}},
        [](In x) {

@@ -74,6 +74,7 @@ Tensor evaluate_transformer(Denoiser& model, const SafetensorsFile& in) {
   expect_input(in.tensor("timestep"), "timestep", {batch}, "[batch]");
   d.timestep = in.tensor("timestep").to(DType::f32);
   d.mask = mask_or_ones(in, "encoder_attention_mask", batch, caption.shape()[1]);
+  d.lengths = mask_lengths(d.mask);
   if (c.guidance_embeds) {
     expect_input(in.tensor("guidance"), "guidance", {batch}, "[batch]");
     d.guidance = in.tensor("guidance").to(DType::f32);
@@ -239,7 +240,7 @@ int bench(const BenchOptions& o) {
   in.timestep = bench.filled({batch}, 500);
   in.guidance = bench.filled({batch}, 0.45f);
   in.caption = bench.placed(noise.randn({batch, tokens, p.denoiser().config().caption_channels}));
-  in.mask = bench.filled({batch, tokens}, 1);
+  in.lengths = bench.placed(Tensor::from({batch}, std::vector<int32_t>(size_t(batch), int32_t(tokens))));
   // One step, with guidance when the model needs it.
   bench.row("transformer", [&](Keep keep) { p.denoiser().predict(in, keep); });
   bench.profile(

@@ -4,6 +4,7 @@
 #include "cuda/attention.cuh"
 #include "cuda/kernels.h"
 #include "cuda/mma.cuh"
+#include "ops/attention.h"
 
 namespace kinora::cuda {
 namespace {
@@ -276,14 +277,14 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
   const T* q = head_of<T>(a.q, a.q_at, p.batch, p.head);
   const T* k = head_of<T>(a.k, a.k_at, p.batch, p.head / a.group);
   const T* v = head_of<T>(a.v, a.v_at, p.batch, p.head / a.group);
-  int2 range = key_tiles(a, p.first, kRows, BN);
+  int2 range = key_tiles(a, p, kRows, BN);
   bool plain = !a.bias && !a.causal && a.softcap <= 0 && a.scale > 0;
   float unit = plain ? a.scale * kLog2e : 1.0f;
 
   auto load_keys = [&](int tile) {
     T* to = kv_tiles + (tile - range.x) % 2 * 2 * kTile;
-    load_tile<T, D, BN>(to, k, a.k_at.token, tile * BN, a.m, a);
-    load_tile<T, D, BN>(to + kTile, v, a.v_at.token, tile * BN, a.m, a);
+    load_tile<T, D, BN>(to, k, a.k_at.token, tile * BN, p.keys, a);
+    load_tile<T, D, BN>(to + kTile, v, a.v_at.token, tile * BN, p.keys, a);
     cp_async_commit();
   };
   load_tile<T, D, kRows>(q_tile, q, a.q_at.token, p.first, a.n, a);
@@ -331,7 +332,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
     }
     int row = p.first + warp * 16 * MT + lane / 4, column = tile * BN + lane % 4 * 2;
     if (!plain) finish_scores(s, a, p, row, column);
-    if ((tile + 1) * BN > a.m) cut_off(s, column, a.m);
+    if ((tile + 1) * BN > p.keys) cut_off(s, column, p.keys);
     weigh(s, o, soft, unit);
     add_values<T, kStride>(o, s, v_at + offset);
   }
@@ -351,14 +352,14 @@ __global__ void __launch_bounds__(64 * kGroups, 1) wide_attention_kernel(const _
   AttentionPlace p = attention_place(a, kRows);
   const T* k = head_of<T>(a.k, a.k_at, p.batch, p.head / a.group);
   const T* v = head_of<T>(a.v, a.v_at, p.batch, p.head / a.group);
-  int2 range = key_tiles(a, p.first, kRows, BN);
+  int2 range = key_tiles(a, p, kRows, BN);
   bool plain = !a.bias && !a.causal && a.softcap <= 0 && a.scale > 0;
   float unit = plain ? a.scale * kLog2e : 1.0f;
 
   auto load_keys = [&](int tile) {
     T* to = kv_tiles + (tile - range.x) % 2 * 2 * kTile;
-    load_tile<T, D, BN, kBlock>(to, k, a.k_at.token, tile * BN, a.m, a);
-    load_tile<T, D, BN, kBlock>(to + kTile, v, a.v_at.token, tile * BN, a.m, a);
+    load_tile<T, D, BN, kBlock>(to, k, a.k_at.token, tile * BN, p.keys, a);
+    load_tile<T, D, BN, kBlock>(to + kTile, v, a.v_at.token, tile * BN, p.keys, a);
     cp_async_commit();
   };
   const T* q = head_of<T>(a.q, a.q_at, p.batch, p.head);
@@ -385,7 +386,7 @@ __global__ void __launch_bounds__(64 * kGroups, 1) wide_attention_kernel(const _
     }
     int row = p.first + group * 16 + lane / 4, column = tile * BN + lane % 4 * 2;
     if (!plain) finish_scores(s, a, p, row, column);
-    if ((tile + 1) * BN > a.m) cut_off(s, column, a.m);
+    if ((tile + 1) * BN > p.keys) cut_off(s, column, p.keys);
     weigh(s, o, soft, unit);
     add_values<T, kStride>(o, s, v_at + offset);
   }
@@ -440,9 +441,9 @@ AttentionPlan plan_for(const StepSpec& spec) {
 }
 
 // The bias broadcasts to [batch, heads, queries, keys].
-void place_bias(const StepSpec& spec, AttentionArgs& a) {
-  const Shape& shape = spec.inputs[3].shape;
-  Ints strides = strides_of(spec, 3);
+void place_bias(const StepSpec& spec, size_t bias, AttentionArgs& a) {
+  const Shape& shape = spec.inputs[bias].shape;
+  Ints strides = strides_of(spec, bias);
   auto at = [&](int axis) { return shape[axis] == 1 ? 0 : strides[static_cast<size_t>(axis)]; };
   a.bias_batch = at(0), a.bias_head = at(1), a.bias_query = at(2);
 }
@@ -453,7 +454,8 @@ bool supports_attention(const StepSpec& spec) {
   constexpr int64_t kMost = std::numeric_limits<int>::max() / 2;
   const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
   if (q[3] > kMostDims || q[1] > kMost || k[1] > kMost || k[1] < 1) return false;
-  if (spec.inputs.size() == 4 && (spec.inputs[3].shape[3] != k[1] || strides_of(spec, 3)[3] != 1)) return false;
+  size_t bias = attention_extras(spec.inputs).bias;
+  if (bias && (spec.inputs[bias].shape[3] != k[1] || strides_of(spec, bias)[3] != 1)) return false;
   AttentionPlan plan = plan_for(spec);
   return plan.shared <= device_limits().shared_bytes && q[0] * q[2] * ceil_div(q[1], plan.rows) <= kMost;
 }
@@ -465,8 +467,9 @@ Step make_attention(const StepSpec& spec) {
   AttentionArgs a{};
   a.q_at = head_strides(spec, 0), a.k_at = head_strides(spec, 1), a.v_at = head_strides(spec, 2);
   a.out_at = output_strides(spec);
-  bool biased = spec.inputs.size() == 4;
-  if (biased) place_bias(spec, a);
+  AttentionExtras extras = attention_extras(spec.inputs);
+  bool biased = extras.bias > 0;
+  if (biased) place_bias(spec, extras.bias, a);
   a.n = static_cast<int>(q[1]), a.m = static_cast<int>(k[1]), a.d = static_cast<int>(q[3]);
   a.heads = static_cast<int>(q[2]), a.group = static_cast<int>(q[2] / k[2]);
   a.tiles = static_cast<int>(ceil_div(q[1], plan.rows));
@@ -474,8 +477,9 @@ Step make_attention(const StepSpec& spec) {
   a.block = static_cast<int>(std::min(attrs.integer("block"), std::max(q[1], k[1])));
   a.scale = static_cast<float>(attrs.real("scale")), a.softcap = static_cast<float>(attrs.real("softcap"));
   a.causal = attrs.integer("causal") != 0;
-  // A query that sees no key at all weighs all keys alike, hidden ones too; a bias can bring that about.
-  a.skip = a.causal && !biased && (a.window == 0 || q[1] - a.window < k[1]);
+  // A query that sees no key at all weighs all keys alike, hidden ones too; a bias, or a window behind the last key,
+  // can bring that about.
+  a.skip = a.causal && !biased && (a.window == 0 || (q[1] - a.window < k[1] && !extras.lengths));
   auto per_pack = static_cast<int64_t>(16 / dtype_size(spec.output().dtype));
   bool vectors = q[3] % per_pack == 0;
   a.out_vectors = vectors && all_multiples(a.out_at, per_pack);
@@ -491,7 +495,8 @@ Step make_attention(const StepSpec& spec) {
     if (blocks == 0) return;
     AttentionArgs now = a;
     now.q = args.in[0], now.k = args.in[1], now.v = args.in[2], now.out = args.out;
-    now.bias = biased ? static_cast<const float*>(args.in[3]) : nullptr;
+    now.bias = biased ? static_cast<const float*>(args.in[extras.bias]) : nullptr;
+    now.lengths = extras.lengths ? static_cast<const int*>(args.in[extras.lengths]) : nullptr;
     now.vectors = vectors && is_aligned(now.q, 16) && is_aligned(now.k, 16) && is_aligned(now.v, 16);
     now.bias_pairs = pairs && is_aligned(now.bias, 8);
     now.out_vectors = a.out_vectors && is_aligned(now.out, 16);

@@ -13,8 +13,9 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 struct AttentionArgs {
   const void *q, *k, *v;
-  const float* bias;  // or null
-  void* out;          // [batch, n, heads, d]
+  const float* bias;   // or null
+  const int* lengths;  // of the keys, one for each batch item; or null: all have m
+  void* out;           // [batch, n, heads, d]
   HeadStrides q_at, k_at, v_at, out_at;
   int64_t bias_batch, bias_head, bias_query;
   int n, m, d, heads, group, tiles;
@@ -29,13 +30,15 @@ struct AttentionArgs {
 
 struct AttentionPlace {
   int batch, head, first;  // first query of this block
+  int keys;                // that are there
 };
 
 __device__ inline AttentionPlace attention_place(const AttentionArgs& a, int rows) {
   int item = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.tiles));
   int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.tiles));
   if (a.skip) tile = a.tiles - 1 - tile;  // those that see the most keys begin first
-  return {item / a.heads, item % a.heads, tile * rows};
+  int batch = item / a.heads;
+  return {batch, item % a.heads, tile * rows, a.lengths ? max(1, min(__ldg(a.lengths + batch), a.m)) : a.m};
 }
 
 // A query sees the keys `first` .. `last`, as far as causality and the window go.
@@ -47,12 +50,12 @@ __device__ inline SeenKeys seen_keys(const AttentionArgs& a, int query) {
   return {a.window > 0 ? query - a.window + 1 : 0, a.block > 1 ? (query / a.block + 1) * a.block - 1 : query};
 }
 
-// The tiles of keys [begin, end) that queries first .. first + rows look at.
-__device__ inline int2 key_tiles(const AttentionArgs& a, int first, int rows, int keys) {
-  int begin = 0, end = (a.m + keys - 1) / keys;
+// The tiles of keys [begin, end) that the block's queries look at.
+__device__ inline int2 key_tiles(const AttentionArgs& a, const AttentionPlace& p, int rows, int keys) {
+  int begin = 0, end = (p.keys + keys - 1) / keys;
   if (a.skip) {
-    end = min(end, seen_keys(a, min(first + rows, a.n) - 1).last / keys + 1);
-    begin = max(0, seen_keys(a, first).first) / keys;
+    end = min(end, seen_keys(a, min(p.first + rows, a.n) - 1).last / keys + 1);
+    begin = max(0, seen_keys(a, p.first).first) / keys;
   }
   return {begin, end};
 }

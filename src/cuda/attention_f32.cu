@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
   AttentionPlace p = attention_place(a, kRows);
   const float* k = head_of<float>(a.k, a.k_at, p.batch, p.head / a.group);
   const float* v = head_of<float>(a.v, a.v_at, p.batch, p.head / a.group);
-  int2 range = key_tiles(a, p.first, kRows, kKeys);
+  int2 range = key_tiles(a, p, kRows, kKeys);
   load_plain<DC, kRows>(q_tile, head_of<float>(a.q, a.q_at, p.batch, p.head), a.q_at.token, p.first, a.n, a.d);
   float o[R][DC][4] = {}, top[R], sum[R];
 #pragma unroll
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
 
   for (int j = range.x; j < range.y; ++j) {
     __syncthreads();
-    load_plain<DC, kKeys>(tile, k, a.k_at.token, j * kKeys, a.m, a.d);
+    load_plain<DC, kKeys>(tile, k, a.k_at.token, j * kKeys, p.keys, a.d);
     __syncthreads();
     float s[R][4] = {};
 #pragma unroll 4
@@ -64,8 +64,8 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
         s[r][t] *= a.scale;
         if (a.softcap > 0) s[r][t] = a.softcap * tanhf(s[r][t] / a.softcap);
         if (a.causal && seen.hides(key)) s[r][t] = kHidden;
-        if (a.bias && key < a.m) s[r][t] += bias_row(a, p, query)[key];
-        if (key >= a.m) s[r][t] = kNone;
+        if (a.bias && key < p.keys) s[r][t] += bias_row(a, p, query)[key];
+        if (key >= p.keys) s[r][t] = kNone;
         best = fmaxf(best, s[r][t]);
       }
       for (int lanes = 1; lanes < 8; lanes *= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, lanes));
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
       for (int c = 0; c < 4 * DC; ++c) o[r][c / 4][c % 4] *= keep;
     }
     __syncthreads();
-    load_plain<DC, kKeys>(tile, v, a.v_at.token, j * kKeys, a.m, a.d);
+    load_plain<DC, kKeys>(tile, v, a.v_at.token, j * kKeys, p.keys, a.d);
     __syncthreads();
 #pragma unroll 4
     for (int key = 0; key < kKeys; ++key) {

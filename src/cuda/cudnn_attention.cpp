@@ -3,12 +3,14 @@
 #include "cuda/cudnn_attention.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <tuple>
 
 #include "core/log.h"
 #include "cuda/cudnn_descriptor.h"
 #include "cuda/kernels.h"
+#include "ops/attention.h"
 
 namespace kinora::cuda {
 using namespace cudnn;
@@ -17,7 +19,7 @@ namespace {
 constexpr int64_t kWorkspaceLimit = int64_t{1} << 30;
 
 // Names of tensors in a graph; from kBetween on, those that are never stored.
-enum : int64_t { kQ = 1, kK, kV, kOut, kScale, kBetween };
+enum : int64_t { kQ = 1, kK, kV, kOut, kScale, kQueries, kKeys, kBetween };
 
 enum class Form { whole, taken_apart };
 
@@ -54,12 +56,13 @@ class GraphBuilder {
   const Descriptor& keep(Descriptor d) { return *kept_.emplace_back(std::make_unique<Descriptor>(std::move(d))); }
 
   // Axes are batch, heads, tokens, dim.
-  const Descriptor& tensor(int64_t id, cudnnDataType_t type, const Ints& extents, const Ints& strides) {
+  const Descriptor& tensor(int64_t id, cudnnDataType_t type, const Ints& extents, const Ints& strides,
+                           int64_t alignment = 16) {
     Descriptor d(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
     d.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, id);
     d.set(CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, type);
     d.set(CUDNN_ATTR_TENSOR_DIMENSIONS, extents).set(CUDNN_ATTR_TENSOR_STRIDES, strides);
-    d.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, int64_t{16});
+    d.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, alignment);
     if (id >= kBetween) d.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, true);
     if (id == kScale) d.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, true);
     d.finalize();
@@ -76,6 +79,9 @@ class GraphBuilder {
     return tensor(id, data_type(p_.dtype), extents, strides);
   }
 
+  // How many queries or keys there are, at any number's address.
+  const Descriptor& length(int64_t id) { return tensor(id, CUDNN_DATA_INT32, {1, 1, 1, 1}, {1, 1, 1, 1}, 4); }
+
   const Descriptor& scale() { return tensor(kScale, CUDNN_DATA_FLOAT, {1, 1, 1, 1}, {1, 1, 1, 1}); }
 
   void whole() {
@@ -84,7 +90,12 @@ class GraphBuilder {
     Descriptor op(CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR);
     op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, q).set(CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, k);
     op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, v).set(CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, out);
-    op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, scale()).finalize();
+    op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, scale());
+    if (p_.cut) {  // it takes both or neither
+      op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_QDESC, length(kQueries));
+      op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_KVDESC, length(kKeys));
+    }
+    op.finalize();
     operations_.push_back(std::move(op));
   }
 
@@ -152,26 +163,50 @@ class GraphBuilder {
   std::vector<Descriptor> operations_;
 };
 
+// On the device; not by the default stream, which must not be used while another one records.
+std::shared_ptr<const int32_t> numbers_there(const std::vector<int32_t>& numbers) {
+  void* memory = nullptr;
+  size_t bytes = numbers.size() * sizeof(int32_t);
+  check(cudaMalloc(&memory, bytes));
+  std::shared_ptr<const int32_t> result(static_cast<const int32_t*>(memory),
+                                        [](const int32_t* p) { cudaFree(const_cast<int32_t*>(p)); });
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  cudaError_t copied = cudaMemcpyAsync(memory, numbers.data(), bytes, cudaMemcpyHostToDevice, stream);
+  cudaError_t done = cudaStreamSynchronize(stream);
+  check(cudaStreamDestroy(stream));
+  check(copied);
+  check(done);
+  return result;
+}
+
 class Plan final : public FusedAttentionPlan {
  public:
-  Plan(Descriptor plan, cudnnHandle_t handle, size_t workspace)
-      : plan_(std::move(plan)), handle_(handle), workspace_(workspace) {}
+  // `counts`: of queries and of keys, when the problem is cut.
+  Plan(Descriptor plan, cudnnHandle_t handle, size_t workspace, std::shared_ptr<const int32_t> counts)
+      : plan_(std::move(plan)), handle_(handle), workspace_(workspace), counts_(std::move(counts)) {}
 
   size_t workspace_bytes() const override { return workspace_; }
 
-  void run(cudaStream_t stream, const void* q, const void* k, const void* v, void* out, float scale,
-           void* workspace) const override {
+  void run(cudaStream_t stream, const void* q, const void* k, const void* v, void* out, float scale, void* workspace,
+           const int32_t* keys) const override {
     std::lock_guard guard(lock());
-    check_cudnn(execute(stream, q, k, v, out, scale, workspace), "attention failed");
+    check_cudnn(execute(stream, q, k, v, out, scale, workspace, keys), "attention failed");
   }
 
+  // `keys` null: all of them.
   cudnnStatus_t execute(cudaStream_t stream, const void* q, const void* k, const void* v, void* out, float scale,
-                        void* workspace) const {
+                        void* workspace, const int32_t* keys) const {
     Ints ids{kQ, kK, kV, kOut, kScale};
-    const void* data[] = {q, k, v, out, &scale};
+    std::vector<const void*> data{q, k, v, out, &scale};
+    if (counts_) {
+      ids.insert(ids.end(), {kQueries, kKeys});
+      data.insert(data.end(), {counts_.get(), keys ? keys : counts_.get() + 1});
+    }
     Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
     pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, ids);
-    pack.set_all(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, static_cast<int64_t>(ids.size()), data);
+    pack.set_all(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, static_cast<int64_t>(data.size()),
+                 data.data());
     pack.set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, workspace).finalize();
     if (!pack.ok()) return pack.status();
     cudnnStatus_t status = api().set_stream(handle_, stream);
@@ -182,6 +217,7 @@ class Plan final : public FusedAttentionPlan {
   Descriptor plan_;
   cudnnHandle_t handle_;
   size_t workspace_;
+  std::shared_ptr<const int32_t> counts_;
 };
 
 // From the first element to behind the last one.
@@ -199,7 +235,7 @@ bool runs(const Plan& plan, const AttentionProblem& p) {
   if (!trial.enough()) return true;
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  cudnnStatus_t status = plan.execute(stream, data, data, data, data, 1.0f, workspace);
+  cudnnStatus_t status = plan.execute(stream, data, data, data, data, 1.0f, workspace, nullptr);
   cudaError_t done = cudaStreamSynchronize(stream);
   check(cudaStreamDestroy(stream));
   check(done);
@@ -224,12 +260,15 @@ std::shared_ptr<const Plan> try_engine(const Descriptor& config, cudnnHandle_t h
   int64_t workspace = 0;
   if (plan.get(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &workspace) != 1) return nullptr;
   if (workspace > kWorkspaceLimit) return nullptr;
-  auto made = std::make_shared<Plan>(std::move(plan), handle, static_cast<size_t>(workspace));
+  std::shared_ptr<const int32_t> counts;
+  if (problem.cut) counts = numbers_there({static_cast<int32_t>(problem.queries), static_cast<int32_t>(problem.keys)});
+  auto made = std::make_shared<Plan>(std::move(plan), handle, static_cast<size_t>(workspace), std::move(counts));
   return runs(*made, problem) ? made : nullptr;
 }
 
 std::shared_ptr<const Plan> find_plan(const AttentionProblem& problem, cudnnHandle_t handle) {
   for (Form form : {Form::whole, Form::taken_apart}) {
+    if (problem.cut && form != Form::whole) continue;
     GraphBuilder builder(problem, form);
     Descriptor graph = builder.finish(handle);
     for (cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK}) {
@@ -249,7 +288,7 @@ std::shared_ptr<const Plan> find_plan(const AttentionProblem& problem, cudnnHand
 bool AttentionProblem::operator<(const AttentionProblem& o) const {
   auto all = [](const AttentionProblem& p) {
     return std::tie(p.dtype, p.queries, p.keys, p.heads, p.kv_heads, p.dim, p.q.token, p.q.head, p.k.token, p.k.head,
-                    p.v.token, p.v.head, p.out.token, p.out.head);
+                    p.v.token, p.v.head, p.out.token, p.out.head, p.cut);
   };
   return all(*this) < all(o);
 }
@@ -287,26 +326,31 @@ AttentionProblem describe(const StepSpec& spec) {
   };
   p.q = neat(head_strides(spec, 0), q), p.k = neat(head_strides(spec, 1), k), p.v = neat(head_strides(spec, 2), k);
   p.out = neat(output_strides(spec), q);
+  p.cut = attention_extras(spec.inputs).lengths > 0;
   return p;
 }
 
 }  // namespace
 
-// Long sequences, where its wgmma kernels are ahead of ours by far; a short one is over before it starts.
+// Long sequences, where its wgmma kernels are ahead of ours by far; a short one is over before it starts. Captions with
+// lengths are short, but a picture's every token looks at them.
 bool prefers_cudnn_attention(const StepSpec& spec) {
-  constexpr int64_t kLong = 1024;
+  constexpr int64_t kLong = 1024, kLongCaption = 256;
   const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
-  return q[1] >= kLong && k[1] >= kLong && q[3] >= 64;
+  int64_t keys = attention_extras(spec.inputs).lengths ? kLongCaption : kLong;
+  return q[1] >= kLong && k[1] >= keys && q[3] >= 64;
 }
 
 bool supports_cudnn_attention(const StepSpec& spec) {
   const Attrs& attrs = spec.node.attrs;
   const Shape& q = spec.inputs[0].shape;
-  bool plain = spec.inputs.size() == 3 && !attrs.integer("causal") && attrs.real("softcap") <= 0;
+  bool plain = !attention_extras(spec.inputs).bias && !attrs.integer("causal") && attrs.real("softcap") <= 0;
   if (!plain || spec.output().dtype == DType::f32 || q[3] % 8 != 0 || q[3] > 128 || device_limits().major < 8) {
     return false;
   }
-  if (q.numel() == 0 || spec.inputs[1].shape.numel() == 0) return false;
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const Shape& k = spec.inputs[1].shape;
+  if (q.numel() == 0 || k.numel() == 0 || q[1] > kMost || k[1] > kMost) return false;
   for (size_t i = 0; i < 3; ++i) {
     if (!all_multiples(head_strides(spec, i), 8)) return false;
   }
@@ -321,6 +365,7 @@ Step make_cudnn_attention(const StepSpec& spec) {
   HeadStrides at[] = {head_strides(spec, 0), head_strides(spec, 1), head_strides(spec, 2), output_strides(spec)};
   auto size = static_cast<int64_t>(dtype_size(spec.output().dtype));
   auto scale = static_cast<float>(spec.node.attrs.real("scale"));
+  size_t lengths = attention_extras(spec.inputs).lengths;
   // A slice may begin where cuDNN cannot read.
   Step own = supports_attention(spec) ? make_attention(spec) : Step{};
   Step step;
@@ -336,7 +381,8 @@ Step make_cudnn_attention(const StepSpec& spec) {
         return static_cast<const std::byte*>(args.in[i]) + b * s.batch * size;
       };
       plan->run(stream_of(args), item(0, q), item(1, k), item(2, v),
-                static_cast<std::byte*>(args.out) + b * out.batch * size, scale, args.scratch);
+                static_cast<std::byte*>(args.out) + b * out.batch * size, scale, args.scratch,
+                lengths ? static_cast<const int32_t*>(args.in[lengths]) + b : nullptr);
     }
   };
   return step;

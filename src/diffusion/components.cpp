@@ -1,5 +1,7 @@
 #include "diffusion/components.h"
 
+#include <algorithm>
+
 #include "diffusion/finite.h"
 #include "diffusion/tiling.h"
 #include "ops/elementwise.h"
@@ -45,6 +47,7 @@ Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
                 probe.input("timestep", {1}),
                 probe.input("guidance", {1}),
                 probe.input("caption", {1, 1, config_.caption_channels}),
+                {},
                 {}};
   build_sana(params, config_, in);
   params.expect_all_used();
@@ -56,21 +59,38 @@ const Weights& Denoiser::prepared_weights() const {
   return weights_;
 }
 
-Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const {
+Tensor mask_lengths(const Tensor& mask) {
+  int64_t batch = mask.shape()[0], tokens = mask.shape()[1];
+  std::vector<int32_t> lengths;
+  for (int64_t b = 0; b < batch; ++b) {
+    const float *row = mask.data<float>() + b * tokens, *end = row + tokens;
+    const float* behind = std::find_if(row, end, [](float x) { return x != 1; });
+    if (behind == row || std::any_of(behind, end, [](float x) { return x != 0; })) return {};
+    lengths.push_back(static_cast<int32_t>(behind - row));
+  }
+  return Tensor::from({batch}, lengths);
+}
+
+Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t tokens, Padding padding) const {
   Graph graph;
   SanaInputs in;
   in.latents = cast(graph.input("latents", {batch, height, width, config_.in_channels}), runtime_.dtype);
   in.timestep = graph.input("timestep", {batch});
   if (config_.guidance_embeds) in.guidance = graph.input("guidance", {batch});
   in.caption = cast(graph.input("caption", {batch, tokens, config_.caption_channels}), runtime_.dtype);
-  in.mask = graph.input("mask", {batch, tokens});
+  if (padding == Padding::behind) {
+    in.lengths = graph.input("lengths", {batch}, DType::i32);
+  } else {
+    in.mask = graph.input("mask", {batch, tokens});
+  }
   graph.output("sample", cast(build_sana(Params(graph, prepared_weights()), config_, in), DType::f32));
   return graph;
 }
 
-const Executable& Denoiser::compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens) {
-  return cache_.get({batch, height, width, tokens},
-                    [&] { return compile(graph(batch, height, width, tokens), *runtime_.backend, runtime_.context); });
+const Executable& Denoiser::compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens, Padding padding) {
+  return cache_.get({batch, height, width, tokens, static_cast<int64_t>(padding)}, [&] {
+    return compile(graph(batch, height, width, tokens, padding), *runtime_.backend, runtime_.context);
+  });
 }
 
 size_t Denoiser::memory(int64_t batch, int64_t height, int64_t width, int64_t tokens) {
@@ -78,15 +98,20 @@ size_t Denoiser::memory(int64_t batch, int64_t height, int64_t width, int64_t to
 }
 
 std::map<std::string, Tensor> Denoiser::feed(const DenoiseInputs& in) const {
-  std::map<std::string, Tensor> feed{
-      {"latents", in.latents}, {"timestep", in.timestep}, {"caption", in.caption}, {"mask", in.mask}};
+  std::map<std::string, Tensor> feed{{"latents", in.latents}, {"timestep", in.timestep}, {"caption", in.caption}};
+  if (in.lengths.defined()) {
+    feed["lengths"] = in.lengths;
+  } else {
+    feed["mask"] = in.mask;
+  }
   if (config_.guidance_embeds) feed["guidance"] = in.guidance;
   return feed;
 }
 
 Tensor Denoiser::predict(const DenoiseInputs& in, Keep keep) {
   const Shape& s = in.latents.shape();
-  return compiled(s[0], s[1], s[2], in.caption.shape()[1]).run(feed(in), keep).at("sample");
+  Padding padding = in.lengths.defined() ? Padding::behind : Padding::anywhere;
+  return compiled(s[0], s[1], s[2], in.caption.shape()[1], padding).run(feed(in), keep).at("sample");
 }
 
 Autoencoder::Autoencoder(DcAeConfig config, Weights weights, Runtime runtime)

@@ -56,8 +56,16 @@ struct DenoiseInputs {
   Tensor timestep;  // [batch] f32
   Tensor guidance;  // [batch] f32; only for models with guidance embedding
   Tensor caption;   // [batch, tokens, caption_channels] f32
-  Tensor mask;      // [batch, tokens] f32
+  Tensor mask;      // [batch, tokens] f32: 1 for a token, 0 for padding; not needed with lengths
+  Tensor lengths;   // [batch] i32, from 1 to tokens: where padding stands behind the tokens alone, how many there are
 };
+
+// The lengths that say what a mask (on the host) says; undefined when some row is not ones, at least one, and then
+// zeros.
+Tensor mask_lengths(const Tensor& mask);
+
+// Where a caption has tokens that do not count: a graph reads lengths, which is faster, or any mask.
+enum class Padding { behind, anywhere };
 
 class Denoiser {
  public:
@@ -69,9 +77,10 @@ class Denoiser {
   const Weights& prepared_weights() const;  // as graphs are to read them, see prepare_weights
   const Runtime& runtime() const { return runtime_; }
   DType dtype() const { return runtime_.dtype; }
-  Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const;
+  Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens, Padding padding = Padding::behind) const;
   size_t memory(int64_t batch, int64_t height, int64_t width, int64_t tokens);  // bytes of activations when compiled
-  const Executable& compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens);
+  const Executable& compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens,
+                             Padding padding = Padding::behind);
   // What `compiled` is run with.
   std::map<std::string, Tensor> feed(const DenoiseInputs& inputs) const;
 

@@ -44,7 +44,7 @@ Graph build_step(const Denoiser& denoiser, const LoopShape& shape) {
   in.timestep = graph.input("timestep", {runs});
   if (c.guidance_embeds) in.guidance = graph.input("guidance", {runs});
   in.caption = cast(graph.input("caption", {runs, shape.tokens, c.caption_channels}), denoiser.dtype());
-  in.mask = graph.input("mask", {runs, shape.tokens});
+  in.lengths = graph.input("lengths", {runs}, DType::i32);
   Value output = cast(build_sana(Params(graph, denoiser.prepared_weights()), c, in), DType::f32);
   output = slice(output, 3, 0, c.in_channels);  // a learned sigma, when there is one, follows and is not used
   if (shape.guided) {
@@ -91,7 +91,7 @@ LoopResult DeviceSampler::run(const DeviceLoop& loop) {
   std::map<std::string, Tensor> feed{{"latents", device.to_device(loop.latents)},
                                      {"previous", device.to_device(Tensor::zeros(s))},
                                      {"caption", device.to_device(loop.caption)},
-                                     {"mask", device.to_device(loop.mask)},
+                                     {"lengths", device.to_device(loop.lengths)},
                                      {"guidance", Tensor::from({runs}, std::vector<float>(size_t(runs), embedded))}};
   feed["guidance"] = device.to_device(feed["guidance"]);
 

@@ -338,6 +338,8 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
   in.caption = device_sampler_ ? runtime_.context.device->concat_rows(captions) : concat_rows(captions);
   in.mask = concat_rows(masks);
   if (!device_sampler_) trim_padding(in);  // on a device one graph serves all prompts
+  in.lengths = mask_lengths(in.mask);
+  check(in.lengths.defined(), "a prompt's padding must stand behind its tokens");
   auto guidance = static_cast<float>(p.guidance) * static_cast<float>(denoiser_->config().guidance_embeds_scale);
   in.guidance = Tensor::from({p.batch}, std::vector<float>(static_cast<size_t>(p.batch), guidance));
   // Noise is drawn in torch's order and turned to channels last.
@@ -379,7 +381,7 @@ Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const Denois
   auto steps = static_cast<int64_t>(count - p.first_step);
   DeviceLoop loop{.latents = in.latents,
                   .caption = in.caption,
-                  .mask = in.mask,
+                  .lengths = in.lengths,
                   .guidance = static_cast<float>(p.guidance),
                   .guided = p.guided,
                   .steps = {},

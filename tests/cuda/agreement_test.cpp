@@ -35,7 +35,7 @@ bool only_float32(const OpCase& c) {
     if (c.name.starts_with(op)) return true;
   }
   return c.name == "step" || c.name == "cast" || c.name.starts_with("rope") || c.name.starts_with("rms_norm_rope") ||
-         (c.name.starts_with("attention") && c.shapes.size() == 4);
+         has_bias(c);
 }
 
 TEST_P(CudaOpTable, Float32) {

@@ -14,12 +14,22 @@ namespace {
 struct Sizes {
   const char* name;
   int64_t batch, queries, keys, heads, kv_heads, dim;
+  std::vector<int32_t> lengths = {};  // of the keys, when not all count
 };
 
 const Sizes kSizes[] = {
-    {"long", 1, 1100, 1030, 3, 3, 128}, {"odd", 2, 77, 129, 4, 4, 72},      {"grouped", 2, 65, 65, 4, 2, 64},
-    {"one_token", 2, 1, 1, 2, 2, 128},  {"one_query", 1, 1, 300, 2, 2, 64}, {"few_keys", 1, 513, 7, 2, 2, 96},
-    {"batch", 3, 1024, 1024, 1, 1, 64}, {"narrow", 1, 50, 40, 2, 2, 24},
+    {"long", 1, 1100, 1030, 3, 3, 128},
+    {"odd", 2, 77, 129, 4, 4, 72},
+    {"grouped", 2, 65, 65, 4, 2, 64},
+    {"one_token", 2, 1, 1, 2, 2, 128},
+    {"one_query", 1, 1, 300, 2, 2, 64},
+    {"few_keys", 1, 513, 7, 2, 2, 96},
+    {"batch", 3, 1024, 1024, 1, 1, 64},
+    {"narrow", 1, 50, 40, 2, 2, 24},
+    {"captions", 4, 1100, 300, 3, 3, 112, {300, 1, 77, 129}},
+    {"captions_72", 3, 1024, 300, 2, 2, 72, {64, 299, 128}},
+    {"captions_grouped", 5, 65, 70, 4, 2, 64, {65, 1, 64, 2, 70}},
+    {"captions_short", 2, 33, 1, 2, 2, 112, {1, 1}},
 };
 
 Runtime runtime_for(const std::string& variant, DType dtype) {
@@ -46,9 +56,14 @@ struct Attention {
       std::vector<Value> parts = split(affine(concat({q, k, v}, 2), 1, 0), 2, 3);
       q = parts[0], k = parts[1], v = parts[2];
     }
+    Value lengths;
+    if (!s.lengths.empty()) {
+      lengths = graph.input("lengths", {b}, DType::i32);
+      feed["lengths"] = Tensor::from({s.batch}, s.lengths).rows(from, from + b);
+    }
     double scale = 1 / std::sqrt(static_cast<double>(s.dim));
     auto attend = [&](double by) {
-      return reshape(attention(q, k, v, {}, {.scale = by * scale}), {b, s.queries, s.heads * s.dim});
+      return reshape(attention(q, k, v, {}, {.scale = by * scale}, lengths), {b, s.queries, s.heads * s.dim});
     };
     Value y = attend(1);
     if (joined) y = slice(concat({y, attend(0.5)}, 2), 2, 0, s.heads * s.dim);
@@ -63,7 +78,9 @@ TEST_P(CudaAttention, AllKernelsAgree) {
   const Sizes& s = GetParam();
   for (DType dtype : {DType::bf16, DType::f16, DType::f32}) {
     Attention exact(s, DType::f32, false);
-    for (auto& [name, tensor] : exact.feed) tensor = tensor.to(dtype).to(DType::f32);
+    for (auto& [name, tensor] : exact.feed) {
+      if (name != "lengths") tensor = tensor.to(dtype).to(DType::f32);
+    }
     Tensor expected = run_graph(exact.graph, exact.feed).at("y");
     for (bool joined : {false, true}) {
       for (const char* variant : {"auto", "cudnn", "flash", "math"}) {
@@ -113,6 +130,46 @@ TEST(CudaAttentionChoice, LongIsCudnn) {
   EXPECT_EQ(attention_of(compile(a.graph, *runtime.backend, runtime.context)), "cudnn 1");
   Attention b(kSizes[1], DType::bf16, false);
   EXPECT_EQ(attention_of(compile(b.graph, *runtime.backend, runtime.context)), "flash 1");
+}
+
+// So must not the captions of large pictures, of Sana's two widths.
+TEST(CudaAttentionChoice, CaptionsAreCudnn) {
+  KINORA_NEEDS_GPU();
+  Runtime runtime = runtime_for("auto", DType::bf16);
+  for (const Sizes& s : kSizes) {
+    if (s.lengths.empty()) continue;
+    Attention a(s, DType::bf16, false);
+    EXPECT_EQ(attention_of(compile(a.graph, *runtime.backend, runtime.context)),
+              s.queries >= 1024 ? "cudnn 1" : "flash 1")
+        << s.name;
+  }
+}
+
+// Keys behind the last one that counts must not be looked at: there, numbers of any size change no bit.
+TEST(CudaAttentionLengths, KeysBehindThemWeighNothing) {
+  KINORA_NEEDS_GPU();
+  for (const Sizes& s : kSizes) {
+    if (s.lengths.empty()) continue;
+    for (const char* variant : {"cudnn", "flash"}) {
+      for (DType dtype : {DType::bf16, DType::f32}) {
+        Attention a(s, dtype, false);
+        Runtime runtime = runtime_for(variant, dtype);
+        Executable exe = compile(a.graph, *runtime.backend, runtime.context);
+        Tensor expected = exe.run(a.feed).at("y");
+        for (const char* name : {"k", "v"}) {
+          Tensor changed = a.feed.at(name).clone();
+          int64_t row = s.kv_heads * s.dim;
+          for (int64_t b = 0; b < s.batch; ++b) {
+            for (int64_t i = s.lengths[size_t(b)] * row; i < s.keys * row; ++i)
+              changed.data<float>()[b * s.keys * row + i] = 1e4f;
+          }
+          a.feed[name] = changed;
+        }
+        Tensor got = exe.run(a.feed).at("y");
+        EXPECT_EQ(std::memcmp(got.raw(), expected.raw(), got.bytes()), 0) << s.name << " " << variant;
+      }
+    }
+  }
 }
 
 TEST(CudaAttentionChoice, MasksAreOurs) {

@@ -54,6 +54,7 @@ TEST_P(CudaPassesSana, EqualTheGolden) {
   if (model.config().guidance_embeds) in.guidance = golden.tensor("in.guidance");
   in.caption = golden.tensor("in.caption");
   in.mask = golden.tensor("in.mask");
+  in.lengths = mask_lengths(in.mask);
   const Shape& s = in.latents.shape();
   auto fused = as_on_the_gpu(model.graph(s[0], s[1], s[2], in.caption.shape()[1]));
   const Graph& graph = *fused;
@@ -209,6 +210,7 @@ TEST_P(CudaPassesQuantized, OfSanaAreMadeOnceAndCutInTwo) {
   in.timestep = golden.tensor("in.timestep");
   in.caption = golden.tensor("in.caption");
   in.mask = golden.tensor("in.mask");
+  in.lengths = mask_lengths(in.mask);
   const Shape& s = in.latents.shape();
   Graph plain = model.graph(s[0], s[1], s[2], in.caption.shape()[1]);
   std::map<std::string, Tensor> feed = model.feed(in);

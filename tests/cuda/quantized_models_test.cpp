@@ -66,6 +66,7 @@ DenoiseInputs sana_inputs(const Golden& golden, const SanaConfig& config) {
   if (config.guidance_embeds) in.guidance = golden.tensor("in.guidance");
   in.caption = golden.tensor("in.caption");
   in.mask = golden.tensor("in.mask");
+  in.lengths = mask_lengths(in.mask);
   return in;
 }
 

@@ -11,6 +11,7 @@ struct Case {
   Shape q, k;
   AttentionOptions options;
   bool biased;
+  std::vector<int32_t> lengths = {};
 };
 
 const Case kCases[] = {
@@ -18,6 +19,9 @@ const Case kCases[] = {
     {"grouped", {1, 20, 6, 16}, {1, 20, 2, 16}, {.scale = 0.2, .softcap = 3, .causal = true, .window = 7}, false},
     {"biased", {2, 5, 2, 8}, {2, 9, 2, 8}, {.scale = 0.3}, true},
     {"frames", {1, 24, 1, 32}, {1, 24, 1, 32}, {.scale = 0.2, .causal = true, .block = 6}, false},
+    {"lengths", {3, 20, 2, 16}, {3, 33, 2, 16}, {.scale = 0.2}, false, {1, 33, 17}},
+    {"lengths_biased", {2, 20, 2, 16}, {2, 33, 1, 16}, {.scale = 0.2, .softcap = 3}, true, {32, 5}},
+    {"lengths_frames", {2, 24, 1, 32}, {2, 24, 1, 32}, {.scale = 0.2, .causal = true, .block = 6}, false, {20, 3}},
 };
 
 struct Result {
@@ -29,10 +33,12 @@ Result run(const Case& c, const std::string& variant) {
   Graph graph;
   Value q = graph.input("q", c.q), k = graph.input("k", c.k), v = graph.input("v", c.k);
   Value bias = c.biased ? graph.input("bias", {c.q[0], c.k[1]}) : Value();
-  graph.output("y", attention(q, k, v, bias, c.options));
+  Value lengths = c.lengths.empty() ? Value() : graph.input("lengths", {c.q[0]}, DType::i32);
+  graph.output("y", attention(q, k, v, bias, c.options, lengths));
   std::map<std::string, Tensor> feed{
       {"q", random_tensor(c.q, 1)}, {"k", random_tensor(c.k, 2)}, {"v", random_tensor(c.k, 3)}};
   if (c.biased) feed["bias"] = random_tensor({c.q[0], c.k[1]}, 4);
+  if (!c.lengths.empty()) feed["lengths"] = Tensor::from({c.q[0]}, c.lengths);
   Runtime runtime = make_runtime("cpu", "float32", 2, nullptr, variant);
   Executable exe = compile(graph, *runtime.backend, runtime.context);
   return {exe.run(feed).at("y"), attention_of(exe)};

@@ -372,6 +372,10 @@ const std::vector<OpCase>& op_cases() {
   return cases;
 }
 
+bool has_bias(const OpCase& c) {
+  return c.name.starts_with("attention") && c.shapes.size() - (c.ids.empty() ? 0 : 1) == 4;
+}
+
 Feed make_inputs(const OpCase& c) {
   Feed feed;
   for (size_t i = 0; i < c.shapes.size(); ++i) {

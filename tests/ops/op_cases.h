@@ -29,6 +29,9 @@ void add_norm_attention_cases(std::vector<OpCase>& cases);
 void add_quantized(std::vector<OpCase>& cases);       // those of quantized_cases.cpp
 void add_quantized_rows(std::vector<OpCase>& cases);  // those of quantized_row_cases.cpp
 
+// Whether it is an attention with a bias.
+bool has_bias(const OpCase& c);
+
 using Feed = std::map<std::string, Tensor>;
 
 Feed make_inputs(const OpCase& c);  // "x0", "x1", …

@@ -171,6 +171,29 @@ void add_attention_sizes(std::vector<OpCase>& c) {
   attend("frames_dim64", {2, 300, 2, 64}, {2, 300, 1, 64}, {.scale = 0.125, .causal = true, .block = 70});
   attend("frames_cut", {1, 90, 2, 40}, {1, 53, 2, 40}, {.scale = 0.15, .causal = true, .block = 17});
   attend("frames_biased", {1, 90, 2, 128}, {1, 101, 2, 128}, {.scale = 0.1, .causal = true, .block = 20}, true);
+  auto attend_lengths = [&](std::string name, Shape q, Shape k, AttentionOptions o, std::vector<int64_t> lengths,
+                            bool biased = false, bool gradient = false) {
+    OpCase item{.name = "attention/lengths_" + name,
+                .shapes = {q, k, k},
+                .build = [=](In x) { return attention(x[0], x[1], x[2], biased ? x[3] : Value(), o, x.back()); },
+                .terms = k[1],
+                .gradient = gradient,
+                .ids = std::move(lengths)};
+    if (biased) item.shapes.push_back({k[0], k[1]});
+    item.shapes.push_back({k[0]});
+    c.push_back(std::move(item));
+  };
+  attend_lengths("small", {3, 5, 2, 4}, {3, 7, 2, 4}, {.scale = 0.5}, {1, 7, 4}, false, true);
+  attend_lengths("small_biased", {2, 5, 2, 4}, {2, 7, 1, 4}, {.scale = 0.5, .softcap = 2}, {6, 2}, true, true);
+  attend_lengths("one", {2, 1, 1, 8}, {2, 1, 1, 8}, {.scale = 0.3}, {1, 1});
+  attend_lengths("caption", {4, 131, 2, 112}, {4, 150, 2, 112}, {.scale = 0.1}, {1, 150, 64, 65});
+  attend_lengths("dim72", {4, 67, 2, 72}, {4, 75, 1, 72}, {.scale = 0.12}, {75, 63, 32, 33});
+  attend_lengths("odd", {3, 7, 3, 5}, {3, 67, 1, 5}, {.scale = 0.4}, {67, 66, 3}, true);
+  attend_lengths("dim160", {2, 9, 1, 160}, {2, 40, 1, 160}, {.scale = 0.08}, {31, 34});
+  attend_lengths("dim512", {3, 65, 2, 512}, {3, 41, 1, 512}, {.scale = 0.044}, {1, 17, 41});
+  attend_lengths("causal", {2, 131, 2, 64}, {2, 131, 1, 64}, {.scale = 0.125, .causal = true}, {1, 70});
+  attend_lengths("window", {2, 140, 1, 32}, {2, 140, 1, 32}, {.scale = 0.2, .causal = true, .window = 20}, {70, 3});
+  attend_lengths("frames", {2, 90, 1, 40}, {2, 90, 1, 40}, {.scale = 0.15, .causal = true, .block = 17}, {50, 90});
   attend("unseen", {1, 90, 1, 16}, {1, 40, 1, 16}, {.scale = 0.25, .causal = true, .window = 20});
   c.push_back(
       {.name = "attention/masked",
