@@ -17,7 +17,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kRememberedTexts = 16;
 constexpr int64_t kLargestSide = 8192, kMostFrames = 1 << 14;
 constexpr const char *kResolution = "256px", *kAspect = "16:9";
 
@@ -93,7 +92,7 @@ FilmPipeline FilmPipeline::load(const std::string& folder, const LoadOptions& op
   // Only transformers are run in float16.
   if (p.others_.dtype == DType::f16) p.others_.dtype = p.others_.context.device ? DType::bf16 : DType::f32;
   VideoDenoiser denoiser = p.open_denoiser();
-  VideoAutoencoder autoencoder = p.open_autoencoder({});
+  VideoAutoencoder autoencoder = load_video_autoencoder(folder, p.others_);
   p.t5_folder_ = find_encoder(root, "T5", {"google/t5-v1_1-xxl", "t5"});
   p.clip_folder_ = find_encoder(root, "CLIP", {"openai/clip-vit-large-patch14", "clip"});
   T5Encoder t5 = T5Encoder::load(p.t5_folder_, p.others_, p.variant_);
@@ -117,14 +116,20 @@ VideoDenoiser FilmPipeline::open_denoiser() const {
   return {files.config, std::move(files.weights), runtime_};
 }
 
-VideoAutoencoder FilmPipeline::open_autoencoder(const FilmRequest& r) const {
-  VideoAutoencoder autoencoder = load_video_autoencoder(folder_, others_);
-  if (r.tile) autoencoder.tiling.size = r.tile;
+VideoDenoiser& FilmPipeline::denoiser() {
+  if (!denoiser_) denoiser_ = std::make_unique<VideoDenoiser>(open_denoiser());
+  return *denoiser_;
+}
+
+VideoAutoencoder& FilmPipeline::autoencoder(const FilmRequest& r) {
+  if (!autoencoder_) autoencoder_ = std::make_unique<VideoAutoencoder>(load_video_autoencoder(folder_, others_));
+  autoencoder_->tiling = autoencoder_->usual_tiling();
+  if (r.tile) autoencoder_->tiling.size = r.tile;
   if (r.tile_frames) {
-    autoencoder.tiling.time = true;
-    autoencoder.tiling.frames = r.tile_frames;
+    autoencoder_->tiling.time = true;
+    autoencoder_->tiling.frames = r.tile_frames;
   }
-  return autoencoder;
+  return *autoencoder_;
 }
 
 VideoTaskInfo FilmPipeline::task_of(const FilmRequest& r) const {
@@ -191,35 +196,51 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
   return r;
 }
 
-void FilmPipeline::free_memory() {
+void FilmPipeline::close() {
+  if (!keep_open_) {
+    denoiser_.reset();
+    autoencoder_.reset();
+  }
   runtime_.context.arena->release();  // shared with others_
 }
 
+std::vector<std::string> FilmPipeline::texts_of(const FilmRequest& r) const {
+  return {video_prompt(r.prompt, r.fps, r.motion_score), r.negative_prompt};
+}
+
 std::vector<VideoText> FilmPipeline::encode_texts(const std::vector<std::string>& texts) {
-  auto known = [&](const std::string& text) {
-    return std::find_if(texts_.begin(), texts_.end(), [&](const auto& entry) { return entry.first == text; });
+  using Texts = std::vector<std::pair<std::string, VideoText>>;
+  auto find = [](Texts& in, const std::string& text) {
+    return std::find_if(in.begin(), in.end(), [&](const auto& entry) { return entry.first == text; });
   };
-  std::vector<std::pair<std::string, VideoText>> fresh;
+  Texts fresh;
   for (const std::string& text : texts) {
-    bool listed = std::any_of(fresh.begin(), fresh.end(), [&](const auto& entry) { return entry.first == text; });
-    if (known(text) == texts_.end() && !listed) fresh.push_back({text, {}});
+    auto known = find(texts_, text);
+    if (known != texts_.end()) std::rotate(known, known + 1, texts_.end());  // used last
+    if (known == texts_.end() && find(fresh, text) == fresh.end()) fresh.push_back({text, {}});
   }
   if (!fresh.empty()) {
-    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(t5_folder_);
-    T5Encoder encoder = T5Encoder::load(t5_folder_, others_, variant_);
-    for (auto& [text, result] : fresh) result.hidden = encoder.encode(ids_of(*tokenizer, text, defaults_.text_tokens));
+    denoiser_.reset();  // not together with the encoders
+    autoencoder_.reset();
+    close();
+    {
+      std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(t5_folder_);
+      T5Encoder encoder = T5Encoder::load(t5_folder_, others_, variant_);
+      for (auto& [text, result] : fresh)
+        result.hidden = encoder.encode(ids_of(*tokenizer, text, defaults_.text_tokens));
+    }
+    close();
+    {
+      std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(clip_folder_);
+      ClipTextEncoder encoder = ClipTextEncoder::load(clip_folder_, others_, variant_);
+      for (auto& [text, result] : fresh)
+        result.pooled = encoder.encode(ids_of(*tokenizer, text, encoder.config().max_positions)).pooled;
+    }
+    close();
   }
-  free_memory();
-  if (!fresh.empty()) {
-    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(clip_folder_);
-    ClipTextEncoder encoder = ClipTextEncoder::load(clip_folder_, others_, variant_);
-    for (auto& [text, result] : fresh)
-      result.pooled = encoder.encode(ids_of(*tokenizer, text, encoder.config().max_positions)).pooled;
-  }
-  free_memory();
   texts_.insert(texts_.end(), fresh.begin(), fresh.end());
   std::vector<VideoText> results;
-  for (const std::string& text : texts) results.push_back(known(text)->second);
+  for (const std::string& text : texts) results.push_back(find(texts_, text)->second);
   if (texts_.size() > kRememberedTexts)
     texts_.erase(texts_.begin(), texts_.end() - static_cast<std::ptrdiff_t>(kRememberedTexts));
   return results;
@@ -231,44 +252,37 @@ std::vector<Tensor> FilmPipeline::encode_references(const FilmRequest& r, const 
   const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
   if (!r.first && !r.last && film.empty()) return latents;
   auto width = static_cast<int>(shape.width), height = static_cast<int>(shape.height);
-  {
-    VideoAutoencoder autoencoder = open_autoencoder(r);
-    auto encode = [&](const Tensor& frames) {
-      Tensor z = autoencoder.encode(frames);
-      latents.push_back(z.reshaped({1, z.shape()[0], z.shape()[1], z.shape()[2], z.shape()[3]}));
-    };
-    if (!film.empty()) encode(fill_crop_frames(film, width, height));
-    for (const std::optional<Image>* picture : {&r.first, &r.last}) {
-      if (*picture) encode(to_tensor(fill_crop(**picture, width, height)));
-    }
+  VideoAutoencoder& open = autoencoder(r);
+  auto encode = [&](const Tensor& frames) {
+    Tensor z = open.encode(frames);
+    latents.push_back(z.reshaped({1, z.shape()[0], z.shape()[1], z.shape()[2], z.shape()[3]}));
+  };
+  if (!film.empty()) encode(fill_crop_frames(film, width, height));
+  for (const std::optional<Image>* picture : {&r.first, &r.last}) {
+    if (*picture) encode(to_tensor(fill_crop(**picture, width, height)));
   }
-  free_memory();
+  close();
   return latents;
 }
 
 VideoSample FilmPipeline::denoise(const FilmRequest& r, const VideoShape& shape, const std::vector<VideoText>& texts,
                                   const VideoCondition& condition) {
-  VideoSample sample;
-  {
-    VideoDenoiser denoiser = open_denoiser();
-    VideoSampleInputs in;
-    in.latents =
-        pack_latents(video_noise(shape, r.seed, r.cuda_noise ? NoiseKind::cuda : NoiseKind::cpu), layout_.patch);
-    in.prompt = texts[0];
-    in.negative = texts[1];
-    in.condition = condition;
-    in.positions = MmditPositions::grid(shape.latent_frames, shape.rows(), shape.columns());
-    in.positions.frames = positions_of(r, shape);
-    VideoSampleOptions options;
-    options.levels = flow_levels(r.steps, r.flow_shift);
-    options.guidance =
-        guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
-    options.skip = r.skip;
-    options.on_step = [&](const VideoStepReport& step) { report(r, Stage::denoise, step.step, step.steps); };
-    report(r, Stage::denoise, 0, r.steps);
-    sample = sample_film(denoiser, in, options);
-  }
-  free_memory();
+  VideoSampleInputs in;
+  in.latents = pack_latents(video_noise(shape, r.seed, r.cuda_noise ? NoiseKind::cuda : NoiseKind::cpu), layout_.patch);
+  in.prompt = texts[0];
+  in.negative = texts[1];
+  in.condition = condition;
+  in.positions = MmditPositions::grid(shape.latent_frames, shape.rows(), shape.columns());
+  in.positions.frames = positions_of(r, shape);
+  VideoSampleOptions options;
+  options.levels = flow_levels(r.steps, r.flow_shift);
+  options.guidance =
+      guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
+  options.skip = r.skip;
+  options.on_step = [&](const VideoStepReport& step) { report(r, Stage::denoise, step.step, step.steps); };
+  report(r, Stage::denoise, 0, r.steps);
+  VideoSample sample = sample_film(denoiser(), in, options);
+  close();
   return sample;
 }
 
@@ -276,7 +290,7 @@ FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& s
   FilmRequest r = complete(request);
   VideoShape shape = shape_of(r);
   report(r, Stage::encode, 0, 1);
-  std::vector<VideoText> texts = encode_texts({video_prompt(r.prompt, r.fps, r.motion_score), r.negative_prompt});
+  std::vector<VideoText> texts = encode_texts(texts_of(r));
   std::vector<Tensor> references = encode_references(r, shape);
   report(r, Stage::encode, 1, 1);
   VideoTaskInfo task = task_of(r);
@@ -285,11 +299,8 @@ FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& s
   restore_pictures(latents, task.task, references);
   latents = latents.reshaped({shape.latent_frames, shape.latent_height, shape.latent_width, layout_.channels});
   report(r, Stage::decode, 0, 1);
-  {
-    VideoAutoencoder autoencoder = open_autoencoder(r);
-    autoencoder.decode(latents, sink, [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
-  }
-  free_memory();
+  autoencoder(r).decode(latents, sink, [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
+  close();
   return {latents, sample.forwards};
 }
 

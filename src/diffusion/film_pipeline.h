@@ -3,6 +3,7 @@
 // needed is that of the largest.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -59,8 +60,14 @@ class FilmPipeline {
   // Makes a film; its frames go to `sink` in order, [n, height, width, 3] f32, as the autoencoder gives them out.
   FilmResult generate(const FilmRequest& request, const FrameSink& sink);
 
-  // T5's and CLIP's results for texts that go to both as they are; the last few are remembered.
+  // T5's and CLIP's results for texts that go to both as they are. As many as kRememberedTexts are remembered, those
+  // used last: texts of several films are encoded together by asking for them first.
   std::vector<VideoText> encode_texts(const std::vector<std::string>& texts);
+  static constexpr size_t kRememberedTexts = 16;
+  // The texts that a completed request needs.
+  std::vector<std::string> texts_of(const FilmRequest& request) const;
+  // For several films: the transformer and the autoencoder stay open from one to the next, until texts must be encoded.
+  void keep_open(bool keep) { keep_open_ = keep; }
   // Frames of a film that is given, of 33 or 65 as the reference counts them: one fewer if the model is not causal.
   int64_t reference_frames(int64_t frames) const { return layout_.causal ? frames : frames - 1; }
   const FilmDefaults& defaults() const { return defaults_; }
@@ -72,7 +79,9 @@ class FilmPipeline {
   VideoTaskInfo task_of(const FilmRequest& request) const;
   VideoShape shape_of(const FilmRequest& request) const;
   VideoDenoiser open_denoiser() const;
-  VideoAutoencoder open_autoencoder(const FilmRequest& request) const;
+  VideoDenoiser& denoiser();
+  VideoAutoencoder& autoencoder(const FilmRequest& request);
+  void close();  // what is open and need not stay
   std::vector<Tensor> encode_references(const FilmRequest& request, const VideoShape& shape);
   VideoSample denoise(const FilmRequest& request, const VideoShape& shape, const std::vector<VideoText>& texts,
                       const VideoCondition& condition);
@@ -83,6 +92,9 @@ class FilmPipeline {
   FilmDefaults defaults_;
   VideoLayout layout_;
   std::vector<std::pair<std::string, VideoText>> texts_;  // most recent last
+  bool keep_open_ = false;
+  std::unique_ptr<VideoDenoiser> denoiser_;
+  std::unique_ptr<VideoAutoencoder> autoencoder_;
 };
 
 }  // namespace kinora

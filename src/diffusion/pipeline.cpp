@@ -233,6 +233,11 @@ Pipeline::Plan Pipeline::plan(const Request& r) const {
   return p;
 }
 
+void Pipeline::check(const Request& r) const {
+  Plan p = plan(r);
+  if (r.latents) expect_shape_of(*r.latents, Shape{p.batch, p.channels, p.h, p.w});
+}
+
 Tensor Pipeline::initial_latents(const Request& r, const Plan& p, std::vector<NoiseSource>& sources) const {
   Shape each{1, p.channels, p.h, p.w};  // torch's order, so that the noise is torch's
   for (uint64_t seed : r.seeds) {

@@ -81,6 +81,7 @@ class Pipeline {
   static Pipeline load(const std::string& folder, const LoadOptions& options = {});
 
   Result generate(const Request& request);
+  void check(const Request& request) const;  // throws as generate() would before it begins to compute
   // Encodes as diffusers does: strip, lower-case, the complex human instruction before a positive prompt, right
   // padding, the first token and the last max_sequence_length - 1. The last few prompts are remembered.
   const Conditioning& encode_prompt(const std::string& prompt, bool negative);

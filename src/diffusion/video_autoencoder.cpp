@@ -60,7 +60,12 @@ VideoAutoencoder::VideoAutoencoder(Model model, Weights weights, Runtime runtime
       },
       model_);
   params.expect_all_used();
-  if (!causal()) tiling = {.space = true, .time = true, .size = 256, .frames = 32, .overlap = 0.25};
+  tiling = usual_tiling();
+}
+
+VideoTiling VideoAutoencoder::usual_tiling() const {
+  if (causal()) return {};
+  return {.space = true, .time = true, .size = 256, .frames = 32, .overlap = 0.25};
 }
 
 int64_t VideoAutoencoder::latent_channels() const {

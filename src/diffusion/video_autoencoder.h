@@ -54,6 +54,7 @@ class VideoAutoencoder {
   void check_size(int64_t frames, int64_t height, int64_t width) const;
 
   VideoTiling tiling;
+  VideoTiling usual_tiling() const;  // Open-Sora's, where `tiling` begins
   const Weights& weights() const { return weights_; }
   Graph graph(bool encoder, const Shape& input) const;  // input [frames, H, W, channels]
   size_t memory(bool encoder, const Shape& input);      // bytes of activations when compiled

@@ -65,7 +65,7 @@ constexpr SettingDef kTable[] = {
      .type = text,
      .flags = "--prompt-file",
      .commands = "generate",
-     .doc = "A file with one prompt a line",
+     .doc = "A file with one prompt a line, or JSON lines with options for each",
      .otherwise = "none",
      .instead_of = "prompt.text"},
     {.key = "sampling.steps",
@@ -91,10 +91,10 @@ constexpr SettingDef kTable[] = {
      .otherwise = "the model's",
      .choices = "dpm++|euler|scm"},
     {.key = "sampling.seed",
-     .type = integer,
-     .flags = "-s,--seed",
+     .type = integers,
+     .flags = "-s,--seed,--seeds",
      .commands = "generate",
-     .doc = "Seed of the noise; the same seed gives the same bytes",
+     .doc = "Seed of the noise, the same seed gives the same bytes; or several, as 1,2,5",
      .fallback = "0",
      .high = std::numeric_limits<int64_t>::max()},
     {.key = "sampling.count",
@@ -417,13 +417,12 @@ const SettingDef* find_setting(std::string_view key) {
 }
 
 std::string describe_setting(const SettingDef& def) {
-  std::string range = "from " + std::to_string(def.low) + " to " + std::to_string(def.high);
+  bool open = def.high == std::numeric_limits<int64_t>::max();
+  std::string range = "from " + std::to_string(def.low) + " to " + (open ? "2^63 - 1" : std::to_string(def.high));
   switch (def.type) {
     case text: return "a text";
-    case integer:
-      return def.high == std::numeric_limits<int64_t>::max()
-                 ? "a whole number from " + std::to_string(def.low) + " to 2^63 - 1"
-                 : "a whole number " + range;
+    case integer: return "a whole number " + range;
+    case integers: return "whole numbers " + range + ", separated by commas";
     case real: return "a number " + range;
     case boolean: return "true or false";
     case choice: break;
@@ -437,7 +436,7 @@ std::string describe_setting(const SettingDef& def) {
 SettingValue parse_setting(const SettingDef& def, const std::string& given, bool plain, ErrorKind kind,
                            const std::string& where) {
   auto wrong = [&] {
-    bool unclear = !plain && def.type != choice;  // "30" in quotes
+    bool unclear = !plain && def.type != choice && def.type != integers;  // "30" in quotes
     fail(kind, where + " must be " + describe_setting(def) + ", not " + (unclear ? "the text " : "") + shown(given));
   };
   YamlType type = plain ? yaml_type(given) : YamlType::text;
@@ -455,6 +454,19 @@ SettingValue parse_setting(const SettingDef& def, const std::string& given, bool
       if (type != YamlType::integer || !parse_number(given, value) || value < def.low || value > def.high) wrong();
       return value;
     }
+    case integers: {
+      std::string list;
+      for (std::string part : split(given, ',')) {
+        while (part.starts_with(' ')) part.erase(0, 1);
+        while (part.ends_with(' ')) part.pop_back();
+        int64_t value = 0;
+        if (yaml_type(part) != YamlType::integer || !parse_number(part, value) || value < def.low || value > def.high)
+          wrong();
+        list += (list.empty() ? "" : ",") + std::to_string(value);
+      }
+      if (list.empty()) wrong();
+      return list;
+    }
     case real: {
       double value = 0;
       bool good = (type == YamlType::integer || type == YamlType::real) && parse_number(given, value);
@@ -468,6 +480,16 @@ SettingValue parse_setting(const SettingDef& def, const std::string& given, bool
       return given[0] == 't' || given[0] == 'T';
   }
   fail(ErrorKind::internal, "setting " + std::string(def.key) + " has no type");
+}
+
+std::vector<int64_t> parse_integers(const std::string& text) {
+  std::vector<int64_t> numbers;
+  for (const std::string& part : split(text, ',')) {
+    int64_t value = 0;
+    check(parse_number(part, value), "parse_integers: the text was not checked");
+    numbers.push_back(value);
+  }
+  return numbers;
 }
 
 std::string nearest_word(std::string_view word, std::span<const std::string> known) {
