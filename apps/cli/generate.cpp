@@ -34,6 +34,8 @@ void apply_record(GenerateOptions& o) {
   o.noise = record.text("noise_file", "");
   o.init = record.text("init_image", "");
   o.strength = record.real("strength", 0, 1, o.strength);
+  o.from_resolution = record.text("from_resolution", "");
+  o.refine_strength = record.real("refine_strength", 0, 1, o.refine_strength);
   o.tile = record.integer("tile", 0, 1 << 16, 0);
   o.load.variant = record.text("variant", "");
   if (o.model.empty()) o.model = record.text("model", "");
@@ -157,6 +159,8 @@ Command add_generate(CLI::App& app) {
   flags->bind("sampling.guidance", o->guidance);
   flags->bind("size.width", o->width);
   flags->bind("size.height", o->height);
+  flags->bind("size.from_resolution", o->from_resolution);
+  flags->bind("sampling.refine_strength", o->refine_strength);
   flags->bind("sampling.seed", o->seeds);
   flags->bind("sampling.count", o->count);
   flags->bind("sampling.batch", o->batch);

@@ -15,15 +15,15 @@ struct FilmOptions {
   bool make = false, no_skip = false;
   std::string resolution, aspect, tail, head_film, tail_film, times, key_frames, codec, contact_sheet;
   int64_t reference_frames = 33, frames = 0, fps = 0, motion_score = 0, tile_frames = 0, quality = -1;
-  double image_guidance = -1, flow_shift = -1;
+  double image_guidance = -1, flow_shift = -1, from_flow_shift = -1;
 };
 
 struct GenerateOptions {
   std::string prompt, negative, prompt_file, model, scheduler, output, init, from, preview;
-  std::string noise, save_noise, noise_kind;
+  std::string noise, save_noise, noise_kind, from_resolution;
   LoadOptions load;
   int64_t width = 0, height = 0, steps = 0, count = 1, batch = 1, tile = 0;
-  double guidance = -1, strength = 0;
+  double guidance = -1, strength = 0, refine_strength = 0.8;
   std::vector<uint64_t> seeds{0};
   bool yes = false, quiet = false, verbose = false;
   FilmOptions film;

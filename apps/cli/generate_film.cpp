@@ -68,6 +68,11 @@ Json to_record(const GenerateOptions& o, const FilmRequest& r, const FilmPipelin
   if (!r.head.empty() || !r.tail.empty()) record["reference_frames"] = o.film.reference_frames;
   record["times"] = is_times_file(r.times) ? absolute(r.times) : r.times;
   if (!o.film.key_frames.empty()) record["key_frames"] = o.film.key_frames;
+  if (r.from_width) {
+    record["from_resolution"] = std::to_string(r.from_width) + "x" + std::to_string(r.from_height);
+    record["from_flow_shift"] = r.from_flow_shift;
+    record["refine_strength"] = r.refine_strength;
+  }
   if (o.tile) record["tile"] = o.tile;
   if (o.film.tile_frames) record["tile_frames"] = o.film.tile_frames;
   if (!o.film.codec.empty()) record["codec"] = o.film.codec;
@@ -90,6 +95,9 @@ FilmRequest to_request(const GenerateOptions& o) {
   r.guidance = o.guidance;
   r.image_guidance = o.film.image_guidance;
   r.flow_shift = o.film.flow_shift;
+  r.from_resolution = o.from_resolution;
+  r.from_flow_shift = o.film.from_flow_shift;
+  r.refine_strength = o.refine_strength;
   r.cuda_noise = o.noise_kind == "cuda";
   r.skip = !o.film.no_skip;
   r.times = o.film.times;
@@ -196,7 +204,7 @@ class FilmRun {
     std::unique_ptr<VideoWriter> writer = open_video(paths_.films[done_], options);
     const std::string& sheet_path = paths_.sheets[done_];
     ContactSheet sheet(request.frames);
-    pipeline_.generate(request, [&](const Tensor& frames) {
+    FilmResult result = pipeline_.generate(request, [&](const Tensor& frames) {
       for (int64_t i = 0; i < frames.shape()[0]; ++i) {
         if (stop_requested) fail(ErrorKind::cancelled, "stopped");
         Image frame = to_image(frames, i);
@@ -206,6 +214,11 @@ class FilmRun {
     });
     writer->finish();
     if (!sheet_path.empty()) save_image(sheet_path, sheet.picture());
+    const FilmTimes& t = result.times;
+    if (request.from_width)
+      progress_.note(fmt::format("made small in {:.1f} s, refined in {:.1f} s", t.draft, t.denoise));
+    log(LogLevel::info, fmt::format("encoded in {:.2f} s, denoised in {:.2f} s, decoded in {:.2f} s", t.encode,
+                                    t.draft + t.denoise, t.decode));
   }
 
   FilmPipeline pipeline_;
@@ -256,6 +269,9 @@ void apply_film_record(GenerateOptions& o, const Config& record) {
   o.film.reference_frames = record.integer("reference_frames", 33, 65, 33);
   o.film.times = record.text("times", "uniform");
   o.film.key_frames = record.text("key_frames", "");
+  o.from_resolution = record.text("from_resolution", "");
+  o.film.from_flow_shift = record.real("from_flow_shift", 0, 1e6, -1);
+  o.refine_strength = record.real("refine_strength", 0, 1, o.refine_strength);
   o.tile = record.integer("tile", 0, 1 << 16, 0);
   o.film.tile_frames = record.integer("tile_frames", 0, 1 << 16, 0);
   o.film.codec = record.text("codec", "");

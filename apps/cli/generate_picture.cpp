@@ -39,6 +39,10 @@ Json to_record(const GenerateOptions& o, const Result& r, uint64_t seed, const s
     record["strength"] = o.strength;
   }
   if (!o.noise.empty()) record["noise_file"] = std::filesystem::absolute(o.noise).string();
+  if (!o.from_resolution.empty()) {
+    record["from_resolution"] = o.from_resolution;
+    record["refine_strength"] = o.refine_strength;
+  }
   if (o.tile) record["tile"] = o.tile;
   return record;
 }
@@ -67,6 +71,8 @@ Request to_request(const GenerateOptions& o) {
   request.scheduler = o.scheduler;
   request.cuda_noise = o.noise_kind == "cuda";
   request.strength = o.strength;
+  request.from_resolution = o.from_resolution;
+  request.refine_strength = o.refine_strength;
   if (o.tile) {  // an eighth of a tile overlaps the next one, in whole latents
     int64_t overlap = std::max<int64_t>(o.tile / 8 / 32 * 32, 32);
     request.tiling = Tiling{o.tile, std::max<int64_t>(o.tile - overlap, 32)};
@@ -117,6 +123,9 @@ class PictureRun {
       request.seeds = seeds;
       progress_.begin(static_cast<int64_t>(done_) + 1, static_cast<int64_t>(paths_.size()));
       Result result = pipeline_.generate(request);
+      if (!o.from_resolution.empty())
+        progress_.note(
+            fmt::format("drawn small in {:.1f} s, refined in {:.1f} s", result.draft_seconds, result.seconds));
       if (!o.save_noise.empty()) write_safetensors(o.save_noise, {{"latents", result.initial_latents}});
       for (size_t i = 0; i < seeds.size(); ++i) save(o, result, i, seeds[i]);
     }

@@ -1,9 +1,11 @@
 #include "diffusion/film_pipeline.h"
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <tuple>
+#include <utility>
 
 #include "diffusion/text_encoders.h"
 #include "diffusion/video_prompt.h"
@@ -152,6 +154,10 @@ VideoShape FilmPipeline::shape_of(const FilmRequest& r) const {
   return video_shape(layout_, r.width, r.height, r.frames);
 }
 
+VideoShape FilmPipeline::draft_shape_of(const FilmRequest& r) const {
+  return video_shape(layout_, r.from_width, r.from_height, r.frames);
+}
+
 FilmRequest FilmPipeline::complete(FilmRequest r) const {
   bool named = !r.resolution.empty() || !r.aspect.empty();
   if (named && (r.width || r.height))
@@ -177,13 +183,29 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
   fill(r.guidance, defaults_.guidance, r.guidance < 0);
   fill(r.image_guidance, defaults_.image_guidance, r.image_guidance < 0);
   VideoShape shape = shape_of(r);
-  fill(r.flow_shift, flow_shift(shape.tokens_per_frame(), shape.latent_frames), r.flow_shift < 0);
+  auto usual_shift = [](const VideoShape& s) { return flow_shift(s.tokens_per_frame(), s.latent_frames); };
+  if (!r.from_resolution.empty()) {
+    std::tie(r.from_width, r.from_height) = draft_size(r.from_resolution, r.width, r.height, layout_.cell());
+    r.from_resolution.clear();
+  }
+  if (r.from_width) {
+    VideoShape draft = draft_shape_of(r);
+    fill(r.from_flow_shift, r.flow_shift < 0 ? usual_shift(draft) : r.flow_shift, r.from_flow_shift < 0);
+    check_sampling(r, draft, r.from_flow_shift);
+  }
+  fill(r.flow_shift, usual_shift(shape), r.flow_shift < 0);
 
   video_prompt(r.prompt, r.fps, r.motion_score);
   positions_of(r, shape);
   check_tile("pixels", r.tile, layout_.spatial);
   check_tile("frames", r.tile_frames, layout_.temporal);
-  VideoTaskInfo task = task_of(r);  // enough frames for what is given?
+  check_sampling(r, shape, r.flow_shift);
+  return r;
+}
+
+// Enough frames for what is given, strengths and levels in range.
+void FilmPipeline::check_sampling(const FilmRequest& r, const VideoShape& shape, double shift) const {
+  VideoTaskInfo task = task_of(r);
   std::vector<Tensor> references;
   if (task.task != VideoTask::text) {
     int64_t given = latent_frames_of(layout_, kinora::reference_frames(task, layout_));
@@ -192,8 +214,7 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
   }
   VideoCondition condition = video_condition(task, shape, references);
   guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
-  flow_levels(r.steps, r.flow_shift);
-  return r;
+  first_step_at(flow_levels(r.steps, shift), r.refine_strength);
 }
 
 void FilmPipeline::close() {
@@ -265,43 +286,75 @@ std::vector<Tensor> FilmPipeline::encode_references(const FilmRequest& r, const 
   return latents;
 }
 
-VideoSample FilmPipeline::denoise(const FilmRequest& r, const VideoShape& shape, const std::vector<VideoText>& texts,
-                                  const VideoCondition& condition) {
+// One run of the sampler: the whole film, or the draft or the refinement of one.
+struct FilmPipeline::Part {
+  VideoShape shape;
+  double flow_shift;
+  Tensor draft;  // latents, unpacked, of a smaller film that is to be refined
+};
+
+// Returns latents, unpacked.
+Tensor FilmPipeline::denoise(const FilmRequest& r, const Part& part, const std::vector<VideoText>& texts,
+                             const std::vector<Tensor>& references, int64_t& forwards) {
+  const VideoShape& shape = part.shape;
+  VideoTaskInfo task = task_of(r);
+  VideoSampleOptions options;
+  options.levels = flow_levels(r.steps, part.flow_shift);
+  Tensor latents = video_noise(shape, r.seed, r.cuda_noise ? NoiseKind::cuda : NoiseKind::cpu);
+  if (part.draft.defined()) {
+    options.first_step = first_step_at(options.levels, r.refine_strength);
+    Tensor enlarged = resize_latents(part.draft, shape.latent_height, shape.latent_width);
+    latents = add_flow_noise(enlarged, latents, options.levels[options.first_step]);
+  }
   VideoSampleInputs in;
-  in.latents = pack_latents(video_noise(shape, r.seed, r.cuda_noise ? NoiseKind::cuda : NoiseKind::cpu), layout_.patch);
+  in.latents = pack_latents(latents, layout_.patch);
   in.prompt = texts[0];
   in.negative = texts[1];
-  in.condition = condition;
+  in.condition = video_condition(task, shape, references);
   in.positions = MmditPositions::grid(shape.latent_frames, shape.rows(), shape.columns());
   in.positions.frames = positions_of(r, shape);
-  VideoSampleOptions options;
-  options.levels = flow_levels(r.steps, r.flow_shift);
   options.guidance =
-      guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
+      guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, in.condition);
   options.skip = r.skip;
   options.on_step = [&](const VideoStepReport& step) { report(r, Stage::denoise, step.step, step.steps); };
-  report(r, Stage::denoise, 0, r.steps);
+  report(r, Stage::denoise, 0, r.steps - static_cast<int64_t>(options.first_step));
   VideoSample sample = sample_film(denoiser(), in, options);
   close();
-  return sample;
+  forwards += sample.forwards;
+  Tensor clean = unpack_latents(sample.latents, shape);
+  restore_pictures(clean, task.task, references);
+  return clean;
 }
 
 FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& sink) {
   FilmRequest r = complete(request);
-  VideoShape shape = shape_of(r);
+  FilmResult result;
+  auto before = std::chrono::steady_clock::now();
+  auto lap = [&] {
+    auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(before, now)).count();
+  };
   report(r, Stage::encode, 0, 1);
   std::vector<VideoText> texts = encode_texts(texts_of(r));
-  std::vector<Tensor> references = encode_references(r, shape);
+  Part whole{shape_of(r), r.flow_shift, {}};
+  std::vector<Tensor> references = encode_references(r, whole.shape), draft_references;
+  if (r.from_width) draft_references = encode_references(r, draft_shape_of(r));
   report(r, Stage::encode, 1, 1);
-  VideoTaskInfo task = task_of(r);
-  VideoSample sample = denoise(r, shape, texts, video_condition(task, shape, references));
-  Tensor latents = unpack_latents(sample.latents, shape);
-  restore_pictures(latents, task.task, references);
-  latents = latents.reshaped({shape.latent_frames, shape.latent_height, shape.latent_width, layout_.channels});
+  result.times.encode = lap();
+  if (r.from_width) {
+    whole.draft = denoise(r, {draft_shape_of(r), r.from_flow_shift, {}}, texts, draft_references, result.forwards);
+    result.times.draft = lap();
+  }
+  Tensor latents = denoise(r, whole, texts, references, result.forwards);
+  const Shape& s = latents.shape();
+  result.latents = latents.reshaped({s[1], s[2], s[3], s[4]});
+  result.times.denoise = lap();
   report(r, Stage::decode, 0, 1);
-  autoencoder(r).decode(latents, sink, [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
+  autoencoder(r).decode(result.latents, sink,
+                        [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
   close();
-  return {latents, sample.forwards};
+  result.times.decode = lap();
+  return result;
 }
 
 }  // namespace kinora

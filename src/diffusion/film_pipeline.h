@@ -32,6 +32,12 @@ struct FilmRequest {
   int64_t fps = 0, motion_score = 0;  // told to the model after the prompt
   double guidance = -1, image_guidance = -1;
   double flow_shift = -1;  // negative: that of the size and the number of frames
+  // Progressive: made at the size of `from_resolution` (as draft_size) first, then its latents are enlarged, given
+  // noise of level `refine_strength` and refined.
+  std::string from_resolution;
+  int64_t from_width = 0, from_height = 0;  // or pixels
+  double from_flow_shift = -1;              // of the first part; negative: flow_shift if given, else that of its size
+  double refine_strength = 0.8;
   uint64_t seed = 0;
   bool cuda_noise = false;           // torch's CUDA generator, rounded to bfloat16, instead of its CPU generator
   bool skip = true;                  // see VideoSampleOptions
@@ -43,9 +49,15 @@ struct FilmRequest {
   std::function<void(const StageReport&)> on_stage;
 };
 
+// Seconds.
+struct FilmTimes {
+  double encode = 0, draft = 0, denoise = 0, decode = 0;  // draft: the small film, when there is one
+};
+
 struct FilmResult {
   Tensor latents;        // [t, h, w, C] f32, scaled, as decoded
   int64_t forwards = 0;  // runs of the transformer
+  FilmTimes times;
 };
 
 class FilmPipeline {
@@ -82,10 +94,12 @@ class FilmPipeline {
   VideoDenoiser& denoiser();
   VideoAutoencoder& autoencoder(const FilmRequest& request);
   void close();  // what is open and need not stay
+  VideoShape draft_shape_of(const FilmRequest& request) const;
+  void check_sampling(const FilmRequest& request, const VideoShape& shape, double flow_shift) const;
   std::vector<Tensor> encode_references(const FilmRequest& request, const VideoShape& shape);
-  VideoSample denoise(const FilmRequest& request, const VideoShape& shape, const std::vector<VideoText>& texts,
-                      const VideoCondition& condition);
-  void free_memory();
+  struct Part;
+  Tensor denoise(const FilmRequest& request, const Part& part, const std::vector<VideoText>& texts,
+                 const std::vector<Tensor>& references, int64_t& forwards);
 
   std::string folder_, t5_folder_, clip_folder_, variant_;
   Runtime runtime_, others_;  // of the transformer, and of the rest

@@ -11,6 +11,7 @@
 #include "core/rng.h"
 #include "diffusion/finite.h"
 #include "diffusion/prompt.h"
+#include "diffusion/video_latents.h"
 #include "io/safetensors.h"
 
 namespace kinora {
@@ -183,7 +184,8 @@ const Conditioning& Pipeline::encode_prompt(const std::string& prompt, bool nega
   return prompts_.back().second;
 }
 
-Pipeline::Plan Pipeline::plan(const Request& r) const {
+// Of the request's own picture, or of its draft of another size.
+Pipeline::Plan Pipeline::plan(const Request& r, std::optional<Size> draft) const {
   Plan p;
   int64_t ratio = autoencoder_->config().compression(), patch = denoiser_->config().patch_size;
   p.out_width = r.width ? r.width : defaults_.width;
@@ -198,6 +200,7 @@ Pipeline::Plan Pipeline::plan(const Request& r) const {
   std::tie(p.width, p.height) = std::pair(p.out_width, p.out_height);
   if (defaults_.use_resolution_binning)
     std::tie(p.width, p.height) = nearest_bin(p.out_width, p.out_height, denoiser_->config().sample_size);
+  if (draft) std::tie(p.width, p.height) = *draft;
   if (p.width % (ratio * patch) != 0 || p.height % (ratio * patch) != 0) {
     fail(ErrorKind::usage, "width and height must be multiples of " + std::to_string(ratio * patch) +
                                " for this model, not " + std::to_string(p.width) + "x" + std::to_string(p.height));
@@ -220,7 +223,15 @@ Pipeline::Plan Pipeline::plan(const Request& r) const {
   }
   int64_t steps = r.steps ? r.steps : defaults_.steps;
   p.scheduler->set_steps(steps);
-  if (r.init_image) {
+  bool refines = !r.from_resolution.empty() && !draft;
+  if (refines) {
+    if (!(r.refine_strength > 0 && r.refine_strength <= 1))
+      fail(ErrorKind::usage, "the strength must be above 0 and at most 1");
+    while (static_cast<int64_t>(p.first_step) + 1 < steps &&
+           p.scheduler->noise_level(p.first_step) > static_cast<float>(r.refine_strength))
+      ++p.first_step;
+    p.scheduler->begin(p.first_step);
+  } else if (r.init_image) {
     if (!(r.strength >= 0 && r.strength <= 1)) fail(ErrorKind::usage, "strength must be from 0 to 1");
     double wanted = std::min(static_cast<double>(steps) * r.strength, static_cast<double>(steps));
     p.first_step = static_cast<size_t>(std::max(static_cast<double>(steps) - wanted, 0.0));
@@ -233,8 +244,14 @@ Pipeline::Plan Pipeline::plan(const Request& r) const {
   return p;
 }
 
+Pipeline::Plan Pipeline::draft_plan(const Request& r, const Plan& whole) const {
+  int64_t cell = autoencoder_->config().compression() * denoiser_->config().patch_size;
+  return plan(r, draft_size(r.from_resolution, whole.width, whole.height, cell));
+}
+
 void Pipeline::check(const Request& r) const {
   Plan p = plan(r);
+  if (!r.from_resolution.empty()) p = draft_plan(r, p);
   if (r.latents) expect_shape_of(*r.latents, Shape{p.batch, p.channels, p.h, p.w});
 }
 
@@ -382,21 +399,9 @@ Tensor Pipeline::decode(const Tensor& where, std::optional<Tiling> tiling, const
   return picture;
 }
 
-Result Pipeline::generate(const Request& r) {
-  Plan p = plan(r);
-  auto report = [&](Stage stage, int64_t done, int64_t total) {
-    if (r.on_stage) r.on_stage({stage, done, total});
-  };
-  report(Stage::encode, 0, p.guided ? 2 : 1);
-  p.positive = encode_prompt(r.prompt, false);
-  report(Stage::encode, 1, p.guided ? 2 : 1);
-  if (p.guided) {
-    p.negative = encode_prompt(r.negative_prompt, true);
-    report(Stage::encode, 2, 2);
-  }
-
+// From noise, or from the picture given.
+Tensor Pipeline::draw(const Request& r, const Plan& p, Result& result) {
   std::vector<NoiseSource> sources;
-  Result result;
   Tensor clean;
   if (r.init_image) {
     Image fitted = resize_lanczos(*r.init_image, static_cast<int>(p.width), static_cast<int>(p.height));
@@ -411,7 +416,49 @@ Result Pipeline::generate(const Request& r) {
   } else if (sprint()) {
     for (int64_t i = 0; i < latents.numel(); ++i) latents.data<float>()[i] *= ScmScheduler::kSigmaData;
   }
-  latents = denoise(r, p, latents, sources);
+  return denoise(r, p, latents, sources);
+}
+
+// draft [batch, h, w, C], of another size.
+Tensor Pipeline::refine(const Request& r, const Plan& p, const Tensor& draft) {
+  const Shape& s = draft.shape();
+  Tensor enlarged = resize_latents(draft.reshaped({s[0], 1, s[1], s[2], s[3]}), p.h, p.w);
+  Request own = r;
+  own.latents.reset();  // noise that was given is the draft's
+  std::vector<NoiseSource> sources;
+  Tensor noise = initial_latents(own, p, sources).permuted({0, 2, 3, 1});
+  enlarged = enlarged.reshaped(noise.shape());
+  return denoise(r, p, p.scheduler->add_noise(enlarged, noise, p.first_step), sources);
+}
+
+Result Pipeline::generate(const Request& r) {
+  Plan p = plan(r);
+  auto report = [&](Stage stage, int64_t done, int64_t total) {
+    if (r.on_stage) r.on_stage({stage, done, total});
+  };
+  report(Stage::encode, 0, p.guided ? 2 : 1);
+  p.positive = encode_prompt(r.prompt, false);
+  report(Stage::encode, 1, p.guided ? 2 : 1);
+  if (p.guided) {
+    p.negative = encode_prompt(r.negative_prompt, true);
+    report(Stage::encode, 2, 2);
+  }
+
+  Result result;
+  auto start = std::chrono::steady_clock::now();
+  auto spent = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  Tensor latents;
+  if (r.from_resolution.empty()) {
+    latents = draw(r, p, result);
+  } else {
+    Plan small = draft_plan(r, p);
+    small.positive = p.positive;
+    small.negative = p.negative;
+    latents = draw(r, small, result);
+    result.draft_seconds = spent();
+    latents = refine(r, p, latents);
+  }
+  result.seconds = spent() - result.draft_seconds;
   Tensor picture = decode(latents, r.tiling, [&](int64_t done, int64_t total) { report(Stage::decode, done, total); });
   if (p.width != p.out_width || p.height != p.out_height) picture = resize_and_crop(picture, p.out_width, p.out_height);
   for (int64_t i = 0; i < p.batch; ++i) result.images.push_back(to_image(picture, i));

@@ -57,6 +57,10 @@ struct Request {
   std::optional<Tensor> latents;             // initial noise [batch, C, h, w] f32, instead of the seeds'
   std::optional<Image> init_image;
   double strength = 0.6;  // of image-to-image: 1 starts from noise alone
+  // Progressive: drawn at this size (as draft_size takes it) first, then the latents are enlarged, given noise of level
+  // `refine_strength` and refined.
+  std::string from_resolution;
+  double refine_strength = 0.8;
   std::optional<Tiling> tiling;
   std::function<void(const StepReport&)> on_step;
   std::function<void(const StageReport&)> on_stage;
@@ -67,7 +71,8 @@ struct Result {
   Tensor initial_latents, latents;  // [batch, C, h, w] f32
   int64_t width = 0, height = 0, steps = 0;
   double guidance = 0;
-  std::string scheduler, device, dtype;  // as a request may name them
+  std::string scheduler, device, dtype;   // as a request may name them
+  double draft_seconds = 0, seconds = 0;  // of the steps, drawing small and at the whole size
 };
 
 // The text encoder's result for one prompt: [1, tokens, hidden] and [1, tokens].
@@ -101,7 +106,11 @@ class Pipeline {
  private:
   Pipeline() = default;
   struct Plan;
-  Plan plan(const Request& request) const;
+  using Size = std::pair<int64_t, int64_t>;  // width, height
+  Plan plan(const Request& request, std::optional<Size> draft = {}) const;
+  Plan draft_plan(const Request& request, const Plan& whole) const;
+  Tensor draw(const Request& request, const Plan& plan, Result& result);
+  Tensor refine(const Request& request, const Plan& plan, const Tensor& draft);
   Tensor initial_latents(const Request& request, const Plan& plan, std::vector<NoiseSource>& sources) const;
   Tensor denoise(const Request& request, const Plan& plan, Tensor latents, std::vector<NoiseSource>& sources);
   Tensor denoise_on_device(const Request& request, const Plan& plan, const DenoiseInputs& inputs,

@@ -33,6 +33,22 @@ TEST_F(FilmCli, MakesAFilmAndTheSameBytesAgain) {
   EXPECT_EQ(text("again.mp4"), text("film.mp4"));
 }
 
+TEST_F(FilmCli, DraftsAreRefined) {
+  Outcome o =
+      film("star --resolution 64px --aspect-ratio 1:1 --from-resolution 32px --refine-strength 0.6 -o film.mp4");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_NE(o.err.find("made small in "), std::string::npos) << o.err;
+  EXPECT_EQ(frames("film.mp4")[0].width, 64);
+  ASSERT_EQ(run("generate --from film.mp4 -o again.mp4").status, 0) << text("err.txt");
+  EXPECT_EQ(text("again.mp4"), text("film.mp4"));
+  ASSERT_EQ(film("star -W 64 -H 64 -o direct.mp4").status, 0);
+  EXPECT_NE(text("direct.mp4"), text("film.mp4"));
+  for (const char* made : {"film.mp4", "again.mp4", "direct.mp4"}) std::filesystem::remove(temp_.path(made));
+  expect_film_error("star --from-resolution 64px -o film.mp4", 2, "must be smaller");
+  expect_film_error("star --from-resolution tiny -o film.mp4", 2, "'tiny' is no resolution to begin from");
+  expect_film_error("star -W 64 -H 64 --from-resolution 32px --refine-strength 0 -o film.mp4", 2, "above 0");
+}
+
 // The frames that options give, against those without them.
 TEST_F(FilmCli, EveryOptionMatters) {
   temp_.write("given.txt", "0\n7\n");
