@@ -89,6 +89,8 @@ void bind_film_flags(SettingFlags& flags, FilmOptions& o) {
   flags.bind("film.motion_score", o.motion_score);
   flags.bind("film.image_guidance", o.image_guidance);
   flags.bind("film.flow_shift", o.flow_shift);
+  flags.bind("film.first_picture", o.first_picture);
+  flags.bind("film.picture_resolution", o.picture_resolution);
   flags.bind("film.tail_image", o.tail);
   flags.bind("film.head", o.head_film);
   flags.bind("film.tail", o.tail_film);
@@ -106,7 +108,7 @@ void bind_film_flags(SettingFlags& flags, FilmOptions& o) {
 
 std::string why_useless(const SettingDef& def, bool film) {
   constexpr const char* kPicturesOnly[] = {"sampling.scheduler", "sampling.batch", "sampling.strength",
-                                           "noise.file",         "noise.save",     "output.preview"};
+                                           "output.preview"};
   bool of_pictures = std::find(std::begin(kPicturesOnly), std::end(kPicturesOnly), def.key) != std::end(kPicturesOnly);
   bool of_films = def.key.starts_with("film.") && def.key != "film.make";
   if (film ? !of_pictures : !of_films) return "";

@@ -13,7 +13,8 @@ namespace kinora::cli {
 
 struct FilmOptions {
   bool make = false, no_skip = false;
-  std::string resolution, aspect, tail, head_film, tail_film, times, key_frames, codec, contact_sheet;
+  std::string resolution, aspect, first_picture, picture_resolution, tail, head_film, tail_film, times, key_frames,
+      codec, contact_sheet;
   int64_t reference_frames = 33, frames = 0, fps = 0, motion_score = 0, tile_frames = 0, quality = -1;
   double image_guidance = -1, flow_shift = -1, from_flow_shift = -1;
 };

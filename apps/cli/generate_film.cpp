@@ -12,6 +12,7 @@
 #include "core/log.h"
 #include "generate.h"
 #include "io/hub.h"
+#include "io/safetensors.h"
 #include "io/video.h"
 #include "progress.h"
 #include "prompt_file.h"
@@ -62,12 +63,17 @@ Json to_record(const GenerateOptions& o, const FilmRequest& r, const FilmPipelin
               {"dtype", dtype_name(pipeline.runtime())},
               {"noise", o.noise_kind}};
   if (!o.init.empty()) record["init_image"] = absolute(o.init);
+  if (!r.first_picture.empty()) {
+    record["first_picture"] = hub::name_of_folder(r.first_picture);
+    if (!r.picture_resolution.empty()) record["picture_resolution"] = r.picture_resolution;
+  }
   if (!o.film.tail.empty()) record["tail_image"] = absolute(o.film.tail);
   if (!o.film.head_film.empty()) record["head_film"] = absolute(o.film.head_film);
   if (!o.film.tail_film.empty()) record["tail_film"] = absolute(o.film.tail_film);
   if (!r.head.empty() || !r.tail.empty()) record["reference_frames"] = o.film.reference_frames;
   record["times"] = is_times_file(r.times) ? absolute(r.times) : r.times;
   if (!o.film.key_frames.empty()) record["key_frames"] = o.film.key_frames;
+  if (!o.noise.empty()) record["noise_file"] = absolute(o.noise);
   if (r.from_width) {
     record["from_resolution"] = std::to_string(r.from_width) + "x" + std::to_string(r.from_height);
     record["from_flow_shift"] = r.from_flow_shift;
@@ -102,10 +108,12 @@ FilmRequest to_request(const GenerateOptions& o) {
   r.skip = !o.film.no_skip;
   r.times = o.film.times;
   r.key_frames = parse_numbers(o.film.key_frames);
+  r.picture_resolution = o.film.picture_resolution;
   r.tile = o.tile;
   r.tile_frames = o.film.tile_frames;
   if (!o.init.empty()) r.first = load_image(o.init);
   if (!o.film.tail.empty()) r.last = load_image(o.film.tail);
+  if (!o.noise.empty()) r.noise = SafetensorsFile::open(o.noise).tensor("latents");
   return r;
 }
 
@@ -186,8 +194,18 @@ class FilmRun {
   }
 
  private:
+  // The folder of the model that draws first pictures.
+  std::string picture_folder(const GenerateOptions& o) const {
+    if (o.film.first_picture != "auto") return model_folder(o.film.first_picture, {.yes = o.yes});
+    if (draws_with_flux(pipeline_.folder())) return pipeline_.folder();
+    std::string models = models_beside_program();
+    if (models.empty()) fail(ErrorKind::usage, "no model that draws a first picture: give --first-picture MODEL");
+    return models + "/kinora-mini";
+  }
+
   FilmRequest request_of(const GenerateOptions& o) const {
     FilmRequest request = to_request(o);
+    if (!o.film.first_picture.empty()) request.first_picture = picture_folder(o);
     read_films(o.film, pipeline_, request);
     return request;
   }
@@ -214,6 +232,7 @@ class FilmRun {
     });
     writer->finish();
     if (!sheet_path.empty()) save_image(sheet_path, sheet.picture());
+    if (!o.save_noise.empty()) write_safetensors(o.save_noise, {{"latents", result.noise}});
     const FilmTimes& t = result.times;
     if (request.from_width)
       progress_.note(fmt::format("made small in {:.1f} s, refined in {:.1f} s", t.draft, t.denoise));
@@ -262,7 +281,10 @@ void apply_film_record(GenerateOptions& o, const Config& record) {
   if (o.load.device == "auto") o.load.device = record.text("device", "cpu");
   if (o.load.dtype == "auto") o.load.dtype = record.text("dtype", "auto");
   o.noise_kind = record.text("noise", "cpu");
+  o.noise = record.text("noise_file", "");
   o.init = record.text("init_image", "");
+  o.film.first_picture = record.text("first_picture", "");
+  o.film.picture_resolution = record.text("picture_resolution", "");
   o.film.tail = record.text("tail_image", "");
   o.film.head_film = record.text("head_film", "");
   o.film.tail_film = record.text("tail_film", "");

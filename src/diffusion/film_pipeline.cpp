@@ -20,6 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kLargestSide = 8192, kMostFrames = 1 << 14;
+constexpr int64_t kPictureCell = 16;  // of the reference's table of pictures
 constexpr const char *kResolution = "256px", *kAspect = "16:9";
 
 // The first of `names` in `root` that holds a model.
@@ -109,6 +110,8 @@ FilmPipeline FilmPipeline::load(const std::string& folder, const LoadOptions& op
   expect_equal(folder, "the transformer's vec_in_dim", c.pooled_dim, "CLIP's hidden_size", clip.config().hidden_size);
   p.layout_ = {autoencoder.latent_channels(), autoencoder.time_compression(), autoencoder.space_compression(),
                c.patch_size, autoencoder.causal()};
+  p.text_dim_ = c.text_dim;
+  p.pooled_dim_ = c.pooled_dim;
   p.defaults_ = read_defaults(root, p.layout_.causal);
   return p;
 }
@@ -136,11 +139,12 @@ VideoAutoencoder& FilmPipeline::autoencoder(const FilmRequest& r) {
 
 VideoTaskInfo FilmPipeline::task_of(const FilmRequest& r) const {
   const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
+  bool first = r.first || !r.first_picture.empty();
   if (film.empty()) {
-    if (r.first && r.last) return {VideoTask::loop};
-    return {r.first ? VideoTask::head : r.last ? VideoTask::tail : VideoTask::text};
+    if (first && r.last) return {VideoTask::loop};
+    return {first ? VideoTask::head : r.last ? VideoTask::tail : VideoTask::text};
   }
-  if (r.first || r.last || (!r.head.empty() && !r.tail.empty()))
+  if (first || r.last || (!r.head.empty() && !r.tail.empty()))
     fail(ErrorKind::usage, "a film begins or ends either with pictures or with one film given");
   for (int64_t frames : {33, 65}) {
     if (static_cast<int64_t>(film.size()) == reference_frames(frames))
@@ -166,6 +170,20 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
   if (!named && !r.width) {
     r.width = defaults_.width;
     r.height = defaults_.height;
+  }
+  if (!r.first_picture.empty()) {
+    if (r.first) fail(ErrorKind::usage, "the first picture is either given or drawn, not both");
+    if (checked_picture_ != r.first_picture) check_first_picture(r.first_picture, text_dim_, pooled_dim_, runtime_);
+    checked_picture_ = r.first_picture;
+    // Of a named ratio the reference has a table.
+    std::string resolution = r.picture_resolution.empty() ? kFluxResolution : r.picture_resolution;
+    bool by_name = (named || !r.width) && (resolution.ends_with("px") || resolution.ends_with("p"));
+    if (by_name && draws_with_flux(r.first_picture)) {
+      auto [w, h] = named_size(resolution, r.aspect.empty() ? kAspect : r.aspect, kPictureCell, true);
+      r.picture_resolution = std::to_string(w) + "x" + std::to_string(h);
+    }
+  } else if (!r.picture_resolution.empty()) {
+    fail(ErrorKind::usage, "a resolution of the first picture goes with a model that draws it");
   }
   if (!r.width) {
     std::tie(r.width, r.height) = named_size(r.resolution.empty() ? kResolution : r.resolution,
@@ -200,6 +218,14 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
   check_tile("pixels", r.tile, layout_.spatial);
   check_tile("frames", r.tile_frames, layout_.temporal);
   check_sampling(r, shape, r.flow_shift);
+  if (r.noise.defined()) {
+    VideoShape first = r.from_width ? draft_shape_of(r) : shape;
+    Shape expected{1, layout_.channels, first.latent_frames, first.latent_height, first.latent_width};
+    if (!(r.noise.shape() == expected) || !is_float(r.noise.dtype())) {
+      fail(ErrorKind::input,
+           "the given noise has shape " + r.noise.shape().str() + ", but this film needs " + expected.str());
+    }
+  }
   return r;
 }
 
@@ -225,8 +251,29 @@ void FilmPipeline::close() {
   runtime_.context.arena->release();  // shared with others_
 }
 
+// Flux reads the prompt as it is.
 std::vector<std::string> FilmPipeline::texts_of(const FilmRequest& r) const {
-  return {video_prompt(r.prompt, r.fps, r.motion_score), r.negative_prompt};
+  std::vector<std::string> texts{video_prompt(r.prompt, r.fps, r.motion_score), r.negative_prompt};
+  if (!r.first_picture.empty() && draws_with_flux(r.first_picture)) texts.push_back(r.prompt);
+  return texts;
+}
+
+void FilmPipeline::draw_picture(FilmRequest& r) {
+  PictureRequest picture{.prompt = r.prompt,
+                         .text = {},
+                         .width = r.width,
+                         .height = r.height,
+                         .resolution = r.picture_resolution,
+                         .steps = r.steps,
+                         .seed = r.seed,
+                         .cuda_noise = r.cuda_noise,
+                         .on_stage = r.on_stage};
+  std::vector<VideoText> texts = encode_texts(texts_of(r));
+  if (texts.size() > 2) picture.text = texts[2];
+  denoiser_.reset();  // not together with the model that draws
+  autoencoder_.reset();
+  r.first = draw_first_picture(r.first_picture, picture, runtime_, others_);
+  r.first_picture.clear();
 }
 
 std::vector<VideoText> FilmPipeline::encode_texts(const std::vector<std::string>& texts) {
@@ -295,12 +342,15 @@ struct FilmPipeline::Part {
 
 // Returns latents, unpacked.
 Tensor FilmPipeline::denoise(const FilmRequest& r, const Part& part, const std::vector<VideoText>& texts,
-                             const std::vector<Tensor>& references, int64_t& forwards) {
+                             const std::vector<Tensor>& references, FilmResult& result) {
   const VideoShape& shape = part.shape;
   VideoTaskInfo task = task_of(r);
   VideoSampleOptions options;
   options.levels = flow_levels(r.steps, part.flow_shift);
-  Tensor latents = video_noise(shape, r.seed, r.cuda_noise ? NoiseKind::cuda : NoiseKind::cpu);
+  bool given = r.noise.defined() && !part.draft.defined();
+  Tensor latents = given ? r.noise.to(DType::f32).permuted({0, 2, 3, 4, 1})
+                         : video_noise(shape, r.seed, r.cuda_noise ? NoiseKind::cuda : NoiseKind::cpu);
+  if (!part.draft.defined()) result.noise = latents.permuted({0, 4, 1, 2, 3});
   if (part.draft.defined()) {
     options.first_step = first_step_at(options.levels, r.refine_strength);
     Tensor enlarged = resize_latents(part.draft, shape.latent_height, shape.latent_width);
@@ -320,7 +370,7 @@ Tensor FilmPipeline::denoise(const FilmRequest& r, const Part& part, const std::
   report(r, Stage::denoise, 0, r.steps - static_cast<int64_t>(options.first_step));
   VideoSample sample = sample_film(denoiser(), in, options);
   close();
-  forwards += sample.forwards;
+  result.forwards += sample.forwards;
   Tensor clean = unpack_latents(sample.latents, shape);
   restore_pictures(clean, task.task, references);
   return clean;
@@ -336,16 +386,21 @@ FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& s
   };
   report(r, Stage::encode, 0, 1);
   std::vector<VideoText> texts = encode_texts(texts_of(r));
+  result.times.encode = lap();
+  if (!r.first_picture.empty()) {
+    draw_picture(r);
+    result.times.picture = lap();
+  }
   Part whole{shape_of(r), r.flow_shift, {}};
   std::vector<Tensor> references = encode_references(r, whole.shape), draft_references;
   if (r.from_width) draft_references = encode_references(r, draft_shape_of(r));
   report(r, Stage::encode, 1, 1);
-  result.times.encode = lap();
+  result.times.encode += lap();
   if (r.from_width) {
-    whole.draft = denoise(r, {draft_shape_of(r), r.from_flow_shift, {}}, texts, draft_references, result.forwards);
+    whole.draft = denoise(r, {draft_shape_of(r), r.from_flow_shift, {}}, texts, draft_references, result);
     result.times.draft = lap();
   }
-  Tensor latents = denoise(r, whole, texts, references, result.forwards);
+  Tensor latents = denoise(r, whole, texts, references, result);
   const Shape& s = latents.shape();
   result.latents = latents.reshaped({s[1], s[2], s[3], s[4]});
   result.times.denoise = lap();

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "diffusion/first_picture.h"
 #include "diffusion/pipeline.h"
 #include "diffusion/video_autoencoder.h"
 #include "diffusion/video_denoiser.h"
@@ -40,8 +41,11 @@ struct FilmRequest {
   double refine_strength = 0.8;
   uint64_t seed = 0;
   bool cuda_noise = false;           // torch's CUDA generator, rounded to bfloat16, instead of its CPU generator
+  Tensor noise;                      // [1, C, t, h, w] instead of the seed's; of a draft when there is one
   bool skip = true;                  // see VideoSampleOptions
   std::optional<Image> first, last;  // pictures that the film is to begin and to end with
+  // Or the folder of a model that draws the first one from the prompt, and its size, as PictureRequest::resolution.
+  std::string first_picture, picture_resolution;
   std::vector<Image> head, tail;  // or the frames of a film, as many as reference_frames() says (not both, no pictures)
   std::string times = "uniform";  // "uniform", "adaptive" or a file for parse_positions
   std::vector<double> key_frames;     // of "adaptive"
@@ -51,11 +55,12 @@ struct FilmRequest {
 
 // Seconds.
 struct FilmTimes {
-  double encode = 0, draft = 0, denoise = 0, decode = 0;  // draft: the small film, when there is one
+  double encode = 0, picture = 0, draft = 0, denoise = 0, decode = 0;  // draft: the small film, when there is one
 };
 
 struct FilmResult {
   Tensor latents;        // [t, h, w, C] f32, scaled, as decoded
+  Tensor noise;          // [1, C, t, h, w] f32, that it began with
   int64_t forwards = 0;  // runs of the transformer
   FilmTimes times;
 };
@@ -82,6 +87,7 @@ class FilmPipeline {
   void keep_open(bool keep) { keep_open_ = keep; }
   // Frames of a film that is given, of 33 or 65 as the reference counts them: one fewer if the model is not causal.
   int64_t reference_frames(int64_t frames) const { return layout_.causal ? frames : frames - 1; }
+  const std::string& folder() const { return folder_; }
   const FilmDefaults& defaults() const { return defaults_; }
   const VideoLayout& layout() const { return layout_; }
   const Runtime& runtime() const { return runtime_; }
@@ -94,17 +100,20 @@ class FilmPipeline {
   VideoDenoiser& denoiser();
   VideoAutoencoder& autoencoder(const FilmRequest& request);
   void close();  // what is open and need not stay
+  void draw_picture(FilmRequest& request);
   VideoShape draft_shape_of(const FilmRequest& request) const;
   void check_sampling(const FilmRequest& request, const VideoShape& shape, double flow_shift) const;
   std::vector<Tensor> encode_references(const FilmRequest& request, const VideoShape& shape);
   struct Part;
   Tensor denoise(const FilmRequest& request, const Part& part, const std::vector<VideoText>& texts,
-                 const std::vector<Tensor>& references, int64_t& forwards);
+                 const std::vector<Tensor>& references, FilmResult& result);
 
   std::string folder_, t5_folder_, clip_folder_, variant_;
   Runtime runtime_, others_;  // of the transformer, and of the rest
   FilmDefaults defaults_;
   VideoLayout layout_;
+  int64_t text_dim_ = 0, pooled_dim_ = 0;
+  mutable std::string checked_picture_;                   // the folder that check_first_picture found good
   std::vector<std::pair<std::string, VideoText>> texts_;  // most recent last
   bool keep_open_ = false;
   std::unique_ptr<VideoDenoiser> denoiser_;

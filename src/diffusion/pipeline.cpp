@@ -93,10 +93,14 @@ struct Pipeline::Plan {
 };
 
 Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
+  if (!fs::is_directory(folder))
+    fail(ErrorKind::io, folder + " is no folder; --model takes the folder of a diffusers checkpoint");
+  return open(folder, options.variant, make_runtime(options.device, options.dtype, options.threads, options.stop));
+}
+
+Pipeline Pipeline::open(const std::string& folder, const std::string& variant, const Runtime& runtime) {
   auto start = std::chrono::steady_clock::now();
   fs::path root(folder);
-  if (!fs::is_directory(root))
-    fail(ErrorKind::io, folder + " is no folder; --model takes the folder of a diffusers checkpoint");
   Config index = Config::load((root / "model_index.json").string());
   expect_class(index, "transformer", "SanaTransformer2DModel");
   expect_class(index, "vae", "AutoencoderDC");
@@ -104,11 +108,11 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
 
   Pipeline p;
   p.folder_ = folder;
-  p.runtime_ = make_runtime(options.device, options.dtype, options.threads, options.stop);
+  p.runtime_ = runtime;
   auto config = [&](const char* part) { return Config::load((root / part / "config.json").string()); };
 
   SanaConfig sana = read_sana_config(config("transformer"));
-  Weights sana_weights = open_weights((root / "transformer").string(), "diffusion_pytorch_model", options.variant);
+  Weights sana_weights = open_weights((root / "transformer").string(), "diffusion_pytorch_model", variant);
   const Tensor* probe = sana_weights.find("proj_out.weight");
   sana.fp16_clamp = p.runtime_.dtype == DType::f16 || (probe && probe->dtype() == DType::f16);
   Runtime others = p.runtime_;  // only the transformer was trained to bear float16
@@ -126,17 +130,17 @@ Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
   p.denoiser_ = std::make_unique<Denoiser>(sana, std::move(sana_weights), p.runtime_);
   if (p.runtime_.context.device) p.device_sampler_ = std::make_unique<DeviceSampler>(*p.denoiser_);
   p.autoencoder_ = std::make_unique<Autoencoder>(
-      vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", options.variant), others);
-  p.text_encoder_ = std::make_unique<TextEncoder>(
-      gemma, open_weights((root / "text_encoder").string(), "model", options.variant), others);
+      vae, open_weights((root / "vae").string(), "diffusion_pytorch_model", variant), others);
+  p.text_encoder_ =
+      std::make_unique<TextEncoder>(gemma, open_weights((root / "text_encoder").string(), "model", variant), others);
   // A component may be published without the variant, but not all of them.
   auto is_variant = [&](const Weights& w) {
-    return fs::path(w.source()).filename().string().find("." + options.variant + ".") != std::string::npos;
+    return fs::path(w.source()).filename().string().find("." + variant + ".") != std::string::npos;
   };
-  if (!options.variant.empty() && !is_variant(p.denoiser_->weights()) && !is_variant(p.autoencoder_->weights()) &&
+  if (!variant.empty() && !is_variant(p.denoiser_->weights()) && !is_variant(p.autoencoder_->weights()) &&
       !is_variant(p.text_encoder_->weights())) {
-    fail(ErrorKind::io, "no weights of the variant '" + options.variant + "' in " + folder +
-                            "; leave --variant out to take the plain ones");
+    fail(ErrorKind::io,
+         "no weights of the variant '" + variant + "' in " + folder + "; leave --variant out to take the plain ones");
   }
   p.tokenizer_ = load_tokenizer((root / "tokenizer").string());
   p.scheduler_config_ = Config::load((root / "scheduler" / "scheduler_config.json").string());

@@ -84,6 +84,7 @@ class Pipeline {
  public:
   // Reads model_index.json and the components' folders; weights are mapped, not read. Throws Error(io) or Error(model).
   static Pipeline load(const std::string& folder, const LoadOptions& options = {});
+  static Pipeline open(const std::string& folder, const std::string& variant, const Runtime& runtime);  // shared
 
   Result generate(const Request& request);
   void check(const Request& request) const;  // throws as generate() would before it begins to compute

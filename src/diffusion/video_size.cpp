@@ -142,7 +142,7 @@ std::pair<int64_t, int64_t> named_size(const std::string& resolution, const std:
   fail(ErrorKind::usage, "unknown aspect ratio '" + aspect + "' (" + names + "; or give width and height)");
 }
 
-std::pair<int64_t, int64_t> draft_size(const std::string& resolution, int64_t width, int64_t height, int64_t cell) {
+std::pair<int64_t, int64_t> size_like(const std::string& resolution, int64_t width, int64_t height, int64_t cell) {
   Size size{0, 0};
   if (size_t x = resolution.find('x'); x != std::string::npos && pixels_of(resolution) == 0) {
     auto side = [&](std::string_view digits, int64_t& value) {
@@ -157,9 +157,14 @@ std::pair<int64_t, int64_t> draft_size(const std::string& resolution, int64_t wi
     size = {nearest(std::sqrt(pixels * w / h)), nearest(std::sqrt(pixels * h / w))};
   }
   if (size.first == 0) {
-    fail(ErrorKind::usage, "'" + resolution + "' is no resolution to begin from (256px, another Npx or Np, or WxH in " +
+    fail(ErrorKind::usage, "'" + resolution + "' is no resolution (256px, another Npx or Np, or WxH in " +
                                "multiples of " + std::to_string(cell) + ")");
   }
+  return size;
+}
+
+std::pair<int64_t, int64_t> draft_size(const std::string& resolution, int64_t width, int64_t height, int64_t cell) {
+  Size size = size_like(resolution, width, height, cell);
   if (size.first > width || size.second > height || size == Size{width, height}) {
     fail(ErrorKind::usage, "to begin from " + resolution + " (" + std::to_string(size.first) + "x" +
                                std::to_string(size.second) + ") is of no use for " + std::to_string(width) + "x" +

@@ -33,6 +33,21 @@ TEST_F(FilmCli, MakesAFilmAndTheSameBytesAgain) {
   EXPECT_EQ(text("again.mp4"), text("film.mp4"));
 }
 
+TEST_F(FilmCli, NoiseFiles) {
+  ASSERT_EQ(film("star --seed 3 --save-noise given.safetensors -o film.mp4").status, 0) << text("err.txt");
+  EXPECT_EQ(SafetensorsFile::open(temp_.path("given.safetensors")).tensor("latents").shape(), (Shape{1, 4, 2, 4, 4}));
+  ASSERT_EQ(film("star --noise given.safetensors -o other.mp4").status, 0) << text("err.txt");
+  std::vector<Image> a = frames("film.mp4"), b = frames("other.mp4");
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(a[i].rgb, b[i].rgb);
+  ASSERT_EQ(run("generate --from other.mp4 -o again.mp4").status, 0) << text("err.txt");
+  EXPECT_EQ(text("again.mp4"), text("other.mp4"));
+  for (const char* made : {"film.mp4", "other.mp4", "again.mp4"}) std::filesystem::remove(temp_.path(made));
+  expect_film_error("star --frames 9 --noise given.safetensors -o film.mp4", 3, "needs [1, 4, 3, 4, 4]");
+  expect_film_error("star --noise none.safetensors -o film.mp4", 5, "none.safetensors");
+  temp_.write("given.txt", "no noise");
+  expect_film_error("star --noise given.txt -o film.mp4", 4, "given.txt");
+}
+
 TEST_F(FilmCli, DraftsAreRefined) {
   Outcome o =
       film("star --resolution 64px --aspect-ratio 1:1 --from-resolution 32px --refine-strength 0.6 -o film.mp4");
@@ -45,7 +60,7 @@ TEST_F(FilmCli, DraftsAreRefined) {
   EXPECT_NE(text("direct.mp4"), text("film.mp4"));
   for (const char* made : {"film.mp4", "again.mp4", "direct.mp4"}) std::filesystem::remove(temp_.path(made));
   expect_film_error("star --from-resolution 64px -o film.mp4", 2, "must be smaller");
-  expect_film_error("star --from-resolution tiny -o film.mp4", 2, "'tiny' is no resolution to begin from");
+  expect_film_error("star --from-resolution tiny -o film.mp4", 2, "'tiny' is no resolution (256px");
   expect_film_error("star -W 64 -H 64 --from-resolution 32px --refine-strength 0 -o film.mp4", 2, "above 0");
 }
 
@@ -86,6 +101,24 @@ TEST_F(FilmCli, PicturesBeginAndEndFilms) {
     films.insert(text(name));
   }
   EXPECT_EQ(films.size(), 5u);
+}
+
+TEST_F(FilmCli, FirstPicturesAreDrawn) {
+  for (const char* with_flux : {"", "yes"}) {
+    if (*with_flux) model_.add_flux();  // auto: the model that came along, then Flux
+    std::string size = *with_flux ? "--picture-resolution 64px" : "--picture-resolution 64x64";
+    Outcome o = film("'a red apple' --first-picture auto --steps 2 " + size + " -o 'film" + with_flux + ".mp4'");
+    ASSERT_EQ(o.status, 0) << o.err;
+    std::string name = "film" + std::string(with_flux) + ".mp4";
+    ASSERT_EQ(run("generate --from " + name + " -o again.mp4").status, 0) << text("err.txt");
+    EXPECT_EQ(text("again.mp4"), text(name));
+  }
+  EXPECT_NE(text("film.mp4"), text("filmyes.mp4"));
+  for (const char* made : {"film.mp4", "filmyes.mp4", "again.mp4"}) std::filesystem::remove(temp_.path(made));
+  write_picture("given.jpg");
+  expect_film_error("star --first-picture auto -i given.jpg -o film.mp4", 2, "either given or drawn");
+  expect_film_error("star --first-picture model/google -o film.mp4", 5, "model_index.json");
+  expect_film_error("star --first-picture auto --picture-resolution huge -o film.mp4", 2, "'huge' is no resolution");
 }
 
 TEST_F(FilmCli, FilmsAreExtended) {
