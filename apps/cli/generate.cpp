@@ -71,6 +71,7 @@ int generate(GenerateOptions& o, const SettingFlags& flags) {
   if (!o.from.empty()) apply_record(o);
   refuse_useless(settings, o.film.make);
   check_noise_kind(o);
+  if (!o.max_memory.empty()) o.load.max_memory = parse_bytes(o.max_memory);
   if (!o.film.make) return generate_pictures(o, read_jobs(o, flags));
   if (o.from.empty()) settle_film_size(o, settings);
   if (given_now(settings, "film.reference_frames") && o.film.head_film.empty() && o.film.tail_film.empty())
@@ -107,8 +108,7 @@ void bind_film_flags(SettingFlags& flags, FilmOptions& o) {
 }  // namespace
 
 std::string why_useless(const SettingDef& def, bool film) {
-  constexpr const char* kPicturesOnly[] = {"sampling.scheduler", "sampling.batch", "sampling.strength",
-                                           "output.preview"};
+  constexpr const char* kPicturesOnly[] = {"sampling.scheduler", "sampling.batch", "sampling.strength"};
   bool of_pictures = std::find(std::begin(kPicturesOnly), std::end(kPicturesOnly), def.key) != std::end(kPicturesOnly);
   bool of_films = def.key.starts_with("film.") && def.key != "film.make";
   if (film ? !of_pictures : !of_films) return "";
@@ -171,6 +171,7 @@ Command add_generate(CLI::App& app) {
   flags->bind("sampling.scheduler", o->scheduler);
   bind_load_options(*flags, o->load);
   flags->bind("memory.tile", o->tile);
+  flags->bind("memory.max", o->max_memory);
   flags->bind("output.file", o->output);
   c->add_option("--from", o->from, "Make this kinora picture or film again, from the record inside it");
   flags->bind("output.preview", o->preview);

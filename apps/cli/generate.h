@@ -21,7 +21,7 @@ struct FilmOptions {
 
 struct GenerateOptions {
   std::string prompt, negative, prompt_file, model, scheduler, output, init, from, preview;
-  std::string noise, save_noise, noise_kind, from_resolution;
+  std::string noise, save_noise, noise_kind, from_resolution, max_memory;
   LoadOptions load;
   int64_t width = 0, height = 0, steps = 0, count = 1, batch = 1, tile = 0;
   double guidance = -1, strength = 0, refine_strength = 0.8;

@@ -173,8 +173,10 @@ class FilmRun {
   }
 
   // What is wrong with a job is known before the first film is made. Returns the texts it needs encoded.
-  std::vector<std::string> check(const GenerateOptions& o) const {
-    return pipeline_.texts_of(pipeline_.complete(request_of(o)));
+  std::vector<std::string> check(const GenerateOptions& o) {
+    FilmRequest request = pipeline_.complete(request_of(o));
+    pipeline_.check_memory(request);
+    return pipeline_.texts_of(request);
   }
 
   // Together, before the films that need them.
@@ -183,6 +185,7 @@ class FilmRun {
   void make(const GenerateOptions& o) {
     FilmRequest request = request_of(o);
     request.on_stage = [&](const StageReport& report) { progress_.report(report); };
+    if (!o.preview.empty()) request.on_preview = [&](const Image& strip) { save_image(o.preview, strip); };
     for (uint64_t seed : seeds_of(o)) {
       request.seed = seed;
       progress_.begin(static_cast<int64_t>(done_) + 1, static_cast<int64_t>(paths_.films.size()), "film");
@@ -306,6 +309,7 @@ void apply_film_record(GenerateOptions& o, const Config& record) {
 int generate_films(const GenerateOptions& o, const std::vector<Job>& jobs) {
   FilmPaths paths = paths_of(jobs);
   size_t films = paths.films.size();
+  if (!o.preview.empty()) check_image_path(o.preview);
   if (o.model.empty() && !std::getenv("KINORA_MODEL"))
     fail(ErrorKind::usage,
          "no model that makes films: give --model FOLDER with the published files of Open-Sora 2.0, or set "

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "bench.h"
 #include "cli.h"
 #include "core/rng.h"
 #include "io/safetensors.h"
@@ -109,19 +110,8 @@ std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& componen
                              "vae3d.decode, flux_ae.encode, flux_ae.decode)");
 }
 
-double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
-
-void print_weights(const char* name, const Weights& weights) {
-  std::map<std::string, size_t> by_type;
-  for (const std::string& tensor : weights.names()) {
-    by_type[std::string(dtype_name(weights.find(tensor)->dtype()))] += weights.find(tensor)->bytes();
-  }
-  std::string types;
-  for (const auto& [type, bytes] : by_type) types += (types.empty() ? "" : ", ") + type;
-  std::printf("  %-13s %6zu tensors  %9.1f MiB  %s\n", name, weights.size(), mib(weights.bytes()), types.c_str());
-}
-
 int inspect(const std::string& folder, const std::string& graph, const LoadOptions& options) {
+  if (is_film_folder(folder)) return inspect_film(folder, graph, options);
   Pipeline p = Pipeline::load(folder, options);
   const ModelDefaults& d = p.defaults();
   int64_t ratio = p.autoencoder().config().compression(), channels = p.denoiser().config().in_channels,
@@ -152,104 +142,10 @@ int inspect(const std::string& folder, const std::string& graph, const LoadOptio
   return 0;
 }
 
-// Seconds of each of `repeats` runs after a few to warm up, sorted; and of the processors, a run on average.
-struct Times {
-  std::vector<double> seconds;
-  double processor;
-};
-
-template <class F>
-Times time_runs(int repeats, int warm_up, F&& body) {
-  for (int i = 0; i < warm_up; ++i) body();
-  std::vector<double> seconds;
-  double before = processor_seconds();
-  for (int i = 0; i < repeats; ++i) {
-    auto start = std::chrono::steady_clock::now();
-    body();
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(seconds.begin(), seconds.end());
-  return {seconds, (processor_seconds() - before) / repeats};
-}
-
-struct BenchOptions {
-  std::string model, component;
-  LoadOptions load;
-  int repeats = 5;
-  int64_t size = 0, batch = 0, steps = 0;
-  bool json = false, by_op = false, yes = false;
-};
-
-class Bench {
- public:
-  Bench(const BenchOptions& o, Pipeline& p) : o_(o), p_(p), device_(p.runtime().context.device.get()) {}
-
-  // Work that stays on the device is timed there: inputs uploaded before, nothing copied back, the end waited for.
-  void row(const std::string& name, const std::function<void(Keep)>& body) {
-    if (!o_.component.empty() && name != o_.component) return;
-    auto [seconds, processor] = time_runs(o_.repeats, device_ ? 3 : 1, [&] {
-      body(device_ ? Keep::on_device : Keep::on_host);
-      if (device_) device_->wait();
-    });
-    double device_peak = mib(peak_device_memory(p_.runtime()));
-    rows_.push_back({{"component", name},
-                     {"median_s", seconds[seconds.size() / 2]},
-                     {"best_s", seconds[0]},
-                     {"processor_s", processor},
-                     {"peak_mib", mib(peak_memory())},
-                     {"device_peak_mib", device_peak}});
-    if (o_.json) return;
-    std::printf("%-14s median %9.4f s   best %9.4f s   processors %9.4f s   peak so far %8.1f MiB", name.c_str(),
-                seconds[seconds.size() / 2], seconds[0], processor, mib(peak_memory()));
-    if (device_) std::printf(", %9.1f MiB on the GPU", device_peak);
-    std::printf("\n");
-  }
-
-  // Where the time of one run goes, by op and shape.
-  void profile(const std::string& name, const std::function<const Executable&()>& exe,
-               const std::map<std::string, Tensor>& inputs) const {
-    if (!o_.by_op || (!o_.component.empty() && name != o_.component)) return;
-    struct Sum {
-      double seconds = 0;
-      int count = 0;
-    };
-    std::map<std::string, Sum> sums;
-    double total = 0;
-    const Graph& g = exe().graph();
-    for (const Executable::StepTime& step : exe().profile(inputs)) {
-      const Node& node = g.node(step.node);
-      std::string key = std::string(node.op->name);
-      for (NodeId id : node.inputs) key += " " + g.node(id).spec.shape.str();
-      Sum& sum = sums[key + " -> " + node.spec.shape.str()];
-      sum.seconds += step.seconds;
-      ++sum.count;
-      total += step.seconds;
-    }
-    std::vector<std::pair<std::string, Sum>> rows(sums.begin(), sums.end());
-    std::sort(rows.begin(), rows.end(),
-              [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
-    std::printf("%s: %.3f ms in %zu kinds of steps\n", name.c_str(), total * 1000, rows.size());
-    for (const auto& [key, sum] : rows) {
-      std::printf("  %9.3f ms  %4.1f %%  %4d x %9.2f us  %s\n", sum.seconds * 1000, 100 * sum.seconds / total,
-                  sum.count, sum.seconds * 1e6 / sum.count, key.c_str());
-    }
-  }
-
-  Tensor placed(const Tensor& host) const { return device_ ? device_->to_device(host) : host; }
-  Tensor filled(const Shape& shape, float value) const {
-    return placed(Tensor::from(shape, std::vector<float>(static_cast<size_t>(shape.numel()), value)));
-  }
-  const Json& rows() const { return rows_; }
-
- private:
-  const BenchOptions& o_;
-  Pipeline& p_;
-  Device* device_;
-  Json rows_ = Json::array();
-};
-
 int bench(const BenchOptions& o) {
-  Pipeline p = Pipeline::load(model_folder(o.model, {.variant = o.load.variant, .yes = o.yes}), o.load);
+  std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
+  if (is_film_folder(folder)) return bench_film(folder, o);
+  Pipeline p = Pipeline::load(folder, o.load);
   const ModelDefaults& d = p.defaults();
   int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio;
   int64_t batch = o.batch ? o.batch : p.sprint() ? 1 : 2;
@@ -258,7 +154,7 @@ int bench(const BenchOptions& o) {
   if (!o.json)
     std::printf("%s, dtype %s, %lldx%lld\n", describe(p.runtime()).c_str(), o.load.dtype.c_str(),
                 static_cast<long long>(side), static_cast<long long>(side));
-  Bench bench(o, p);
+  Bench bench(o, p.runtime());
   CpuGenerator noise(1);  // zeros would be multiplied faster than real data
   int64_t texts = o.batch ? o.batch : 1;
   Tensor ids = Tensor::from({texts, tokens}, std::vector<int32_t>(static_cast<size_t>(texts * tokens), 5));

@@ -29,6 +29,7 @@ class DeviceSampler {
  public:
   explicit DeviceSampler(Denoiser& denoiser) : denoiser_(denoiser) {}
   LoopResult run(const DeviceLoop& loop);
+  void close() { cache_.clear(); }
 
  private:
   Denoiser& denoiser_;

@@ -20,6 +20,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kLargestSide = 8192, kMostFrames = 1 << 14;
+constexpr const char *kT5 = "T5", *kClip = "CLIP", *kTransformer = "the transformer";
+constexpr const char *kEncoding = "the autoencoder, encoding", *kDecoding = "the autoencoder, decoding";
 constexpr int64_t kPictureCell = 16;  // of the reference's table of pictures
 constexpr const char *kResolution = "256px", *kAspect = "16:9";
 
@@ -78,6 +80,26 @@ void check_tile(const std::string& what, int64_t tile, int64_t latent) {
                              "multiples of " + std::to_string(multiple));
 }
 
+void set_tiles(VideoAutoencoder& autoencoder, const FilmRequest& r) {
+  autoencoder.tiling = autoencoder.usual_tiling();
+  if (r.tile) autoencoder.tiling.size = r.tile;
+  if (!r.tile_frames) return;
+  autoencoder.tiling.time = true;
+  autoencoder.tiling.frames = r.tile_frames;
+}
+
+PictureRequest picture_request(const FilmRequest& r) {
+  return {.prompt = r.prompt,
+          .text = {},
+          .width = r.width,
+          .height = r.height,
+          .resolution = r.picture_resolution,
+          .steps = r.steps,
+          .seed = r.seed,
+          .cuda_noise = r.cuda_noise,
+          .on_stage = r.on_stage};
+}
+
 void report(const FilmRequest& r, Stage stage, int64_t done, int64_t total) {
   if (r.on_stage) r.on_stage({stage, done, total});
 }
@@ -94,7 +116,9 @@ FilmPipeline FilmPipeline::load(const std::string& folder, const LoadOptions& op
   p.runtime_ = p.others_ = make_runtime(options.device, options.dtype, options.threads, options.stop);
   // Only transformers are run in float16.
   if (p.others_.dtype == DType::f16) p.others_.dtype = p.others_.context.device ? DType::bf16 : DType::f32;
-  VideoDenoiser denoiser = p.open_denoiser();
+  p.max_memory_ = options.max_memory;
+  if (p.max_memory_ && p.runtime_.context.device) p.runtime_.context.device->limit(p.max_memory_);
+  VideoDenoiser denoiser = p.open_denoiser(p.runtime_);
   VideoAutoencoder autoencoder = load_video_autoencoder(folder, p.others_);
   p.t5_folder_ = find_encoder(root, "T5", {"google/t5-v1_1-xxl", "t5"});
   p.clip_folder_ = find_encoder(root, "CLIP", {"openai/clip-vit-large-patch14", "clip"});
@@ -116,25 +140,82 @@ FilmPipeline FilmPipeline::load(const std::string& folder, const LoadOptions& op
   return p;
 }
 
-VideoDenoiser FilmPipeline::open_denoiser() const {
+VideoDenoiser FilmPipeline::open_denoiser(const Runtime& runtime) const {
   MmditFiles files = open_mmdit(folder_, MmditRole::film);
-  return {files.config, std::move(files.weights), runtime_};
+  return {files.config, std::move(files.weights), runtime};
 }
 
 VideoDenoiser& FilmPipeline::denoiser() {
-  if (!denoiser_) denoiser_ = std::make_unique<VideoDenoiser>(open_denoiser());
+  if (!denoiser_) denoiser_ = std::make_unique<VideoDenoiser>(open_denoiser(limited(runtime_, kTransformer)));
   return *denoiser_;
 }
 
-VideoAutoencoder& FilmPipeline::autoencoder(const FilmRequest& r) {
-  if (!autoencoder_) autoencoder_ = std::make_unique<VideoAutoencoder>(load_video_autoencoder(folder_, others_));
-  autoencoder_->tiling = autoencoder_->usual_tiling();
-  if (r.tile) autoencoder_->tiling.size = r.tile;
-  if (r.tile_frames) {
-    autoencoder_->tiling.time = true;
-    autoencoder_->tiling.frames = r.tile_frames;
+VideoAutoencoder& FilmPipeline::autoencoder(const FilmRequest& r, bool encoder) {
+  if (!autoencoder_) {
+    Runtime runtime = limited(others_, encoder ? kEncoding : kDecoding);
+    autoencoder_ = std::make_unique<VideoAutoencoder>(load_video_autoencoder(folder_, runtime));
   }
+  set_tiles(*autoencoder_, r);
   return *autoencoder_;
+}
+
+std::vector<ComponentMemory> FilmPipeline::memory_plan(const FilmRequest& r) const {
+  std::vector<ComponentMemory> parts;
+  auto add = [&](const char* name, const Graph& graph, const Runtime& runtime, size_t beside) {
+    parts.push_back({name, memory_need(graph, *runtime.backend, runtime.context), beside});
+  };
+  T5Encoder t5 = T5Encoder::load(t5_folder_, others_, variant_);
+  add(kT5, t5.graph(1, defaults_.text_tokens), others_, 0);
+  ClipTextEncoder clip = ClipTextEncoder::load(clip_folder_, others_, variant_);
+  add(kClip, clip.graph(1, clip.config().max_positions), others_, 0);
+  if (!r.first_picture.empty() && draws_with_flux(r.first_picture)) {
+    for (ComponentMemory& part :
+         flux_memory(r.first_picture, picture_request(r), defaults_.text_tokens, runtime_, others_))
+      parts.push_back(std::move(part));
+  }
+  VideoShape shape = shape_of(r);
+  VideoAutoencoder autoencoder = load_video_autoencoder(folder_, others_);
+  set_tiles(autoencoder, r);
+  VideoTaskInfo task = task_of(r);
+  if (int64_t given = kinora::reference_frames(task, layout_); given > 0) {
+    parts.push_back(autoencoder.need(true, {given, shape.height, shape.width, 3}));
+    parts.back().name = kEncoding;
+  }
+  VideoDenoiser denoiser = open_denoiser(runtime_);
+  auto tokens = static_cast<size_t>(shape.tokens() * denoiser.config().in_channels) * 4;
+  add(kTransformer, denoiser.graph({1, shape.latent_frames, shape.rows(), shape.columns(), defaults_.text_tokens}),
+      runtime_, 8 * tokens);
+  parts.push_back(
+      autoencoder.need(false, {shape.latent_frames, shape.latent_height, shape.latent_width, layout_.channels}));
+  parts.back().name = kDecoding;
+  return parts;
+}
+
+void FilmPipeline::check_memory(const FilmRequest& r) {
+  if (!max_memory_) return;
+  std::vector<int64_t> sizes{r.width,           r.height,
+                             r.frames,          r.tile,
+                             r.tile_frames,     static_cast<int64_t>(task_of(r).task),
+                             task_of(r).frames, !r.first_picture.empty()};
+  if (sizes == planned_for_) return;
+  parts_ = memory_plan(r);
+  planned_for_ = sizes;
+  for (const ComponentMemory& part : parts_) limited(runtime_, part.name);
+}
+
+// A component's runtime: with a budget for its weights where they do not all fit.
+Runtime FilmPipeline::limited(const Runtime& runtime, const std::string& name) const {
+  Runtime result = runtime;
+  if (!max_memory_) return result;
+  for (const ComponentMemory& part : parts_) {
+    if (part.name != name) continue;
+    bool decodes = name == kDecoding || name == kEncoding, text = name == kT5 || name == kClip;
+    const char* advice = text      ? ""
+                         : decodes ? "--tile, --tile-frames, fewer frames or a smaller size need less"
+                                   : "fewer frames, a smaller size or --dtype bfloat16 need less";
+    result.context.stream.budget = weights_budget(part, max_memory_, runtime, advice);
+  }
+  return result;
 }
 
 VideoTaskInfo FilmPipeline::task_of(const FilmRequest& r) const {
@@ -189,6 +270,7 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
     std::tie(r.width, r.height) = named_size(r.resolution.empty() ? kResolution : r.resolution,
                                              r.aspect.empty() ? kAspect : r.aspect, layout_.cell());
   }
+  if (!r.picture_resolution.empty()) size_like(r.picture_resolution, r.width, r.height, 1);
   r.resolution.clear();
   r.aspect.clear();
   auto fill = [](auto& value, auto fallback, bool silent) {
@@ -244,7 +326,7 @@ void FilmPipeline::check_sampling(const FilmRequest& r, const VideoShape& shape,
 }
 
 void FilmPipeline::close() {
-  if (!keep_open_) {
+  if (!keep_open_ || max_memory_) {
     denoiser_.reset();
     autoencoder_.reset();
   }
@@ -259,20 +341,12 @@ std::vector<std::string> FilmPipeline::texts_of(const FilmRequest& r) const {
 }
 
 void FilmPipeline::draw_picture(FilmRequest& r) {
-  PictureRequest picture{.prompt = r.prompt,
-                         .text = {},
-                         .width = r.width,
-                         .height = r.height,
-                         .resolution = r.picture_resolution,
-                         .steps = r.steps,
-                         .seed = r.seed,
-                         .cuda_noise = r.cuda_noise,
-                         .on_stage = r.on_stage};
+  PictureRequest picture = picture_request(r);
   std::vector<VideoText> texts = encode_texts(texts_of(r));
   if (texts.size() > 2) picture.text = texts[2];
   denoiser_.reset();  // not together with the model that draws
   autoencoder_.reset();
-  r.first = draw_first_picture(r.first_picture, picture, runtime_, others_);
+  r.first = draw_first_picture(r.first_picture, picture, runtime_, others_, max_memory_);
   r.first_picture.clear();
 }
 
@@ -293,14 +367,14 @@ std::vector<VideoText> FilmPipeline::encode_texts(const std::vector<std::string>
     close();
     {
       std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(t5_folder_);
-      T5Encoder encoder = T5Encoder::load(t5_folder_, others_, variant_);
+      T5Encoder encoder = T5Encoder::load(t5_folder_, limited(others_, kT5), variant_);
       for (auto& [text, result] : fresh)
         result.hidden = encoder.encode(ids_of(*tokenizer, text, defaults_.text_tokens));
     }
     close();
     {
       std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(clip_folder_);
-      ClipTextEncoder encoder = ClipTextEncoder::load(clip_folder_, others_, variant_);
+      ClipTextEncoder encoder = ClipTextEncoder::load(clip_folder_, limited(others_, kClip), variant_);
       for (auto& [text, result] : fresh)
         result.pooled = encoder.encode(ids_of(*tokenizer, text, encoder.config().max_positions)).pooled;
     }
@@ -320,7 +394,7 @@ std::vector<Tensor> FilmPipeline::encode_references(const FilmRequest& r, const 
   const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
   if (!r.first && !r.last && film.empty()) return latents;
   auto width = static_cast<int>(shape.width), height = static_cast<int>(shape.height);
-  VideoAutoencoder& open = autoencoder(r);
+  VideoAutoencoder& open = autoencoder(r, true);
   auto encode = [&](const Tensor& frames) {
     Tensor z = open.encode(frames);
     latents.push_back(z.reshaped({1, z.shape()[0], z.shape()[1], z.shape()[2], z.shape()[3]}));
@@ -366,7 +440,14 @@ Tensor FilmPipeline::denoise(const FilmRequest& r, const Part& part, const std::
   options.guidance =
       guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, in.condition);
   options.skip = r.skip;
-  options.on_step = [&](const VideoStepReport& step) { report(r, Stage::denoise, step.step, step.steps); };
+  options.on_step = [&](const VideoStepReport& step) {
+    report(r, Stage::denoise, step.step, step.steps);
+    if (!r.on_preview) return;
+    Tensor clean = unpack_latents(step.clean(), shape);
+    const Shape& s = clean.shape();
+    r.on_preview(
+        preview_strip(*colours_, clean.reshaped({s[1], s[2], s[3], s[4]}), 5, static_cast<int>(layout_.spatial)));
+  };
   report(r, Stage::denoise, 0, r.steps - static_cast<int64_t>(options.first_step));
   VideoSample sample = sample_film(denoiser(), in, options);
   close();
@@ -378,6 +459,7 @@ Tensor FilmPipeline::denoise(const FilmRequest& r, const Part& part, const std::
 
 FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& sink) {
   FilmRequest r = complete(request);
+  check_memory(r);
   FilmResult result;
   auto before = std::chrono::steady_clock::now();
   auto lap = [&] {
@@ -390,6 +472,10 @@ FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& s
   if (!r.first_picture.empty()) {
     draw_picture(r);
     result.times.picture = lap();
+  }
+  if (r.on_preview && !colours_) {
+    colours_ = LatentColours::fit(autoencoder(r, true));
+    close();
   }
   Part whole{shape_of(r), r.flow_shift, {}};
   std::vector<Tensor> references = encode_references(r, whole.shape), draft_references;
@@ -405,8 +491,8 @@ FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& s
   result.latents = latents.reshaped({s[1], s[2], s[3], s[4]});
   result.times.denoise = lap();
   report(r, Stage::decode, 0, 1);
-  autoencoder(r).decode(result.latents, sink,
-                        [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
+  autoencoder(r, false).decode(result.latents, sink,
+                               [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
   close();
   result.times.decode = lap();
   return result;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "diffusion/film_preview.h"
 #include "diffusion/first_picture.h"
 #include "diffusion/pipeline.h"
 #include "diffusion/video_autoencoder.h"
@@ -51,6 +52,7 @@ struct FilmRequest {
   std::vector<double> key_frames;     // of "adaptive"
   int64_t tile = 0, tile_frames = 0;  // pixels and frames decoded at once; 0: as the reference
   std::function<void(const StageReport&)> on_stage;
+  std::function<void(const Image&)> on_preview;  // after each step: some frames of the film expected, as preview_strip
 };
 
 // Seconds.
@@ -83,11 +85,18 @@ class FilmPipeline {
   static constexpr size_t kRememberedTexts = 16;
   // The texts that a completed request needs.
   std::vector<std::string> texts_of(const FilmRequest& request) const;
+  // What the parts of a completed request take, one after another.
+  std::vector<ComponentMemory> memory_plan(const FilmRequest& request) const;
+  // Throws Error(resource), saying what is needed and what would need less, when a limit of memory does not allow it.
+  void check_memory(const FilmRequest& request);
   // For several films: the transformer and the autoencoder stay open from one to the next, until texts must be encoded.
   void keep_open(bool keep) { keep_open_ = keep; }
   // Frames of a film that is given, of 33 or 65 as the reference counts them: one fewer if the model is not causal.
   int64_t reference_frames(int64_t frames) const { return layout_.causal ? frames : frames - 1; }
+  void forget_texts() { texts_.clear(); }
   const std::string& folder() const { return folder_; }
+  const std::string& t5_folder() const { return t5_folder_; }
+  const std::string& clip_folder() const { return clip_folder_; }
   const FilmDefaults& defaults() const { return defaults_; }
   const VideoLayout& layout() const { return layout_; }
   const Runtime& runtime() const { return runtime_; }
@@ -96,9 +105,10 @@ class FilmPipeline {
   FilmPipeline() = default;
   VideoTaskInfo task_of(const FilmRequest& request) const;
   VideoShape shape_of(const FilmRequest& request) const;
-  VideoDenoiser open_denoiser() const;
+  VideoDenoiser open_denoiser(const Runtime& runtime) const;
   VideoDenoiser& denoiser();
-  VideoAutoencoder& autoencoder(const FilmRequest& request);
+  VideoAutoencoder& autoencoder(const FilmRequest& request, bool encoder);
+  Runtime limited(const Runtime& runtime, const std::string& part) const;
   void close();  // what is open and need not stay
   void draw_picture(FilmRequest& request);
   VideoShape draft_shape_of(const FilmRequest& request) const;
@@ -115,6 +125,10 @@ class FilmPipeline {
   int64_t text_dim_ = 0, pooled_dim_ = 0;
   mutable std::string checked_picture_;                   // the folder that check_first_picture found good
   std::vector<std::pair<std::string, VideoText>> texts_;  // most recent last
+  size_t max_memory_ = 0;
+  std::vector<int64_t> planned_for_;    // sizes that parts_ are of
+  std::vector<ComponentMemory> parts_;  // of the request at work, under a limit
+  std::optional<LatentColours> colours_;
   bool keep_open_ = false;
   std::unique_ptr<VideoDenoiser> denoiser_;
   std::unique_ptr<VideoAutoencoder> autoencoder_;

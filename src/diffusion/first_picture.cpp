@@ -11,6 +11,7 @@ namespace kinora {
 namespace {
 
 constexpr double kFluxGuidance = 4;
+constexpr const char* kAdvice = "a smaller --picture-resolution or --dtype bfloat16 needs less";
 
 VideoDenoiser open_flux(const std::string& folder, const Runtime& runtime) {
   MmditFiles files = open_mmdit(folder, MmditRole::picture);
@@ -42,9 +43,14 @@ Tensor sample_flux(VideoDenoiser& flux, const PictureRequest& r, const VideoShap
   return unpack_latents(sample_film(flux, in, options).latents, shape);
 }
 
-Image draw_with_flux(const std::string& folder, const PictureRequest& r, const Runtime& runtime,
-                     const Runtime& others) {
+Image draw_with_flux(const std::string& folder, const PictureRequest& r, Runtime runtime, Runtime others,
+                     size_t max_memory) {
   FluxAeConfig ae = load_flux_autoencoder(folder, others).config();
+  if (max_memory) {
+    std::vector<ComponentMemory> parts = flux_memory(folder, r, r.text.hidden.shape()[1], runtime, others);
+    runtime.context.stream.budget = weights_budget(parts[0], max_memory, runtime, kAdvice);
+    others.context.stream.budget = weights_budget(parts[1], max_memory, others, kAdvice);
+  }
   Tensor latents;
   {
     VideoDenoiser flux = open_flux(folder, runtime);
@@ -61,9 +67,9 @@ Image draw_with_flux(const std::string& folder, const PictureRequest& r, const R
 }
 
 // At the size of the film's shape that the model was trained for.
-Image draw_with_sana(const std::string& folder, const PictureRequest& r, const Runtime& runtime) {
+Image draw_with_sana(const std::string& folder, const PictureRequest& r, const Runtime& runtime, size_t max_memory) {
   Request request;
-  Pipeline pipeline = Pipeline::open(folder, "", runtime);
+  Pipeline pipeline = Pipeline::open(folder, "", runtime, max_memory);
   const ModelDefaults& d = pipeline.defaults();
   if (!r.resolution.empty() || !d.use_resolution_binning) {
     std::string own = std::to_string(std::llround(std::sqrt(static_cast<double>(d.width * d.height)))) + "px";
@@ -105,9 +111,21 @@ void check_first_picture(const std::string& folder, int64_t text_dim, int64_t po
 }
 
 Image draw_first_picture(const std::string& folder, const PictureRequest& request, const Runtime& runtime,
-                         const Runtime& others) {
-  return draws_with_flux(folder) ? draw_with_flux(folder, request, runtime, others)
-                                 : draw_with_sana(folder, request, runtime);
+                         const Runtime& others, size_t max_memory) {
+  return draws_with_flux(folder) ? draw_with_flux(folder, request, runtime, others, max_memory)
+                                 : draw_with_sana(folder, request, runtime, max_memory);
+}
+
+std::vector<ComponentMemory> flux_memory(const std::string& folder, const PictureRequest& r, int64_t text_tokens,
+                                         const Runtime& runtime, const Runtime& others) {
+  VideoDenoiser flux = open_flux(folder, runtime);
+  FluxAutoencoder ae = load_flux_autoencoder(folder, others);
+  VideoShape shape = flux_shape(r, ae.config(), flux.config().patch_size);
+  Graph transformer = flux.graph({1, 1, shape.rows(), shape.columns(), text_tokens});
+  Graph decoder = ae.graph(false, {1, shape.latent_height, shape.latent_width, shape.layout.channels});
+  auto floats = static_cast<size_t>(shape.width * shape.height) * 3 * 4;
+  return {{"Flux's transformer", memory_need(transformer, *runtime.backend, runtime.context), 0},
+          {"Flux's autoencoder", memory_need(decoder, *others.backend, others.context), 2 * floats}};
 }
 
 }  // namespace kinora

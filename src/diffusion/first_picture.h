@@ -33,9 +33,13 @@ bool draws_with_flux(const std::string& folder);
 void check_first_picture(const std::string& folder, int64_t text_dim, int64_t pooled_dim, const Runtime& runtime);
 
 // Flux runs once a step, its guidance (4) being an input, on the noise levels of flow_shift for one frame; its
-// transformer and flux1-dev-ae.safetensors are opened one after the other. `others` is for all but transformers. Throws
-// as Pipeline::generate does.
+// transformer and flux1-dev-ae.safetensors are opened one after the other. `others` is for all but transformers;
+// `max_memory` as LoadOptions has it. Throws as Pipeline::generate does.
 Image draw_first_picture(const std::string& folder, const PictureRequest& request, const Runtime& runtime,
-                         const Runtime& others);
+                         const Runtime& others, size_t max_memory = 0);
+
+// What Flux's parts take for a request.
+std::vector<ComponentMemory> flux_memory(const std::string& folder, const PictureRequest& request, int64_t text_tokens,
+                                         const Runtime& runtime, const Runtime& others);
 
 }  // namespace kinora

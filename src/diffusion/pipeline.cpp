@@ -95,10 +95,12 @@ struct Pipeline::Plan {
 Pipeline Pipeline::load(const std::string& folder, const LoadOptions& options) {
   if (!fs::is_directory(folder))
     fail(ErrorKind::io, folder + " is no folder; --model takes the folder of a diffusers checkpoint");
-  return open(folder, options.variant, make_runtime(options.device, options.dtype, options.threads, options.stop));
+  return open(folder, options.variant, make_runtime(options.device, options.dtype, options.threads, options.stop),
+              options.max_memory);
 }
 
-Pipeline Pipeline::open(const std::string& folder, const std::string& variant, const Runtime& runtime) {
+Pipeline Pipeline::open(const std::string& folder, const std::string& variant, const Runtime& runtime,
+                        size_t max_memory) {
   auto start = std::chrono::steady_clock::now();
   fs::path root(folder);
   Config index = Config::load((root / "model_index.json").string());
@@ -109,6 +111,8 @@ Pipeline Pipeline::open(const std::string& folder, const std::string& variant, c
   Pipeline p;
   p.folder_ = folder;
   p.runtime_ = runtime;
+  p.max_memory_ = max_memory;
+  if (max_memory && runtime.context.device) runtime.context.device->limit(max_memory);
   auto config = [&](const char* part) { return Config::load((root / part / "config.json").string()); };
 
   SanaConfig sana = read_sana_config(config("transformer"));
@@ -246,6 +250,67 @@ Pipeline::Plan Pipeline::plan(const Request& r, std::optional<Size> draft) const
     p.scheduler->begin(p.first_step);
   }
   return p;
+}
+
+std::vector<ComponentMemory> Pipeline::memory_plan(const Request& r) const {
+  Plan p = plan(r);
+  auto need = [&](const Graph& graph) { return memory_need(graph, *runtime_.backend, runtime_.context); };
+  int64_t tokens = defaults_.max_sequence_length, pixels = p.batch * p.width * p.height;
+  if (defaults_.complex_human_instruction)
+    tokens += static_cast<int64_t>(tokenizer_->encode(kComplexHumanInstruction).size());
+  int64_t ratio = autoencoder_->config().compression(), h = p.h, w = p.w;
+  if (r.tiling) {
+    h = std::min(h, r.tiling->size / ratio);
+    w = std::min(w, r.tiling->size / ratio);
+  }
+  auto floats = static_cast<size_t>(pixels) * 3 * 4;
+  return {{"the text encoder", need(text_encoder_->graph(1, tokens)), 0},
+          {"the transformer",
+           need(denoiser_->graph(p.batch * (p.guided ? 2 : 1), p.h, p.w, defaults_.max_sequence_length)), 0},
+          {"the autoencoder", need(autoencoder_->graph(false, {1, h, w, p.channels})), floats * (p.batch > 1 ? 3 : 2)}};
+}
+
+// Budgets are those of the first request and hold for others of its size; a larger one has them made again.
+void Pipeline::limit_memory(const Request& r) {
+  if (!max_memory_) return;
+  Plan p = plan(r);
+  std::vector<int64_t> size{p.batch, p.width, p.height, r.tiling ? r.tiling->size : 0};
+  if (size == limited_for_) return;
+  denoiser_->stream_weights(0);
+  autoencoder_->stream_weights(0);
+  text_encoder_->stream_weights(0);
+  if (device_sampler_) device_sampler_->close();
+  runtime_.context.arena->release();
+  const char* advice = "a smaller size, --tile, --batch 1 or --dtype bfloat16 need less";
+  std::vector<ComponentMemory> parts = memory_plan(r);
+  size_t all = 0, working = 0;
+  for (const ComponentMemory& part : parts) {
+    all += part.need.weights;
+    working = std::max(working, part.need.working + part.beside);
+  }
+  roomy_ = memory_in_use(runtime_) + all + working <= max_memory_;
+  if (!roomy_) {  // packed weights cannot come and go
+    denoiser_->stream_weights(1);
+    autoencoder_->stream_weights(1);
+    std::vector<ComponentMemory> bare = memory_plan(r);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      parts[i].need.least_weights = bare[i].need.least_weights;
+      parts[i].need.streamed_working = bare[i].need.streamed_working;
+    }
+  }
+  text_encoder_->stream_weights(weights_budget(parts[0], max_memory_, runtime_, ""));
+  denoiser_->stream_weights(weights_budget(parts[1], max_memory_, runtime_, advice));
+  autoencoder_->stream_weights(weights_budget(parts[2], max_memory_, runtime_, advice));
+  limited_for_ = size;
+}
+
+void Pipeline::rest(Stage after) {
+  if (!max_memory_ || roomy_) return;
+  if (after == Stage::encode) text_encoder_->close();
+  if (after == Stage::denoise) denoiser_->close();
+  if (after == Stage::denoise && device_sampler_) device_sampler_->close();
+  if (after == Stage::decode) autoencoder_->close();
+  runtime_.context.arena->release();
 }
 
 Pipeline::Plan Pipeline::draft_plan(const Request& r, const Plan& whole) const {
@@ -436,6 +501,7 @@ Tensor Pipeline::refine(const Request& r, const Plan& p, const Tensor& draft) {
 }
 
 Result Pipeline::generate(const Request& r) {
+  limit_memory(r);
   Plan p = plan(r);
   auto report = [&](Stage stage, int64_t done, int64_t total) {
     if (r.on_stage) r.on_stage({stage, done, total});
@@ -447,6 +513,7 @@ Result Pipeline::generate(const Request& r) {
     p.negative = encode_prompt(r.negative_prompt, true);
     report(Stage::encode, 2, 2);
   }
+  rest(Stage::encode);
 
   Result result;
   auto start = std::chrono::steady_clock::now();
@@ -463,8 +530,10 @@ Result Pipeline::generate(const Request& r) {
     latents = refine(r, p, latents);
   }
   result.seconds = spent() - result.draft_seconds;
+  rest(Stage::denoise);
   Tensor picture = decode(latents, r.tiling, [&](int64_t done, int64_t total) { report(Stage::decode, done, total); });
   if (p.width != p.out_width || p.height != p.out_height) picture = resize_and_crop(picture, p.out_width, p.out_height);
+  rest(Stage::decode);
   for (int64_t i = 0; i < p.batch; ++i) result.images.push_back(to_image(picture, i));
   result.latents = latents.permuted({0, 3, 1, 2});
   result.width = p.out_width;

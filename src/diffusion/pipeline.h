@@ -11,6 +11,7 @@
 
 #include "diffusion/components.h"
 #include "diffusion/device_sampler.h"
+#include "diffusion/memory_limit.h"
 #include "diffusion/scheduler.h"
 #include "io/image.h"
 #include "text/tokenizer.h"
@@ -29,6 +30,7 @@ struct LoadOptions {
   std::string device = "auto";  // as make_runtime
   std::string dtype = "auto";   // as make_runtime; "float16" is for the transformer alone
   int threads = 0;              // 0: one per physical core
+  size_t max_memory = 0;        // bytes, of the device or of the process; 0: no limit
   const std::atomic<bool>* stop = nullptr;
 };
 
@@ -84,9 +86,13 @@ class Pipeline {
  public:
   // Reads model_index.json and the components' folders; weights are mapped, not read. Throws Error(io) or Error(model).
   static Pipeline load(const std::string& folder, const LoadOptions& options = {});
-  static Pipeline open(const std::string& folder, const std::string& variant, const Runtime& runtime);  // shared
+  // With a session's runtime, and a limit of memory as LoadOptions has it.
+  static Pipeline open(const std::string& folder, const std::string& variant, const Runtime& runtime,
+                       size_t max_memory = 0);
 
   Result generate(const Request& request);
+  // What the parts of the work take, one after another.
+  std::vector<ComponentMemory> memory_plan(const Request& request) const;
   void check(const Request& request) const;  // throws as generate() would before it begins to compute
   // Encodes as diffusers does: strip, lower-case, the complex human instruction before a positive prompt, right
   // padding, the first token and the last max_sequence_length - 1. The last few prompts are remembered.
@@ -119,7 +125,13 @@ class Pipeline {
   Tensor predict_flow(const Plan& plan, const DenoiseInputs& batch, const Tensor& latents, float t);
   Tensor predict_trigflow(const DenoiseInputs& batch, const Tensor& latents, float t);
 
+  void limit_memory(const Request& request);  // for one request
+  void rest(Stage after);                     // a device's memory back, under a limit
+
   std::string folder_;
+  size_t max_memory_ = 0;
+  bool roomy_ = true;                 // all components fit under the limit together
+  std::vector<int64_t> limited_for_;  // the size that budgets are for
   Runtime runtime_;
   ModelDefaults defaults_;
   std::unique_ptr<Tokenizer> tokenizer_;

@@ -2,6 +2,7 @@
 // ops, folding of constants, memory plan, library plans) happens in compile(); run() only computes.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <map>
@@ -13,6 +14,7 @@
 #include "core/threads.h"
 #include "graph/device.h"
 #include "graph/graph.h"
+#include "graph/streaming.h"
 
 namespace kinora {
 
@@ -77,6 +79,7 @@ struct ExecutionContext {
   std::shared_ptr<Arena> arena;
   const std::atomic<bool>* stop = nullptr;  // when it becomes true, run() throws Error(cancelled)
   std::shared_ptr<Device> device;           // null: the host
+  StreamOptions stream;                     // of the parameters of what is compiled with this context
 };
 
 // Where run() leaves its outputs.
@@ -97,7 +100,8 @@ class Executable {
   std::vector<StepTime> profile(const std::map<std::string, Tensor>& inputs) const;
 
   size_t arena_bytes() const { return arena_bytes_; }
-  const Graph& graph() const { return *graph_; }  // as compiled
+  const StreamPlan& stream() const { return stream_; }  // its window lies in a device's arena
+  const Graph& graph() const { return *graph_; }        // as compiled
 
  private:
   friend class Compiler;
@@ -108,12 +112,15 @@ class Executable {
   std::vector<void*> bind(const std::map<std::string, Tensor>& inputs, std::byte* arena) const;
   void execute(std::span<void* const> memory, std::byte* arena) const;
   void run_step(const Planned& planned, std::span<void* const> memory, std::byte* arena) const;
+  void run_steps(std::span<void* const> memory, std::byte* arena, const std::function<void()>& each = {}) const;
 
   std::unique_ptr<Graph> graph_;
   ExecutionContext context_;
   std::vector<Planned> steps_;
   std::vector<NodeId> storage_;  // per node: the node whose memory it uses (reshapes and slices may share)
   std::vector<size_t> offsets_;  // per node: bytes from the start of that memory; per storage node: place in the arena
+  StreamPlan stream_;
+  std::vector<bool> streamed_;                // per node: a parameter that comes and goes
   std::vector<std::shared_ptr<void>> fixed_;  // on a device, per node: weights, constants and what they alone give
   size_t arena_bytes_ = 0, scratch_offset_ = 0;
   // On a device, what the first run recorded, and the arena that it is for.
@@ -121,6 +128,16 @@ class Executable {
   mutable std::byte* recorded_arena_ = nullptr;
 };
 
+// Throws Error(resource) when the context's budget for parameters is less than streaming them needs.
 Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context);
+
+// What an executable would take, in bytes, without making it: on a device nothing is allocated or copied.
+struct MemoryNeed {
+  size_t weights = 0, working = 0;                 // all parameters (or what they give on a device), and the arena
+  size_t least_weights = 0, streamed_working = 0;  // the same when as many parameters as can be come and go
+  size_t all() const { return weights + working; }
+  size_t least() const { return std::min(all(), least_weights + streamed_working); }
+};
+MemoryNeed memory_need(const Graph& graph, const Backend& backend, ExecutionContext context);
 
 }  // namespace kinora

@@ -21,7 +21,8 @@ class Weights {
   size_t bytes() const;
   // See Tensor: for every tensor.
   void release_pages() const;
-  void keep_repacked();
+  void keep_repacked();  // anew
+  void drop_repacked();
   const std::string& source() const { return source_; }  // the folder or file they come from
   void set_source(std::string source) { source_ = std::move(source); }
 
