@@ -79,8 +79,10 @@ std::pair<std::string, Tensor> evaluate_mmdit(const std::string& model, const st
 }
 
 bool is_mmdit_folder(const std::string& folder) {
-  return !std::filesystem::exists(std::filesystem::path(folder) / "model_index.json") &&
-         has_mmdit(folder, MmditRole::film);
+  for (const char* other : {"model_index.json", "google", "t5"}) {
+    if (std::filesystem::exists(std::filesystem::path(folder) / other)) return false;
+  }
+  return has_mmdit(folder, MmditRole::film);
 }
 
 int inspect_mmdit(const std::string& folder, bool graph, const Runtime& runtime) {

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "bench.h"
 #include "cli.h"
 #include "core/rng.h"
 #include "io/safetensors.h"
@@ -110,21 +111,8 @@ std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& componen
                              "vae3d.decode, flux_ae.encode, flux_ae.decode)");
 }
 
-double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
-
-void print_weights(const char* name, const Weights& weights) {
-  std::map<std::string, size_t> by_type;
-  for (const std::string& tensor : weights.names()) {
-    by_type[std::string(dtype_name(weights.find(tensor)->dtype()))] += weights.find(tensor)->bytes();
-  }
-  std::string types;
-  for (const auto& [type, bytes] : by_type) types += (types.empty() ? "" : ", ") + type;
-  std::string quantized = describe_quantization(weights);
-  if (!quantized.empty()) types += "; " + quantized;
-  std::printf("  %-13s %6zu tensors  %9.1f MiB  %s\n", name, weights.size(), mib(weights.bytes()), types.c_str());
-}
-
 int inspect(const std::string& folder, const std::string& graph, const LoadOptions& options) {
+  if (is_film_folder(folder)) return inspect_film(folder, graph, options);
   Pipeline p = Pipeline::load(folder, options);
   const ModelDefaults& d = p.defaults();
   int64_t ratio = p.autoencoder().config().compression(), channels = p.denoiser().config().in_channels,
@@ -164,60 +152,10 @@ int inspect(const std::string& folder, const std::string& graph, const LoadOptio
   return 0;
 }
 
-struct BenchOptions {
-  std::string model, component;
-  LoadOptions load;
-  int repeats = 5;
-  int64_t size = 0, batch = 0, steps = 0;
-  bool json = false, by_op = false, yes = false;
-};
-
-class Bench {
- public:
-  Bench(const BenchOptions& o, Pipeline& p) : o_(o), p_(p), device_(p.runtime().context.device.get()) {}
-
-  // Work that stays on the device is timed there: inputs uploaded before, nothing copied back, the end waited for.
-  void row(const std::string& name, const std::function<void(Keep)>& body) {
-    if (!o_.component.empty() && name != o_.component) return;
-    Times times = time_runs(o_.repeats, device_ ? 3 : 1, [&] {
-      body(device_ ? Keep::on_device : Keep::on_host);
-      if (device_) device_->wait();
-    });
-    double device_peak = mib(peak_device_memory(p_.runtime()));
-    rows_.push_back({{"component", name},
-                     {"median_s", times.median()},
-                     {"best_s", times.seconds[0]},
-                     {"processor_s", times.processor},
-                     {"peak_mib", mib(peak_memory())},
-                     {"device_peak_mib", device_peak},
-                     {"arena_mib", mib(p_.runtime().context.arena->size())}});
-    if (o_.json) return;
-    std::printf("%-14s median %9.4f s   best %9.4f s   processors %9.4f s   peak so far %8.1f MiB", name.c_str(),
-                times.median(), times.seconds[0], times.processor, mib(peak_memory()));
-    if (device_) std::printf(", %9.1f MiB on the GPU", device_peak);
-    std::printf("\n");
-  }
-
-  void profile(const std::string& name, const std::function<const Executable&()>& exe,
-               const std::map<std::string, Tensor>& inputs) const {
-    if (o_.by_op && (o_.component.empty() || name == o_.component)) print_profile(name, exe(), inputs);
-  }
-
-  Tensor placed(const Tensor& host) const { return device_ ? device_->to_device(host) : host; }
-  Tensor filled(const Shape& shape, float value) const {
-    return placed(Tensor::from(shape, std::vector<float>(static_cast<size_t>(shape.numel()), value)));
-  }
-  const Json& rows() const { return rows_; }
-
- private:
-  const BenchOptions& o_;
-  Pipeline& p_;
-  Device* device_;
-  Json rows_ = Json::array();
-};
-
 int bench(const BenchOptions& o) {
-  Pipeline p = Pipeline::load(model_folder(o.model, {.variant = o.load.variant, .yes = o.yes}), o.load);
+  std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
+  if (is_film_folder(folder)) return bench_film(folder, o);
+  Pipeline p = Pipeline::load(folder, o.load);
   const ModelDefaults& d = p.defaults();
   int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio;
   int64_t batch = o.batch ? o.batch : p.sprint() ? 1 : 2;
@@ -226,7 +164,7 @@ int bench(const BenchOptions& o) {
   if (!o.json)
     std::printf("%s, dtype %s, %lldx%lld\n", describe(p.runtime()).c_str(), o.load.dtype.c_str(),
                 static_cast<long long>(side), static_cast<long long>(side));
-  Bench bench(o, p);
+  Bench bench(o, p.runtime());
   CpuGenerator noise(1);  // zeros would be multiplied faster than real data
   int64_t texts = o.batch ? o.batch : 1;
   Tensor ids = Tensor::from({texts, tokens}, std::vector<int32_t>(static_cast<size_t>(texts * tokens), 5));

@@ -10,6 +10,51 @@
 
 namespace kinora {
 
+namespace {
+
+// Weights that come and go are not packed: the packed copy would stay.
+void set_budget(Weights& weights, Runtime& runtime, size_t budget) {
+  runtime.context.stream.budget = budget;
+  if (budget) {
+    weights.drop_repacked();
+  } else {
+    weights.keep_repacked();
+  }
+}
+
+}  // namespace
+
+void TextEncoder::stream_weights(size_t budget) {
+  runtime_.context.stream.budget = budget;
+  cache_.clear();
+}
+
+void TextEncoder::close() {
+  cache_.clear();
+  weights_.release_pages();
+}
+
+void Denoiser::stream_weights(size_t budget) {
+  cache_.clear();
+  set_budget(weights_, runtime_, budget);
+}
+
+void Denoiser::close() {
+  stream_weights(runtime_.context.stream.budget);
+  weights_.release_pages();
+}
+
+void Autoencoder::stream_weights(size_t budget) {
+  cache_.clear();
+  bytes_cache_.clear();
+  set_budget(weights_, runtime_, budget);
+}
+
+void Autoencoder::close() {
+  stream_weights(runtime_.context.stream.budget);
+  weights_.release_pages();
+}
+
 TextEncoder::TextEncoder(Gemma2Config config, Weights weights, Runtime runtime)
     : config_(std::move(config)), weights_(std::move(weights)), runtime_(std::move(runtime)) {
   Graph probe;  // names and shapes are checked before the first prompt

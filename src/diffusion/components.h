@@ -28,6 +28,7 @@ class ExecutableCache {
     if (entries_.size() >= limit_) entries_.clear();
     return entries_.emplace(key, std::move(fresh)).first->second;
   }
+  void clear() { entries_.clear(); }
 
  private:
   size_t limit_;
@@ -43,6 +44,8 @@ class TextEncoder {
   const Weights& weights() const { return weights_; }
   Graph graph(int64_t batch, int64_t tokens) const;
   const Executable& compiled(int64_t batch, int64_t tokens);  // inputs "ids", "mask"
+  void stream_weights(size_t budget);  // from now on, as StreamOptions has it; 0: all may be held
+  void close();                        // gives back what is compiled and the weights' memory
 
  private:
   Gemma2Config config_;
@@ -72,6 +75,8 @@ class Denoiser {
   Denoiser(SanaConfig config, Weights weights, Runtime runtime);
   Tensor predict(const DenoiseInputs& inputs, Keep keep = Keep::on_host);  // [batch, height, width, out_channels] f32
   void rest() { weights_.release_pages(); }  // after the last step: the autoencoder needs the memory
+  void stream_weights(size_t budget);        // as TextEncoder
+  void close();
   const SanaConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   const Weights& prepared_weights() const;  // as graphs are to read them, see prepare_weights
@@ -115,6 +120,8 @@ class Autoencoder {
   Graph graph(bool encoder, const Shape& input) const;
   size_t memory(bool encoder, const Shape& input);               // bytes of activations when compiled
   const Executable& compiled(bool encoder, const Shape& input);  // input "x"
+  void stream_weights(size_t budget);                            // as TextEncoder
+  void close();
 
  private:
   Tensor run(bool encoder, const Tensor& input, Keep keep = Keep::on_host);

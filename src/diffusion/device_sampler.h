@@ -29,6 +29,10 @@ class DeviceSampler {
  public:
   explicit DeviceSampler(Denoiser& denoiser) : denoiser_(denoiser) {}
   LoopResult run(const DeviceLoop& loop);
+  void close() {
+    befores_.clear();
+    steps_.clear();
+  }
 
  private:
   Denoiser& denoiser_;

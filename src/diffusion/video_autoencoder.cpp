@@ -60,7 +60,12 @@ VideoAutoencoder::VideoAutoencoder(Model model, Weights weights, Runtime runtime
       },
       model_);
   params.expect_all_used();
-  if (!causal()) tiling = {.space = true, .time = true, .size = 256, .frames = 32, .overlap = 0.25};
+  tiling = usual_tiling();
+}
+
+VideoTiling VideoAutoencoder::usual_tiling() const {
+  if (causal()) return {};
+  return {.space = true, .time = true, .size = 256, .frames = 32, .overlap = 0.25};
 }
 
 int64_t VideoAutoencoder::latent_channels() const {
@@ -180,6 +185,20 @@ struct VideoAutoencoder::TimeTiles {
     }
   }
 };
+
+ComponentMemory VideoAutoencoder::need(bool encoder, const Shape& s) const {
+  int64_t frames = 0, size = encoder ? tiling.size : tiling.size / space_compression();
+  for (const TimeTiles::Stretch& t : TimeTiles(*this, encoder, s[0]).stretches)
+    frames = std::max(frames, t.end - t.begin);
+  bool tiled = tiling.space && (s[1] > size || s[2] > size);
+  Shape tile{frames, tiled ? std::min(size, s[1]) : s[1], tiled ? std::min(size, s[2]) : s[2], s[3]};
+  int64_t ratio = encoder ? 1 : space_compression();
+  int64_t pixels = (encoder ? frames : film_frames(frames)) * s[1] * ratio * s[2] * ratio;
+  ComponentMemory need{.name = encoder ? "the autoencoder, encoding" : "the autoencoder, decoding",
+                       .need = memory_need(graph(encoder, tile), *runtime_.backend, runtime_.context)};
+  need.beside = static_cast<size_t>(pixels) * 3 * 4 * 2;
+  return need;
+}
 
 void VideoAutoencoder::run_in_time(bool encoder, const Tensor& x, const FrameSink& sink, const TileProgress& progress) {
   int64_t ratio = encoder ? 1 : space_compression();

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <tuple>
 
 #include "core/log.h"
 #include "graph/executable.h"
@@ -12,8 +13,8 @@ namespace kinora {
 namespace {
 
 // Results of constant nodes larger than this are computed at each run instead of kept; on a device, they are computed
-// there once.
-constexpr size_t kFoldLimit = size_t{8} << 20, kDeviceFoldLimit = size_t{64} << 10;
+// there once, unless weights come and go.
+constexpr size_t kFoldLimit = size_t{8} << 20, kSmallFoldLimit = size_t{64} << 10;
 
 bool can(const Kernel& kernel, const StepSpec& spec) {
   if (kernel.op != spec.node.op) return false;
@@ -106,6 +107,7 @@ class Compiler {
     threads_ = exe_.context_.pool->size();
     exe_.graph_ = std::make_unique<Graph>(simplify(graph));
     count_ = exe_.graph_->nodes().size();
+    exe_.streamed_.assign(count_, false);
     find_fixed();
     auto has = [&](const Node& node, bool Kernel::*property) {
       return std::any_of(backend.kernels.begin(), backend.kernels.end(),
@@ -114,20 +116,71 @@ class Compiler {
     views_ = find_views(g(), {[&](const Node& node) { return has(node, &Kernel::strided); },
                               [&](const Node& node) { return has(node, &Kernel::strided_out); },
                               [&](NodeId id) { return fixed_[static_cast<size_t>(id)]; }});
+    exe_.stream_ = plan_stream(read_parameters(), exe_.context_.stream);
+    for (const StreamPlan::Chunk& chunk : exe_.stream_.chunks) {
+      for (NodeId id : chunk.parameters) exe_.streamed_[size_t(id)] = true;
+    }
+    find_fixed();  // less than before; views of what is fixed no longer would need another plan
   }
 
   Executable finish() {
-    find_lives();
-    exe_.storage_ = views_.storage;
-    for (size_t i = 0; i < count_; ++i) {
-      exe_.offsets_.push_back(static_cast<size_t>(views_.offset[i]) * dtype_size(g().nodes()[i].spec.dtype));
+    if (size_t budget = exe_.context_.stream.budget; budget && exe_.stream_.held > budget) {
+      fail(ErrorKind::resource, "the weights need " + std::to_string((exe_.stream_.held >> 20) + 1) +
+                                    " MiB at a time, but only " + std::to_string(budget >> 20) +
+                                    " MiB are left for them");
     }
+    lay_out();
     if (exe_.context_.device) settle_fixed();
     plan();
     return std::move(exe_);
   }
 
+  // What finish() would make: bytes of weights, bytes of the arena without a window.
+  std::pair<size_t, size_t> measure() {
+    lay_out();
+    size_t weights = exe_.stream_.held;
+    if (exe_.context_.device) {
+      find_kept();
+      size_t there = exe_.stream_.window;
+      for (size_t i = 0; i < count_; ++i) there += fixed_[i] && kept_[i] ? node(i).spec.bytes() : 0;
+      weights = std::max(weights, there);
+    }
+    plan();
+    return {weights, exe_.arena_bytes_ - (exe_.context_.device ? exe_.stream_.window : 0)};
+  }
+
  private:
+  void lay_out() {
+    find_lives();
+    exe_.storage_ = views_.storage;
+    for (size_t i = 0; i < count_; ++i) {
+      exe_.offsets_.push_back(static_cast<size_t>(views_.offset[i]) * dtype_size(g().nodes()[i].spec.dtype));
+    }
+  }
+
+  // On the host only pages of files can come and go, and not where a packed copy takes their place; what cannot is read
+  // for ever.
+  std::vector<ReadParameter> read_parameters() const {
+    constexpr NodeId kNobody = -1;
+    std::vector<NodeId> first(count_, kNobody), last(count_, kNobody);
+    for (size_t i = 0; i < count_; ++i) {
+      if (views_.idle[i]) continue;
+      for (NodeId input : node(i).inputs) {
+        if (first[home(input)] == kNobody) first[home(input)] = static_cast<NodeId>(i);
+        last[home(input)] = static_cast<NodeId>(i);
+      }
+    }
+    for (const auto& [name, id] : g().outputs()) last[home(id)] = static_cast<NodeId>(INT32_MAX);
+    std::vector<ReadParameter> parameters;
+    for (size_t i = 0; i < count_; ++i) {
+      const Tensor& value = node(i).value;
+      if (node(i).op != &kParameterOp || first[i] == kNobody) continue;
+      bool moves = exe_.context_.device || (value.is_mapped() && !value.repacked());
+      parameters.push_back({static_cast<NodeId>(i), value.bytes(), moves ? first[i] : 0, moves ? last[i] : INT32_MAX});
+    }
+    return parameters;
+  }
+
   const Graph& g() const { return *exe_.graph_; }
   const Node& node(size_t i) const { return g().nodes()[i]; }
   size_t home(NodeId id) const { return static_cast<size_t>(views_.storage[static_cast<size_t>(id)]); }
@@ -141,8 +194,10 @@ class Compiler {
       if (kernel && !kernel->make) ++exe_.variants_[std::string(kernel->variant)];
       return !kernel || !kernel->make;
     });
-    return fold_constants(lowered, backend_.host ? *backend_.host : backend_,
-                          exe_.context_.device ? kDeviceFoldLimit : kFoldLimit, *exe_.context_.pool);
+    // What is folded stays, which weights that come and go must not.
+    bool small = exe_.context_.device || exe_.context_.stream.budget;
+    return fold_constants(lowered, backend_.host ? *backend_.host : backend_, small ? kSmallFoldLimit : kFoldLimit,
+                          *exe_.context_.pool);
   }
 
   // Which nodes depend on weights and constants alone, on a device.
@@ -150,7 +205,7 @@ class Compiler {
     fixed_.assign(count_, false);
     for (size_t i = 0; i < count_; ++i) {
       const Node& n = node(i);
-      fixed_[i] = exe_.context_.device && n.op != &kInputOp &&
+      fixed_[i] = exe_.context_.device && n.op != &kInputOp && !exe_.streamed_[i] &&
                   std::all_of(n.inputs.begin(), n.inputs.end(), [&](NodeId id) { return fixed_[size_t(id)]; });
     }
   }
@@ -179,13 +234,8 @@ class Compiler {
     return kernel->make(s);
   }
 
-  // Puts weights on the device, and computes there what depends on them alone. What nothing else reads goes again.
-  void settle_fixed() {
-    exe_.fixed_.resize(count_);
-    std::vector<std::string> keys(count_);
-    for (size_t i = 0; i < count_; ++i) {
-      if (fixed_[i]) keys[i] = key(i, keys);
-    }
+  // What steps read of the weights and of what depends on them alone.
+  void find_kept() {
     kept_.assign(count_, false);
     for (size_t i = 0; i < count_; ++i) {
       for (NodeId input : node(i).inputs) {
@@ -193,6 +243,16 @@ class Compiler {
       }
     }
     for (const auto& [name, id] : g().outputs()) kept_[home(id)] = true;
+  }
+
+  // Puts weights on the device, and computes there what depends on them alone. What nothing else reads goes again.
+  void settle_fixed() {
+    exe_.fixed_.resize(count_);
+    std::vector<std::string> keys(count_);
+    for (size_t i = 0; i < count_; ++i) {
+      if (fixed_[i]) keys[i] = key(i, keys);
+    }
+    find_kept();
     for (size_t i = 0; i < count_; ++i) {
       if (fixed_[i] && kept_[i]) fix(i, keys);
     }
@@ -278,6 +338,13 @@ class Compiler {
     }
     exe_.scratch_offset_ = memory.bytes;
     exe_.arena_bytes_ = memory.bytes + scratch;
+    if (!exe_.context_.device || exe_.stream_.chunks.empty()) return;
+    size_t window = (exe_.arena_bytes_ + 255) / 256 * 256;
+    exe_.arena_bytes_ = window + exe_.stream_.window;
+    for (const StreamPlan::Chunk& chunk : exe_.stream_.chunks) {
+      for (size_t k = 0; k < chunk.parameters.size(); ++k)
+        exe_.offsets_[size_t(chunk.parameters[k])] = window + chunk.offsets[k];
+    }
   }
 
   const Backend& backend_;
@@ -302,6 +369,15 @@ Graph apply_passes(const Graph& graph, const Backend& backend) {
 
 Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context) {
   return Compiler(graph, backend, std::move(context)).finish();
+}
+
+MemoryNeed memory_need(const Graph& graph, const Backend& backend, ExecutionContext context) {
+  MemoryNeed need;
+  context.stream.budget = 0;
+  std::tie(need.weights, need.working) = Compiler(graph, backend, context).measure();
+  context.stream.budget = 1;
+  std::tie(need.least_weights, need.streamed_working) = Compiler(graph, backend, context).measure();
+  return need;
 }
 
 }  // namespace kinora

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/tensor.h"
+#include "core/threads.h"
 
 namespace kinora {
 
@@ -29,6 +30,16 @@ class Device {
     virtual double seconds_after(Mark& earlier) = 0;  // both of one device, and done
   };
 
+  // A second queue, for copies to the device that are made beside the steps.
+  class Copies {
+   public:
+    virtual ~Copies() = default;
+    virtual void after(Mark& mark) = 0;  // what is sent from here on waits for a mark of either queue
+    // The host bytes may change after it returns; it may use the pool to read them.
+    virtual void send(void* device, const void* host, size_t bytes, ThreadPool& pool) = 0;
+    virtual std::unique_ptr<Mark> mark() = 0;
+  };
+
   virtual ~Device() = default;
 
   // Uninitialised, 256-byte aligned. Throws Error(resource) saying how much was asked for and how much was there.
@@ -41,7 +52,10 @@ class Device {
   virtual void clear(void* memory, size_t bytes) = 0;
   virtual void wait() = 0;
   virtual std::unique_ptr<Mark> mark() = 0;
-  virtual void* queue() = 0;  // StepArgs::queue
+  virtual void after(Mark& mark) = 0;           // what is enqueued from here on waits for a mark of either queue
+  virtual Copies* copies() { return nullptr; }  // the device's own; null when it has none
+  virtual void limit(size_t bytes) = 0;         // allocate() gives out no more than that at a time; 0: all there is
+  virtual void* queue() = 0;                    // StepArgs::queue
   // Null when this device cannot, or is told not to.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& enqueue) = 0;
 

@@ -2,6 +2,7 @@
 // ops, folding of constants, memory plan, library plans) happens in compile(); run() only computes.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <map>
@@ -14,6 +15,7 @@
 #include "core/threads.h"
 #include "graph/device.h"
 #include "graph/graph.h"
+#include "graph/streaming.h"
 
 namespace kinora {
 
@@ -90,6 +92,7 @@ struct ExecutionContext {
   const std::atomic<bool>* stop = nullptr;  // when it becomes true, run() throws Error(cancelled)
   std::shared_ptr<Device> device;           // null: the host
   std::string variant = "auto";             // of the kernels to take, where an op has several
+  StreamOptions stream;                     // of the parameters of what is compiled with this context
 };
 
 // Where run() leaves its outputs.
@@ -110,7 +113,8 @@ class Executable {
   std::vector<StepTime> profile(const std::map<std::string, Tensor>& inputs) const;
 
   size_t arena_bytes() const { return arena_bytes_; }
-  const Graph& graph() const { return *graph_; }  // as compiled
+  const StreamPlan& stream() const { return stream_; }  // its window lies in a device's arena
+  const Graph& graph() const { return *graph_; }        // as compiled
   // How many nodes each named variant of a kernel computes.
   const std::map<std::string, int64_t>& variants() const { return variants_; }
 
@@ -123,12 +127,15 @@ class Executable {
   std::vector<void*> bind(const std::map<std::string, Tensor>& inputs, std::byte* arena) const;
   void execute(std::span<void* const> memory, std::byte* arena) const;
   void run_step(const Planned& planned, std::span<void* const> memory, std::byte* arena) const;
+  void run_steps(std::span<void* const> memory, std::byte* arena, const std::function<void()>& each = {}) const;
 
   std::unique_ptr<Graph> graph_;
   ExecutionContext context_;
   std::vector<Planned> steps_;
   std::vector<NodeId> storage_;  // per node: the node whose memory it uses (reshapes and slices may share)
   std::vector<size_t> offsets_;  // per node: bytes from the start of that memory; per storage node: place in the arena
+  StreamPlan stream_;
+  std::vector<bool> streamed_;                // per node: a parameter that comes and goes
   std::vector<std::shared_ptr<void>> fixed_;  // on a device, per node: weights, constants and what they alone give
   size_t arena_bytes_ = 0, scratch_offset_ = 0;
   std::map<std::string, int64_t> variants_;
@@ -140,6 +147,16 @@ class Executable {
 // The backend's rewrites alone, which compile() begins with; making them twice changes nothing more.
 Graph apply_passes(const Graph& graph, const Backend& backend);
 
+// Throws Error(resource) when the context's budget for parameters is less than streaming them needs.
 Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context);
+
+// What an executable would take, in bytes, without making it: on a device nothing is allocated or copied.
+struct MemoryNeed {
+  size_t weights = 0, working = 0;                 // all parameters (or what they give on a device), and the arena
+  size_t least_weights = 0, streamed_working = 0;  // the same when as many parameters as can be come and go
+  size_t all() const { return weights + working; }
+  size_t least() const { return std::min(all(), least_weights + streamed_working); }
+};
+MemoryNeed memory_need(const Graph& graph, const Backend& backend, ExecutionContext context);
 
 }  // namespace kinora

@@ -53,6 +53,10 @@ void Weights::release_pages() const {
   for (const auto& [name, entry] : entries_) entry.tensor.release_pages();
 }
 
+void Weights::drop_repacked() {
+  for (auto& [name, entry] : entries_) entry.tensor.drop_repacked();
+}
+
 void Weights::keep_repacked() {
   for (auto& [name, entry] : entries_) entry.tensor.keep_repacked();
 }

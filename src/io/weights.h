@@ -30,7 +30,8 @@ class Weights {
   size_t bytes() const;
   // See Tensor: for every tensor.
   void release_pages() const;
-  void keep_repacked();
+  void keep_repacked();  // anew
+  void drop_repacked();
   bool prepared() const { return prepared_; }  // for the device that they run on, see prepare_weights
   void set_prepared() { prepared_ = true; }
   const std::string& source() const { return source_; }  // the folder or file they come from

@@ -70,6 +70,20 @@ TEST_F(Cli, ImageToImage) {
   expect_error("generate dog --init-image start.jpg --strength 1.5", 2, "strength");
 }
 
+TEST_F(Cli, DraftsAreRefined) {
+  std::string fox = "generate 'a fox' --steps 4 ";
+  ASSERT_EQ(run(fox + "--from-resolution 128px --refine-strength 0.7 -o fox.jpg").status, 0) << text("err.txt");
+  EXPECT_NE(text("err.txt").find("drawn small in "), std::string::npos);
+  ASSERT_EQ(run("generate --from fox.jpg -o again.jpg").status, 0) << text("err.txt");
+  EXPECT_EQ(text("again.jpg"), text("fox.jpg"));
+  ASSERT_EQ(run(fox + "--scheduler euler -o direct.jpg").status, 0);
+  ASSERT_EQ(run(fox + "--scheduler euler --from-resolution 128x96 --refine-strength 1 -o noise.jpg").status, 0);
+  EXPECT_EQ(load_image(temp_.path("noise.jpg")).rgb,
+            load_image(temp_.path("direct.jpg")).rgb);  // nothing is left of it
+  expect_error(fox + "--from-resolution 512px", 2, "must be smaller");
+  expect_error(fox + "--from-resolution 128x90", 2, "multiples of 16");
+}
+
 TEST_F(Cli, WrongUse) {
   expect_error("", 2, "subcommand is required");
   expect_error("paint", 2, "paint");
