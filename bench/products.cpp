@@ -226,5 +226,21 @@ int main(int count, char** arguments) {
   measure(*device, "Gemma o", {.m = 600, .n = 2304, .k = 2048});
   measure(*device, "Gemma gate, up", {.m = 600, .n = 18432, .k = 2304});
   measure(*device, "Gemma down", {.m = 600, .n = 2304, .k = 9216});
+  for (int64_t m : {512, 8316}) {
+    measure(*device, "MMDiT qkv", {.m = m, .n = 9216, .k = 3072, .bias = true});
+    measure(*device, "MMDiT proj", {.m = m, .n = 3072, .k = 3072, .bias = true});
+    measure(*device, "MMDiT mlp.0", {.m = m, .n = 12288, .k = 3072, .bias = true, .gelu = true});
+    measure(*device, "MMDiT mlp.2", {.m = m, .n = 3072, .k = 12288, .bias = true});
+  }
+  for (int64_t m : {8828, 76544}) {
+    measure(*device, "MMDiT one stream, qkv", {.m = m, .n = 9216, .k = 3072, .bias = true});
+    measure(*device, "MMDiT one stream, mlp", {.m = m, .n = 12288, .k = 3072, .bias = true, .gelu = true});
+    measure(*device, "MMDiT one stream, out", {.m = m, .n = 3072, .k = 15360, .bias = true});
+  }
+  measure(*device, "MMDiT modulation", {.m = 1, .n = 27648, .k = 3072, .bias = true});
+  measure(*device, "T5 qkv", {.m = 512, .n = 12288, .k = 4096});
+  measure(*device, "T5 o", {.m = 512, .n = 4096, .k = 4096});
+  measure(*device, "T5 wi", {.m = 512, .n = 20480, .k = 4096});
+  measure(*device, "T5 wo", {.m = 512, .n = 4096, .k = 10240});
   measure(*device, "large", {.m = 8192, .n = 8192, .k = 8192});
 }

@@ -110,6 +110,36 @@ std::vector<Case> cases() {
       {"up-256-128",
        {{1, 512, 512, 256}, {128, 256, 3, 3}, {128}},
        [](In x) { return conv2d(upsample_nearest2(x[0]), x[1], x[2], {.padding = 1}); }},
+      {"attention-mmdit",
+       {{1, 8828, 9216}},
+       [](In x) {
+         auto h = heads(x[0], 3, 24);
+         return attention(h[0], h[1], h[2], {}, {.scale = 0.088});
+       }},
+      {"attention-t5",
+       {{1, 512, 12288}},
+       [](In x) {
+         auto h = heads(x[0], 3, 64);
+         Value bias = x[0].graph().constant(Tensor::zeros({1, 64, 512, 512}));
+         return attention(h[0], h[1], h[2], bias, {});
+       }},
+      {"norm-rope-mmdit",
+       {{1, 8828, 9216}, {128}},
+       [](In x) {
+         Value table = x[0].graph().constant(Tensor::zeros({8828, 128}));
+         return rms_norm_rope(heads(x[0], 3, 24)[1], x[1], table, table, 1e-6);
+       }},
+      {"norm-mmdit",
+       {{1, 8828, 3072}, {1, 1, 3072}, {1, 1, 3072}},
+       [](In x) { return layer_norm(x[0], 1e-6, x[1], x[2]); }},
+      {"modulation-mmdit", {{1, 1, 3072}, {27648, 3072}, {27648}}, [](In x) { return linear(x[0], x[1], x[2]); }},
+      {"gate-mmdit", {{1, 1, 3072}, {1, 8828, 3072}, {1, 8828, 3072}}, [](In x) { return mul_add(x[0], x[1], x[2]); }},
+      {"gated-gelu-t5",
+       {{1, 512, 20480}},
+       [](In x) {
+         auto halves = split(x[0], 2, 2);
+         return act_mul(halves[0], halves[1], "gelu_tanh");
+       }},
       {"gemma-attention",
        {{2, 300, 4096}},
        [](In x) {
@@ -165,8 +195,14 @@ void measure(const Case& c, const Runtime& runtime) {
 
 }  // namespace
 
+// --attention=NAME before the names: as kinora's.
 int main(int argc, char** argv) {
-  Runtime runtime = make_runtime("cuda", "bfloat16", 1, nullptr);
+  std::string attention = "auto";
+  if (argc > 1 && std::string_view(argv[1]).starts_with("--attention=")) {
+    attention = argv[1] + 12;
+    --argc, ++argv;
+  }
+  Runtime runtime = make_runtime("cuda", "bfloat16", 1, nullptr, attention);
   std::printf("%s\n", describe(runtime).c_str());
   for (const Case& c : cases()) {
     bool wanted =

@@ -40,6 +40,7 @@ Json to_record(const GenerateOptions& o, const Result& r, uint64_t seed, const s
               {"scheduler", r.scheduler},
               {"device", r.device},
               {"dtype", r.dtype},
+              {"attention", o.load.attention},
               {"noise", o.noise_kind}};
   if (!o.init.empty()) {
     record["init_image"] = std::filesystem::absolute(o.init).string();
@@ -81,6 +82,7 @@ void apply_record(GenerateOptions& o) {
   o.scheduler = record.text("scheduler", "");
   if (o.load.device == "auto") o.load.device = record.text("device", "cpu");
   if (o.load.dtype == "auto") o.load.dtype = record.text("dtype", "auto");
+  if (o.load.attention == "auto") o.load.attention = record.text("attention", "auto");
   o.noise_kind = record.text("noise", "cpu");
   o.noise = record.text("noise_file", "");
   o.init = record.text("init_image", "");

@@ -58,6 +58,7 @@ Json to_record(const GenerateOptions& o, const FilmRequest& r, const FilmPipelin
               {"skip", r.skip},
               {"device", device_name(pipeline.runtime())},
               {"dtype", dtype_name(pipeline.runtime())},
+              {"attention", o.load.attention},
               {"noise", o.noise_kind}};
   if (!o.init.empty()) record["init_image"] = absolute(o.init);
   if (!o.film.tail.empty()) record["tail_image"] = absolute(o.film.tail);
@@ -168,6 +169,7 @@ void apply_film_record(GenerateOptions& o, const Config& record) {
   o.film.no_skip = !record.boolean("skip", true);
   if (o.load.device == "auto") o.load.device = record.text("device", "cpu");
   if (o.load.dtype == "auto") o.load.dtype = record.text("dtype", "auto");
+  if (o.load.attention == "auto") o.load.attention = record.text("attention", "auto");
   o.noise_kind = record.text("noise", "cpu");
   o.init = record.text("init_image", "");
   o.film.tail = record.text("tail_image", "");

@@ -76,6 +76,7 @@ void bind_load_options(SettingFlags& flags, LoadOptions& options) {
   flags.bind("model.variant", options.variant);
   flags.bind("compute.device", options.device);
   flags.bind("compute.dtype", options.dtype);
+  flags.bind("compute.attention", options.attention);
   flags.bind("compute.threads", options.threads);
   flags.bind("compute.quantize", options.quantize);
   flags.bind("compute.quantize_layers", options.quantize_layers);

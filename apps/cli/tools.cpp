@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -11,6 +10,7 @@
 #include "cli.h"
 #include "core/rng.h"
 #include "io/safetensors.h"
+#include "measure.h"
 #include "setting_flags.h"
 
 namespace kinora::cli {
@@ -146,6 +146,13 @@ int inspect(const std::string& folder, const std::string& graph, const LoadOptio
   print_weights("text_encoder", p.text_encoder().weights());
   print_weights("transformer", p.denoiser().weights());
   print_weights("vae", p.autoencoder().weights());
+  int64_t runs_together = p.sprint() ? 1 : 2, h = std::max<int64_t>(d.height / ratio, 1),
+          w = std::max<int64_t>(d.width / ratio, 1);
+  std::printf("  attention on %s (--attention %s): text_encoder %s; transformer %s; vae %s\n",
+              device_name(p.runtime()).c_str(), options.attention.c_str(),
+              attention_of(p.text_encoder().compiled(1, tokens)).c_str(),
+              attention_of(p.denoiser().compiled(runs_together, h, w, tokens)).c_str(),
+              attention_of(p.autoencoder().compiled(false, {1, h, w, channels})).c_str());
   std::printf("  working memory besides the weights, by size of the picture:\n");
   for (int64_t scale : {1, 2, 4}) {
     int64_t side = std::max<int64_t>(d.width * scale / 2 / ratio, 1), runs = p.sprint() ? 1 : 2;
@@ -154,26 +161,6 @@ int inspect(const std::string& folder, const std::string& graph, const LoadOptio
                 mib(p.autoencoder().memory(false, {1, side, side, channels})));
   }
   return 0;
-}
-
-// Seconds of each of `repeats` runs after a few to warm up, sorted; and of the processors, a run on average.
-struct Times {
-  std::vector<double> seconds;
-  double processor;
-};
-
-template <class F>
-Times time_runs(int repeats, int warm_up, F&& body) {
-  for (int i = 0; i < warm_up; ++i) body();
-  std::vector<double> seconds;
-  double before = processor_seconds();
-  for (int i = 0; i < repeats; ++i) {
-    auto start = std::chrono::steady_clock::now();
-    body();
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(seconds.begin(), seconds.end());
-  return {seconds, (processor_seconds() - before) / repeats};
 }
 
 struct BenchOptions {
@@ -191,53 +178,28 @@ class Bench {
   // Work that stays on the device is timed there: inputs uploaded before, nothing copied back, the end waited for.
   void row(const std::string& name, const std::function<void(Keep)>& body) {
     if (!o_.component.empty() && name != o_.component) return;
-    auto [seconds, processor] = time_runs(o_.repeats, device_ ? 3 : 1, [&] {
+    Times times = time_runs(o_.repeats, device_ ? 3 : 1, [&] {
       body(device_ ? Keep::on_device : Keep::on_host);
       if (device_) device_->wait();
     });
     double device_peak = mib(peak_device_memory(p_.runtime()));
     rows_.push_back({{"component", name},
-                     {"median_s", seconds[seconds.size() / 2]},
-                     {"best_s", seconds[0]},
-                     {"processor_s", processor},
+                     {"median_s", times.median()},
+                     {"best_s", times.seconds[0]},
+                     {"processor_s", times.processor},
                      {"peak_mib", mib(peak_memory())},
                      {"device_peak_mib", device_peak},
                      {"arena_mib", mib(p_.runtime().context.arena->size())}});
     if (o_.json) return;
     std::printf("%-14s median %9.4f s   best %9.4f s   processors %9.4f s   peak so far %8.1f MiB", name.c_str(),
-                seconds[seconds.size() / 2], seconds[0], processor, mib(peak_memory()));
+                times.median(), times.seconds[0], times.processor, mib(peak_memory()));
     if (device_) std::printf(", %9.1f MiB on the GPU", device_peak);
     std::printf("\n");
   }
 
-  // Where the time of one run goes, by op and shape.
   void profile(const std::string& name, const std::function<const Executable&()>& exe,
                const std::map<std::string, Tensor>& inputs) const {
-    if (!o_.by_op || (!o_.component.empty() && name != o_.component)) return;
-    struct Sum {
-      double seconds = 0;
-      int count = 0;
-    };
-    std::map<std::string, Sum> sums;
-    double total = 0;
-    const Graph& g = exe().graph();
-    for (const Executable::StepTime& step : exe().profile(inputs)) {
-      const Node& node = g.node(step.node);
-      std::string key = std::string(node.op->name);
-      for (NodeId id : node.inputs) key += " " + g.node(id).spec.shape.str();
-      Sum& sum = sums[key + " -> " + node.spec.shape.str()];
-      sum.seconds += step.seconds;
-      ++sum.count;
-      total += step.seconds;
-    }
-    std::vector<std::pair<std::string, Sum>> rows(sums.begin(), sums.end());
-    std::sort(rows.begin(), rows.end(),
-              [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
-    std::printf("%s: %.3f ms in %zu kinds of steps\n", name.c_str(), total * 1000, rows.size());
-    for (const auto& [key, sum] : rows) {
-      std::printf("  %9.3f ms  %4.1f %%  %4d x %9.2f us  %s\n", sum.seconds * 1000, 100 * sum.seconds / total,
-                  sum.count, sum.seconds * 1e6 / sum.count, key.c_str());
-    }
+    if (o_.by_op && (o_.component.empty() || name == o_.component)) print_profile(name, exe(), inputs);
   }
 
   Tensor placed(const Tensor& host) const { return device_ ? device_->to_device(host) : host; }
@@ -312,6 +274,7 @@ Command add_eval(CLI::App& app) {
     std::string model, component, input, output;
     LoadOptions load;
     VideoTileOptions tiles;
+    EvalTiming timing;
     bool yes = false;
   };
   auto o = std::make_shared<Options>();
@@ -328,6 +291,9 @@ Command add_eval(CLI::App& app) {
   bind_load_options(*flags, o->load);
   c->add_option("--tile-size", o->tiles.size, "vae3d: pixels of a tile, 0: none")->check(CLI::Range(0, 16384));
   c->add_option("--tile-frames", o->tiles.frames, "vae3d: frames of a tile, 0: none")->check(CLI::Range(0, 16384));
+  c->add_option("--repeats", o->timing.repeats, "mmdit, flux, T5: time so many more runs, as JSON on standard output")
+      ->check(CLI::Range(0, 10000));
+  c->add_flag("--by-op", o->timing.by_op, "mmdit, flux, T5: where the time of one run goes");
   add_yes(c, o->yes);
   return [o, flags] {
     flags->resolve();
@@ -336,13 +302,13 @@ Command add_eval(CLI::App& app) {
     auto runtime = [&] { return make_runtime(load); };
     std::vector<std::pair<std::string, Tensor>> results;
     if (is_mmdit(o->component)) {
-      results = {evaluate_mmdit(model, o->component, SafetensorsFile::open(o->input), runtime())};
+      results = {evaluate_mmdit(model, o->component, SafetensorsFile::open(o->input), runtime(), o->timing)};
     } else if (is_video_ae(o->component)) {
       results = {evaluate_video_ae(model, o->component, SafetensorsFile::open(o->input), runtime(), o->tiles)};
     } else if (is_text_encoder(model)) {
       if (o->component != "text_encoder")
         fail(ErrorKind::usage, "unknown component '" + o->component + "' (the folder holds a text_encoder)");
-      results = evaluate_text_encoder(model, SafetensorsFile::open(o->input), runtime());
+      results = evaluate_text_encoder(model, SafetensorsFile::open(o->input), runtime(), o->timing);
     } else {
       Pipeline p = Pipeline::load(model, load);
       results = {evaluate(p, o->component, SafetensorsFile::open(o->input))};
@@ -362,13 +328,17 @@ Command add_inspect(CLI::App& app) {
   CLI::App* c = app.add_subcommand("inspect", "Show what a model folder holds and what it needs");
   auto flags = std::make_shared<SettingFlags>(*c);
   flags->bind("model.name", o->model, "model");
-  c->add_option("--graph", o->graph, "Print the compiled graph of a component")
+  c->add_option("--graph", o->graph, "Print the compiled graph of a component (of a film's: transformer)")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.encode", "vae.decode"}));
   bind_load_options(*flags, o->load);
   add_yes(c, o->yes);
   return [o, flags] {
     flags->resolve();
-    return inspect(model_folder(o->model, {.variant = o->load.variant, .yes = o->yes}), o->graph, o->load);
+    const LoadOptions& load = o->load;
+    std::string folder = model_folder(o->model, {.variant = load.variant, .yes = o->yes});
+    if (!is_mmdit_folder(folder)) return inspect(folder, o->graph, load);
+    return inspect_mmdit(folder, !o->graph.empty(),
+                         make_runtime(load.device, load.dtype, load.threads, load.stop, load.attention));
   };
 }
 

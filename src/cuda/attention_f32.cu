@@ -57,12 +57,13 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
     for (int r = 0; r < R; ++r) {
       int query = p.first + ty + 32 * r;
       float best = top[r];
+      SeenKeys seen = seen_keys(a, query);
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
         int key = j * kKeys + tx + 8 * t;
         s[r][t] *= a.scale;
         if (a.softcap > 0) s[r][t] = a.softcap * tanhf(s[r][t] / a.softcap);
-        if (a.causal && hidden(a, query, key)) s[r][t] = kHidden;
+        if (a.causal && seen.hides(key)) s[r][t] = kHidden;
         if (a.bias && key < a.m) s[r][t] += bias_row(a, p, query)[key];
         if (key >= a.m) s[r][t] = kNone;
         best = fmaxf(best, s[r][t]);
@@ -106,7 +107,8 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
     for (int lanes = 1; lanes < 8; lanes *= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], lanes);
     int query = p.first + ty + 32 * r;
     if (query >= a.n) continue;
-    float* out = static_cast<float*>(a.out) + ((static_cast<int64_t>(p.batch) * a.n + query) * a.heads + p.head) * a.d;
+    float* out =
+        static_cast<float*>(a.out) + p.batch * a.out_at.batch + query * a.out_at.token + p.head * a.out_at.head;
 #pragma unroll
     for (int c = 0; c < 4 * DC; ++c) {
       int column = c / 4 * 32 + 4 * tx + c % 4;
@@ -128,7 +130,8 @@ AttentionPlan f32_attention_plan(int64_t d) {
   if (d <= 64) return plan<2, 2>();
   if (d <= 96) return plan<3, 2>();
   if (d <= 128) return plan<4, 2>();
-  return d <= 192 ? plan<6, 1>() : plan<8, 1>();
+  if (d <= 192) return plan<6, 1>();
+  return d <= 256 ? plan<8, 1>() : plan<16, 1>();
 }
 
 }  // namespace kinora::cuda

@@ -5,6 +5,8 @@
 #include "cuda/epilogue.h"
 #include "cuda/kernels.h"
 #include "cuda/library.h"
+#include "cuda/tuned.h"
+#include "graph/views.h"
 
 namespace kinora::cuda {
 namespace {
@@ -16,6 +18,7 @@ struct Api {
 #define KINORA_SYMBOL(name) decltype(&::name) name = cublaslt_library().function<decltype(::name)>(#name)
   KINORA_SYMBOL(cublasLtCreate);
   KINORA_SYMBOL(cublasLtGetStatusString);
+  KINORA_SYMBOL(cublasLtGetVersion);
   KINORA_SYMBOL(cublasLtMatmul);
   KINORA_SYMBOL(cublasLtMatmulAlgoGetHeuristic);
   KINORA_SYMBOL(cublasLtMatmulDescCreate);
@@ -55,6 +58,8 @@ cudaDataType_t cuda_type(DType dtype) {
 }
 
 }  // namespace
+
+size_t cublaslt_version() { return api().cublasLtGetVersion(); }
 
 // cuBLASLt is column-major, so it is given Cᵀ = op(B)ᵀ · op(A)ᵀ: its A is our B, its rows are our columns.
 struct Product::Plan {
@@ -124,14 +129,14 @@ struct Product::Plan {
     if (operands == DType::f8_e4m3 && s.dtype != DType::f32) set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1});
     a = layout(operands, s.batch, {s.n, s.k, s.shared_b ? 0 : s.n * s.k, s.transpose_b});
     b = layout(operands, s.batch, {s.k, s.m, s.k * s.m, s.transpose_a});
-    c = layout(s.dtype, s.batch, {s.n, s.m, s.n * s.m, false, s.row_stride});
+    c = layout(s.wide ? DType::f32 : s.dtype, s.batch, {s.n, s.m, s.n * s.m, false, s.row});
     residual = s.residual;
     bias = s.bias;
     scales = s.scales;
   }
 
-  // The library's first suggestion: the same on every run, with sums in one pass so that no result depends on how the
-  // work was split.
+  // The library suggests the same on every run; with sums in one pass, so that no result depends on how the work was
+  // split.
   void choose(int suggestion) {
     cublasLtMatmulPreference_t preference = nullptr;
     api().expect(api().cublasLtMatmulPreferenceCreate(&preference));
@@ -149,6 +154,8 @@ struct Product::Plan {
     found = status == CUBLAS_STATUS_SUCCESS && count > suggestion && choice.state == CUBLAS_STATUS_SUCCESS;
   }
 };
+
+Product::Product(const ProductShape& shape) : Product(shape, tuned_suggestion(shape)) {}
 
 Product::Product(const ProductShape& shape, int suggestion) : plan_(std::make_shared<Plan>()) {
   plan_->describe(shape);
@@ -189,9 +196,9 @@ Step zero_step(const StepSpec& spec) {
   return step;
 }
 
-bool same_types(const StepSpec& spec) {
-  for (const TensorSpec& input : spec.inputs) {
-    if (input.dtype != spec.output().dtype) return false;
+bool same_types(const StepSpec& spec, size_t from, DType dtype) {
+  for (size_t i = from; i < spec.inputs.size(); ++i) {
+    if (spec.inputs[i].dtype != dtype) return false;
   }
   return true;
 }
@@ -199,11 +206,14 @@ bool same_types(const StepSpec& spec) {
 // `x`: which input is x; the weight follows it.
 ProductShape linear_shape(const StepSpec& spec, size_t x) {
   const Shape& weight = spec.inputs[x + 1].shape;
-  return {.m = spec.inputs[x].shape.numel() / weight[1],
-          .n = weight[0],
-          .k = weight[1],
-          .transpose_b = true,
-          .dtype = spec.output().dtype};
+  ProductShape s{.m = spec.inputs[x].shape.numel() / weight[1],
+                 .n = weight[0],
+                 .k = weight[1],
+                 .transpose_b = true,
+                 .dtype = spec.inputs[x].dtype};
+  Ints rows = reshaped_strides(spec.output().shape, spec.out_strides, {s.m, s.n});
+  if (s.m > 1 && !rows.empty() && rows[0] > s.n) s.row = rows[0];
+  return s;
 }
 
 }  // namespace
@@ -211,7 +221,8 @@ ProductShape linear_shape(const StepSpec& spec, size_t x) {
 bool supports_linear(const StepSpec& spec) {
   if (spec.node.op->name == "linear" && !is_act(spec.node.attrs.text("act"))) return false;
   size_t weight = spec.node.op->name == "linear" ? 1 : 2;
-  return same_types(spec) && spec.inputs[weight].shape[1] > 0 && spec.output().shape.numel() > 0;
+  return same_types(spec, weight - 1, spec.inputs[weight - 1].dtype) && spec.inputs[weight].shape[1] > 0 &&
+         spec.output().shape.numel() > 0;
 }
 
 Step make_matmul(const StepSpec& spec) {
@@ -245,7 +256,7 @@ Step make_linear(const StepSpec& spec) {
   // The epilogue's tanh is approximate: below the rounding of 16 bits, above that of float32.
   s.gelu = s.dtype != DType::f32 && act == "gelu_tanh";
   Product product(s);
-  Epilogue rest{s.dtype, s.m, s.n, s.gelu ? Act::none : act_of(act)};
+  Epilogue rest{s.dtype, s.m, s.n, s.gelu ? Act::none : act_of(act), s.row};
   bool bias_left = biased && !product.available();
   if (!product.available()) {
     s.bias = s.gelu = false;
@@ -268,11 +279,14 @@ static ProductShape linear_add_shape(const StepSpec& spec) {
   ProductShape s = linear_shape(spec, 1);
   s.bias = spec.node.attrs.integer("bias");
   s.residual = true;
+  s.wide = spec.output().dtype != s.dtype;
   return s;
 }
 
 bool supports_linear_add(const StepSpec& spec) {
-  return !spec.node.attrs.integer("gate") && supports_linear(spec) && Product(linear_add_shape(spec)).available();
+  if (spec.node.attrs.integer("gate") || !supports_linear(spec)) return false;
+  if (spec.output().dtype != spec.inputs[1].dtype && spec.node.attrs.integer("bias")) return false;
+  return Product(linear_add_shape(spec)).available();
 }
 
 // Inputs: residual, x, weight and perhaps bias; the sum may take the residual's place.

@@ -58,6 +58,7 @@ class CudaMark : public Device::Mark {
   }
   ~CudaMark() override { cudaEventDestroy(event_); }
   void wait() override { check(cudaEventSynchronize(event_)); }
+  cudaEvent_t event() const { return event_; }
   double seconds_after(Mark& earlier) override {
     float milliseconds = 0;
     check(cudaEventElapsedTime(&milliseconds, dynamic_cast<CudaMark&>(earlier).event_, event_));
@@ -68,7 +69,7 @@ class CudaMark : public Device::Mark {
   cudaEvent_t event_ = nullptr;
 };
 
-// Two pinned buffers through which large uploads go: one fills while the other travels.
+// Two pinned buffers through which large copies go: one is filled or emptied while the other travels.
 class Staging {
  public:
   static constexpr size_t kBytes = size_t{16} << 20;
@@ -82,17 +83,31 @@ class Staging {
 
   void send(void* device, const void* host, size_t bytes, cudaStream_t stream) {
     for (size_t at = 0; at < bytes; at += kBytes) {
-      Half& half = halves_[turn_ ^= 1];
-      if (!half.memory) {
-        check(cudaMallocHost(&half.memory, kBytes));
-        check(cudaEventCreateWithFlags(&half.sent, cudaEventDisableTiming));
-      } else {
-        check(cudaEventSynchronize(half.sent));
-      }
+      Half& half = next();
       size_t part = std::min(kBytes, bytes - at);
       std::memcpy(half.memory, static_cast<const std::byte*>(host) + at, part);
       check(cudaMemcpyAsync(static_cast<std::byte*>(device) + at, half.memory, part, cudaMemcpyHostToDevice, stream));
       check(cudaEventRecord(half.sent, stream));
+    }
+  }
+
+  // Waits.
+  void receive(void* host, const void* device, size_t bytes, cudaStream_t stream) {
+    constexpr size_t kPart = kBytes / 8;  // small, so that the first is there soon
+    Half* before = nullptr;
+    for (size_t at = 0; at < bytes + kPart; at += kPart) {
+      Half* half = nullptr;
+      if (at < bytes) {
+        half = &next();
+        check(cudaMemcpyAsync(half->memory, static_cast<const std::byte*>(device) + at, std::min(kPart, bytes - at),
+                              cudaMemcpyDeviceToHost, stream));
+        check(cudaEventRecord(half->sent, stream));
+      }
+      if (before) {
+        check(cudaEventSynchronize(before->sent));
+        std::memcpy(static_cast<std::byte*>(host) + at - kPart, before->memory, std::min(kPart, bytes - at + kPart));
+      }
+      before = half;
     }
   }
 
@@ -101,6 +116,19 @@ class Staging {
     void* memory = nullptr;
     cudaEvent_t sent = nullptr;
   };
+
+  // The buffer whose turn it is, after its last copy.
+  Half& next() {
+    Half& half = halves_[turn_ ^= 1];
+    if (!half.memory) {
+      check(cudaMallocHost(&half.memory, kBytes));
+      check(cudaEventCreateWithFlags(&half.sent, cudaEventDisableTiming));
+    } else {
+      check(cudaEventSynchronize(half.sent));
+    }
+    return half;
+  }
+
   Half halves_[2];
   size_t turn_ = 0;
 };
@@ -108,11 +136,13 @@ class Staging {
 // Keeps the stream alive for memory that outlives the device object.
 struct Stream {
   cudaStream_t handle = nullptr;
+  cudaStream_t aside = nullptr;  // for downloads beside other work; made when first needed
   cudaMemPool_t pool = nullptr;
   size_t held = 0, peak = 0;
   ~Stream() {
     if (!handle) return;
     cudaStreamSynchronize(handle);
+    if (aside) cudaStreamDestroy(aside);
     cudaStreamDestroy(handle);
     cudaMemPoolDestroy(pool);
   }
@@ -159,12 +189,25 @@ class CudaDevice : public Device {
   }
 
   void download(void* host, const void* device, size_t bytes) override {
+    if (bytes > kSmall) return staging_.receive(host, device, bytes, stream_->handle);
     if (bytes) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_->handle));
     wait();
   }
 
+  void download_after(Mark& mark, void* host, const void* device, size_t bytes) override {
+    cudaStream_t& aside = stream_->aside;
+    if (!aside) check(cudaStreamCreateWithFlags(&aside, cudaStreamNonBlocking));
+    check(cudaStreamWaitEvent(aside, dynamic_cast<CudaMark&>(mark).event(), 0));
+    if (bytes) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, aside));
+    check(cudaStreamSynchronize(aside));
+  }
+
   void copy(void* to, const void* from, size_t bytes) override {
     if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_->handle));
+  }
+
+  void clear(void* memory, size_t bytes) override {
+    if (bytes) check(cudaMemsetAsync(memory, 0, bytes, stream_->handle));
   }
 
   void wait() override { check(cudaStreamSynchronize(stream_->handle)); }

@@ -76,12 +76,12 @@ __device__ void read_group(const T* address, float (&out)[Group]) {
 }
 
 template <class T, int Group>
-__device__ void write_group(T* address, const Pack<T>& pack) {
-  if constexpr (Group == 1) {
-    *address = pack.values[0];
-  } else {
-    store_pack(address, pack);
-  }
+struct alignas(sizeof(T) * Group) Few {
+  T values[Group];
+};
+template <class T, int Group>
+__device__ void write_group(T* address, const Few<T, Group>& few) {
+  *reinterpret_cast<Few<T, Group>*>(address) = few;
 }
 
 // x becomes gate · factor + x as the sum's type holds it.
@@ -90,16 +90,16 @@ __device__ void add_product(const T* gate, const T* factor, T* sum, float (&x)[G
   float g[Group], f[Group];
   read_group<T, Group>(gate, g);
   read_group<T, Group>(factor, f);
-  Pack<T> pack;
+  Few<T, Group> few;
   for (int i = 0; i < Group; ++i) {
-    pack.values[i] = from_float<T>(fmaf(g[i], f[i], x[i]));
-    x[i] = to_float(pack.values[i]);
+    few.values[i] = from_float<T>(fmaf(g[i], f[i], x[i]));
+    x[i] = to_float(few.values[i]);
   }
-  write_group<T, Group>(sum, pack);
+  write_group(sum, few);
 }
 
-// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes.
-template <class T, int Group, int Groups, int Lanes, class K>
+// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes. From T to U.
+template <class T, class U, int Group, int Groups, int Lanes, class K>
 __global__ void norm_kernel(const __grid_constant__ NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int lane = threadIdx.x % Lanes;
@@ -148,15 +148,15 @@ __global__ void norm_kernel(const __grid_constant__ NormArgs p) {
     if (p.a) read_group<T, Group>(static_cast<const T*>(p.a) + at[1] + column, a);
     if (p.b) read_group<T, Group>(static_cast<const T*>(p.b) + at[2] + column, b);
     if (!K::kSummed && p.residual) read_group<T, Group>(static_cast<const T*>(p.residual) + at[3] + column, r);
-    Pack<T> pack;
+    Few<U, Group> few;
     for (int i = 0; i < Group; ++i) {
-      pack.values[i] = from_float<T>(result_of<K>(p, (values[g][i] - mean) * scale, a[i], b[i], r[i]));
+      few.values[i] = from_float<U>(result_of<K>(p, (values[g][i] - mean) * scale, a[i], b[i], r[i]));
       if constexpr (K::kCoded) {
-        values[g][i] = to_float(pack.values[i]);
+        values[g][i] = to_float(few.values[i]);
         peak = max(peak, magnitude_bits(values[g][i]));
       }
     }
-    if constexpr (!K::kCoded) write_group<T, Group>(static_cast<T*>(p.out) + row * p.width + column, pack);
+    if constexpr (!K::kCoded) write_group(static_cast<U*>(p.out) + row * p.width + column, few);
   }
   if constexpr (K::kCoded) {
     __shared__ uint32_t peaks[kThreads / 32];
@@ -172,7 +172,7 @@ __global__ void norm_kernel(const __grid_constant__ NormArgs p) {
 }
 
 // Any width: the row is read three times, or four for codes.
-template <class T, class K>
+template <class T, class U, class K>
 __global__ void wide_norm_kernel(const __grid_constant__ NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int64_t row = blockIdx.x, at[5];
@@ -204,7 +204,7 @@ __global__ void wide_norm_kernel(const __grid_constant__ NormArgs p) {
     };
     float y = (to_float(x[c]) - mean) * scale;
     float residual = K::kSummed ? 0.0f : read(p.residual, at[3]);
-    return from_float<T>(result_of<K>(p, y, read(p.a, at[1]), read(p.b, at[2]), residual));
+    return from_float<U>(result_of<K>(p, y, read(p.a, at[1]), read(p.b, at[2]), residual));
   };
   if constexpr (K::kCoded) {
     __shared__ uint32_t peaks[kThreads / 32];
@@ -217,40 +217,48 @@ __global__ void wide_norm_kernel(const __grid_constant__ NormArgs p) {
       out.codes[row * p.width + c] = code_of(to_float(result(c)), row_scale.inverse, out.fp8);
     }
   } else {
-    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) static_cast<T*>(p.out)[row * p.width + c] = result(c);
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) static_cast<U*>(p.out)[row * p.width + c] = result(c);
   }
 }
 
-template <class T, int Group, class K>
+template <class T, class U, int Group, class K>
 bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
   auto run = [&]<int Groups, int Lanes>() {
     if (p.width > int64_t{Groups} * Lanes * Group) return false;
     auto blocks = static_cast<unsigned>(ceil_div(p.rows.count * Lanes, kThreads));
-    norm_kernel<T, Group, Groups, Lanes, K><<<blocks, kThreads, 0, stream>>>(p);
+    norm_kernel<T, U, Group, Groups, Lanes, K><<<blocks, kThreads, 0, stream>>>(p);
     return true;
   };
   return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<2, 16>() ||
          run.template operator()<2, 32>() || run.template operator()<2, 64>() || run.template operator()<2, 128>() ||
-         run.template operator()<3, 128>() || run.template operator()<6, 128>();
+         run.template operator()<3, 128>() || run.template operator()<6, 128>() || run.template operator()<8, 128>();
 }
 
+template <class T, class U, class K>
+void launch(const NormArgs& p, cudaStream_t stream) {
+  constexpr int kGroup = Pack<T>::kSize;
+  auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.a) |
+                 reinterpret_cast<uintptr_t>(p.b) | reinterpret_cast<uintptr_t>(p.residual) |
+                 reinterpret_cast<uintptr_t>(p.gate) | reinterpret_cast<uintptr_t>(p.out);
+  bool packs = address % 16 == 0 && p.width % kGroup == 0;
+  for (int t = 0; t < 5; ++t) {
+    for (int axis = 0; axis < p.rows.rank; ++axis) packs = packs && p.rows.strides[t][axis] % kGroup == 0;
+  }
+  if (packs && launch_narrow<T, U, kGroup, K>(p, stream)) return;
+  if constexpr (!K::kCoded) {
+    if (!packs && launch_narrow<T, U, 1, K>(p, stream)) return;
+  }
+  wide_norm_kernel<T, U, K><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
+}
+
+// Of one type, or from float32 to 16 bits.
 template <class K>
-void launch(const NormArgs& p, DType dtype, cudaStream_t stream) {
-  with_float(dtype, [&]<class T>(T) {
-    constexpr int kGroup = Pack<T>::kSize;
-    auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.a) |
-                   reinterpret_cast<uintptr_t>(p.b) | reinterpret_cast<uintptr_t>(p.residual) |
-                   reinterpret_cast<uintptr_t>(p.gate) | reinterpret_cast<uintptr_t>(p.out);
-    bool packs = address % 16 == 0 && p.width % kGroup == 0;
-    for (int t = 0; t < 5; ++t) {
-      for (int axis = 0; axis < p.rows.rank; ++axis) packs = packs && p.rows.strides[t][axis] % kGroup == 0;
-    }
-    if (packs && launch_narrow<T, kGroup, K>(p, stream)) return;
-    if constexpr (!K::kCoded) {
-      if (!packs && launch_narrow<T, 1, K>(p, stream)) return;
-    }
-    wide_norm_kernel<T, K><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
-  });
+void launch(const NormArgs& p, DType from, DType to, cudaStream_t stream) {
+  if (from == to) {
+    with_float(to, [&]<class T>(T) { launch<T, T, K>(p, stream); });
+  } else if constexpr (K::kStats == Stats::rms && !K::kCoded) {
+    with_float(to, [&]<class U>(U) { launch<float, U, K>(p, stream); });
+  }
   check(cudaGetLastError());
 }
 
@@ -281,9 +289,9 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
   p.eps = static_cast<float>(spec.node.attrs.real("eps"));
   p.offset = offset;
   if (K::kCoded) p.fp8 = quant_format_from_name(spec.node.attrs.text("format")) == QuantFormat::fp8;
-  DType dtype = spec.inputs[0].dtype;
+  DType from = spec.inputs[0].dtype, to = K::kCoded ? from : spec.output().dtype;
   Step step;
-  step.in_place = !K::kCoded && spec.strides[0] == contiguous_strides(shape);
+  step.in_place = from == to && !K::kCoded && spec.strides[0] == contiguous_strides(shape);
   step.run = [=](const StepArgs& args) {
     if (p.rows.count == 0 || p.width == 0) return;
     auto input = [&](int place) { return place < 0 ? nullptr : args.in[static_cast<size_t>(place)]; };
@@ -294,8 +302,8 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
     full.residual = input(places.residual);
     full.gate = input(places.gate);
     full.out = args.out;
-    full.codes = static_cast<uint8_t*>(args.out) + (K::kSummed ? rows_offset({shape, dtype}) : 0);
-    launch<K>(full, dtype, stream_of(args));
+    full.codes = static_cast<uint8_t*>(args.out) + (K::kSummed ? rows_offset({shape, from}) : 0);
+    launch<K>(full, from, to, stream_of(args));
   };
   return step;
 }
@@ -312,7 +320,10 @@ bool like_x(const StepSpec& spec) {
 
 }  // namespace
 
-bool supports_norm(const StepSpec& spec) { return spec.inputs[0].shape.rank() > 0 && like_x(spec); }
+bool supports_norm(const StepSpec& spec) {
+  DType from = spec.inputs[0].dtype, to = spec.output().dtype;
+  return spec.inputs[0].shape.rank() > 0 && like_x(spec) && (from == to || to == DType::u8 || from == DType::f32);
+}
 
 Step make_layer_norm(const StepSpec& spec) {
   return norm_step<Kind<Stats::layer>>(spec, {place(spec, 1), place(spec, 2), -1}, 1);

@@ -67,7 +67,7 @@ struct OneProduct {
     // The library's tanh is approximate: below the rounding of 16 bits, above that of float32.
     bool gelu = l.act == Act::gelu_tanh && l.dtype != DType::f32 && bias_first;
     bool residual = l.at.residual && l.act == Act::none && !l.at.gate && bias_first;
-    shape.row_stride = l.n;
+    shape.row = l.n;
     for (int without = 0; without < 3; ++without) {  // nothing; the activation; all
       shape.bias = biased && without < 2;
       shape.residual = residual && without < 2;

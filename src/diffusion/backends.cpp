@@ -1,5 +1,6 @@
 #include "diffusion/backends.h"
 
+#include <algorithm>
 #include <set>
 
 #include "core/log.h"
@@ -37,7 +38,11 @@ int parse_device(const std::string& name) {
 
 }  // namespace
 
-Runtime make_runtime(const std::string& device, const std::string& dtype, int threads, const std::atomic<bool>* stop) {
+Runtime make_runtime(const std::string& device, const std::string& dtype, int threads, const std::atomic<bool>* stop,
+                     const std::string& attention) {
+  constexpr const char* kAttention[] = {"auto", "flash", "cudnn", "math"};
+  if (std::find(std::begin(kAttention), std::end(kAttention), attention) == std::end(kAttention))
+    fail(ErrorKind::usage, "unknown attention '" + attention + "' (known: auto, flash, cudnn, math)");
   int index = parse_device(device);
   Runtime runtime;
   runtime.dtype = parse_dtype(dtype, index >= 0);
@@ -53,6 +58,7 @@ Runtime make_runtime(const std::string& device, const std::string& dtype, int th
   runtime.context.pool = std::make_shared<ThreadPool>(threads);
   runtime.context.arena = std::make_shared<Arena>(runtime.context.device);
   runtime.context.stop = stop;
+  runtime.context.variant = attention;
   return runtime;
 }
 
@@ -80,6 +86,13 @@ std::string device_name(const Runtime& runtime) { return runtime.context.device 
 
 std::string dtype_name(const Runtime& runtime) {
   return runtime.dtype == DType::f32 ? "float32" : runtime.dtype == DType::bf16 ? "bfloat16" : "float16";
+}
+
+std::string attention_of(const Executable& executable) {
+  std::string list;
+  for (const auto& [variant, count] : executable.variants())
+    list += (list.empty() ? "" : ", ") + variant + " " + std::to_string(count);
+  return list.empty() ? "none" : list;
 }
 
 std::string describe(const Runtime& runtime) {

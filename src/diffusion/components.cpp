@@ -1,7 +1,10 @@
 #include "diffusion/components.h"
 
+#include "diffusion/finite.h"
 #include "diffusion/tiling.h"
 #include "ops/elementwise.h"
+#include "ops/reduce.h"
+#include "ops/shaping.h"
 
 namespace kinora {
 
@@ -109,6 +112,25 @@ Graph Autoencoder::graph(bool encoder, const Shape& input) const {
 const Executable& Autoencoder::compiled(bool encoder, const Shape& input) {
   return cache_.get({encoder, input[0], input[1], input[2]},
                     [&] { return compile(graph(encoder, input), *runtime_.backend, runtime_.context); });
+}
+
+Tensor Autoencoder::decode_bytes(const Tensor& latents) {
+  const Shape& input = latents.shape();
+  const Executable& exe = bytes_cache_.get({input[1], input[2]}, [&] {
+    Graph graph;
+    Value x = cast(graph.input("x", input), runtime_.dtype);
+    Value y = cast(build_dc_ae_decoder(Params(graph, weights_), config_, x), DType::f32);
+    constexpr double kRound = 12582912;  // 1.5 · 2^23: adding it rounds to a whole number
+    Value level = affine(clamp(affine(y, 0.5, 0.5), 0, 1), 255, 0);
+    graph.output("picture", cast(affine(affine(level, 1, kRound), 1, -kRound), DType::u8));
+    int64_t height = y.shape()[1];
+    graph.output("zeros", sum(affine(reshape(y, {height, y.shape().numel() / height}), 0, 0), {1}));
+    return compile(graph, *runtime_.backend, runtime_.context);
+  });
+  std::map<std::string, Tensor> out = exe.run({{"x", latents}});
+  check_finite(out.at("zeros"), "the autoencoder");  // 0 · infinity is not a number
+  weights_.release_pages();
+  return out.at("picture");
 }
 
 size_t Autoencoder::memory(bool encoder, const Shape& input) { return compiled(encoder, input).arena_bytes(); }

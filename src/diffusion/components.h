@@ -98,6 +98,9 @@ class Autoencoder {
   // latents, not scaled -> picture; on the host when there are several of them, or tiles.
   Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {}, const TileReport& on_tile = {},
                 Keep keep = Keep::on_host);
+  // One picture, decoded in one piece and rounded where it was computed: [1, H, W, 3] u8, as to_image() gives. Throws
+  // Error(model) when it is not finite.
+  Tensor decode_bytes(const Tensor& latents);
   const DcAeConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(bool encoder, const Shape& input) const;
@@ -110,7 +113,7 @@ class Autoencoder {
   DcAeConfig config_;
   Weights weights_;
   Runtime runtime_;
-  ExecutableCache cache_;
+  ExecutableCache cache_, bytes_cache_;
 };
 
 }  // namespace kinora

@@ -1,7 +1,9 @@
 #include "diffusion/device_sampler.h"
 
 #include <memory>
+#include <optional>
 
+#include "graph/split.h"
 #include "ops/elementwise.h"
 #include "ops/shaping.h"
 
@@ -66,9 +68,18 @@ LoopResult DeviceSampler::run(const DeviceLoop& loop) {
   bool noisy = false;
   for (const StepCoefficients& step : loop.steps) noisy = noisy || step.next_noise != 0;
   LoopShape shape{s[0], s[1], s[2], loop.caption.shape()[1], loop.guided, noisy};
-  const Executable& exe =
-      cache_.get({shape.batch, shape.height, shape.width, shape.tokens, shape.guided, shape.noisy},
-                 [&] { return compile(build_step(denoiser_, shape), *runtime.backend, runtime.context); });
+  std::vector<int64_t> key{shape.batch, shape.height, shape.width, shape.tokens, shape.guided, shape.noisy};
+  std::optional<Split> halves;
+  auto compiled = [&](Graph Split::*half) {
+    if (!halves) {
+      // Of the graph as the backend wants it, where the projections of all layers' captions are few and large.
+      halves.emplace(split(apply_passes(build_step(denoiser_, shape), *runtime.backend),
+                           {"coefficients", "latents", "previous", "timestep", "noise"}));
+    }
+    return compile(*halves.*half, *runtime.backend, runtime.context);
+  };
+  const Executable& before = befores_.get(key, [&] { return compiled(&Split::before); });
+  const Executable& exe = steps_.get(key, [&] { return compiled(&Split::after); });
 
   int64_t runs = loop.caption.shape()[0], count = static_cast<int64_t>(loop.steps.size());
   auto scale = static_cast<float>(denoiser_.config().timestep_scale);
@@ -83,6 +94,8 @@ LoopResult DeviceSampler::run(const DeviceLoop& loop) {
                                      {"mask", device.to_device(loop.mask)},
                                      {"guidance", Tensor::from({runs}, std::vector<float>(size_t(runs), embedded))}};
   feed["guidance"] = device.to_device(feed["guidance"]);
+
+  feed.merge(before.run(feed, Keep::on_device));
 
   // What is shown lags one step behind what is enqueued, so that the device never waits for the host.
   struct Shown {

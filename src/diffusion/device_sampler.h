@@ -32,7 +32,7 @@ class DeviceSampler {
 
  private:
   Denoiser& denoiser_;
-  ExecutableCache cache_;
+  ExecutableCache befores_, steps_;  // what all steps share, run once; and a step
 };
 
 }  // namespace kinora

@@ -93,7 +93,7 @@ struct Pipeline::Plan {
 
 Runtime make_runtime(const LoadOptions& options) {
   Quantization quantization = parse_quantization(options.quantize, options.quantize_layers);
-  Runtime runtime = make_runtime(options.device, options.dtype, options.threads, options.stop);
+  Runtime runtime = make_runtime(options.device, options.dtype, options.threads, options.stop, options.attention);
   runtime.quantization = std::move(quantization);
   return runtime;
 }
@@ -159,7 +159,10 @@ const Conditioning& Pipeline::encode_prompt(const std::string& prompt, bool nega
     if (known == key) return conditioning;
   }
   int64_t keep = defaults_.max_sequence_length, length = keep;
-  if (!instruction.empty()) length += static_cast<int64_t>(tokenizer_->encode(instruction).size()) - 2;
+  if (!instruction.empty()) {
+    if (!instruction_tokens_) instruction_tokens_ = static_cast<int64_t>(tokenizer_->encode(instruction).size());
+    length += instruction_tokens_ - 2;
+  }
   std::vector<int32_t> ids = tokenizer_->encode(key);
   if (static_cast<int64_t>(ids.size()) > length) ids.resize(static_cast<size_t>(length));
   // Nothing behind the last token matters to those before it, so padding is not computed: its rows stay zero, and the
@@ -173,21 +176,44 @@ const Conditioning& Pipeline::encode_prompt(const std::string& prompt, bool nega
   }
   std::vector<float> ones(ids.size(), 1);
   auto start = std::chrono::steady_clock::now();
-  Tensor hidden = text_encoder_->encode(Tensor::from({1, used}, ids), Tensor::from({1, used}, ones));
+  Tensor hidden = text_encoder_->encode(Tensor::from({1, used}, ids), Tensor::from({1, used}, ones),
+                                        device_sampler_ ? Keep::on_device : Keep::on_host);
   log(LogLevel::info, "encoded " + std::to_string(used) + " tokens of a prompt in " + seconds_since(start) + " s");
-  check_finite(hidden, "the text encoder");
-  int64_t width = hidden.shape()[2];
-  Conditioning c{Tensor::zeros({1, keep, width}), Tensor::zeros({1, keep})};
-  for (int64_t i = 0; i < keep; ++i) {  // the first token, then the last keep - 1 positions of `length`
-    int64_t from = i == 0 ? 0 : length - keep + i;
-    if (from >= used) continue;
-    std::memcpy(c.hidden.data<float>() + i * width, hidden.data<float>() + from * width,
-                static_cast<size_t>(width) * 4);
-    c.mask.data<float>()[i] = 1;
+  // On a device the check waits until something comes back from it.
+  if (!hidden.on_device()) check_finite(hidden, "the text encoder");
+  Conditioning c{place_hidden(hidden, used, length), Tensor::zeros({1, keep})};
+  for (int64_t i = 0; i < keep; ++i) {
+    if (i == 0 || length - keep + i < used) c.mask.data<float>()[i] = 1;
   }
   if (prompts_.size() >= kRememberedPrompts) prompts_.erase(prompts_.begin());
   prompts_.emplace_back(std::move(key), std::move(c));
   return prompts_.back().second;
+}
+
+// Of the hidden states of `used` tokens: the first, then the last max_sequence_length - 1 of `length`, zeros where
+// there is no token.
+Tensor Pipeline::place_hidden(const Tensor& hidden, int64_t used, int64_t length) const {
+  int64_t keep = defaults_.max_sequence_length, first = length - keep + 1, count = std::max<int64_t>(used - first, 0);
+  Tensor head = hidden.reshaped({used, hidden.shape()[2]}).rows(0, 1);
+  Shape shape{1, keep, hidden.shape()[2]};
+  size_t row = head.bytes();
+  auto place = [&](std::byte* to, const auto& copy) {
+    copy(to, head.raw(), row);
+    if (count)
+      copy(to + row, static_cast<const std::byte*>(hidden.raw()) + static_cast<size_t>(first) * row,
+           static_cast<size_t>(count) * row);
+  };
+  if (!hidden.on_device()) {
+    Tensor result = Tensor::zeros(shape);
+    place(static_cast<std::byte*>(result.raw()),
+          [](void* to, const void* from, size_t n) { std::memcpy(to, from, n); });
+    return result;
+  }
+  Device& device = *runtime_.context.device;
+  std::shared_ptr<void> memory = device.allocate(static_cast<size_t>(keep) * row);
+  device.clear(memory.get(), static_cast<size_t>(keep) * row);
+  place(static_cast<std::byte*>(memory.get()), [&](void* to, const void* from, size_t n) { device.copy(to, from, n); });
+  return Tensor(shape, DType::f32, memory, memory.get(), Place::device);
 }
 
 Pipeline::Plan Pipeline::plan(const Request& r) const {
@@ -303,12 +329,14 @@ Tensor Pipeline::predict_trigflow(const DenoiseInputs& inputs, const Tensor& lat
 
 Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::vector<NoiseSource>& sources) {
   DenoiseInputs in;
-  in.caption = repeat_rows(p.positive.hidden, p.batch);
-  in.mask = repeat_rows(p.positive.mask, p.batch);
-  if (p.guided) {
-    in.caption = concat_rows(std::vector{repeat_rows(p.negative.hidden, p.batch), in.caption});
-    in.mask = concat_rows(std::vector{repeat_rows(p.negative.mask, p.batch), in.mask});
+  std::vector<Tensor> captions, masks;
+  for (const Conditioning* c : {&p.negative, &p.positive}) {
+    if (c == &p.negative && !p.guided) continue;
+    captions.insert(captions.end(), static_cast<size_t>(p.batch), c->hidden);
+    masks.insert(masks.end(), static_cast<size_t>(p.batch), c->mask);
   }
+  in.caption = device_sampler_ ? runtime_.context.device->concat_rows(captions) : concat_rows(captions);
+  in.mask = concat_rows(masks);
   if (!device_sampler_) trim_padding(in);  // on a device one graph serves all prompts
   auto guidance = static_cast<float>(p.guidance) * static_cast<float>(denoiser_->config().guidance_embeds_scale);
   in.guidance = Tensor::from({p.batch}, std::vector<float>(static_cast<size_t>(p.batch), guidance));
@@ -369,19 +397,53 @@ Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const Denois
   LoopResult result = device_sampler_->run(loop);
   Tensor latents = runtime_.context.device->to_host(scm ? result.clean : result.latents);
   denoiser_->rest();
+  if (!is_finite(latents)) {
+    for (const Conditioning* c : {&p.positive, &p.negative}) {
+      if (c->hidden.defined()) check_finite(runtime_.context.device->to_host(c->hidden), "the text encoder");
+    }
+  }
   check_finite(latents, "the transformer");
   for (int64_t i = 0; scm && i < latents.numel(); ++i) latents.data<float>()[i] /= ScmScheduler::kSigmaData;
   return latents;
 }
 
-Tensor Pipeline::decode(const Tensor& where, std::optional<Tiling> tiling, const TileReport& on_tile) {
+// On the host, as the autoencoder has them.
+Tensor Pipeline::unscaled(const Tensor& where) const {
   Tensor latents = where.on_device() ? runtime_.context.device->to_host(where) : where;
   Tensor scaled(latents.shape(), DType::f32);
   auto factor = static_cast<float>(autoencoder_->config().scaling_factor);
   for (int64_t i = 0; i < scaled.numel(); ++i) scaled.data<float>()[i] = latents.data<float>()[i] / factor;
-  Tensor picture = autoencoder_->decode(scaled, tiling, on_tile);
+  return scaled;
+}
+
+Tensor Pipeline::decode(const Tensor& where, std::optional<Tiling> tiling, const TileReport& on_tile) {
+  Tensor picture = autoencoder_->decode(unscaled(where), tiling, on_tile);
   check_finite(picture, "the autoencoder");
   return picture;
+}
+
+std::vector<Image> Pipeline::decode_images(const Request& r, const Plan& p, const Tensor& latents) {
+  auto report = [&](int64_t done, int64_t total) {
+    if (r.on_stage) r.on_stage({Stage::decode, done, total});
+  };
+  std::vector<Image> images;
+  bool tiled = r.tiling && (p.width > r.tiling->size || p.height > r.tiling->size);
+  bool resized = p.width != p.out_width || p.height != p.out_height;
+  if (device_sampler_ && !tiled && !resized) {  // a quarter of the bytes to bring back
+    Tensor scaled = unscaled(latents);
+    report(0, p.batch);
+    for (int64_t i = 0; i < p.batch; ++i) {
+      Tensor bytes = autoencoder_->decode_bytes(scaled.rows(i, i + 1));
+      images.push_back({static_cast<int>(p.width), static_cast<int>(p.height), {}});
+      images.back().rgb.assign(bytes.data<uint8_t>(), bytes.data<uint8_t>() + bytes.numel());
+      report(i + 1, p.batch);
+    }
+    return images;
+  }
+  Tensor picture = decode(latents, r.tiling, report);
+  if (resized) picture = resize_and_crop(picture, p.out_width, p.out_height);
+  for (int64_t i = 0; i < p.batch; ++i) images.push_back(to_image(picture, i));
+  return images;
 }
 
 Result Pipeline::generate(const Request& r) {
@@ -414,9 +476,7 @@ Result Pipeline::generate(const Request& r) {
     for (int64_t i = 0; i < latents.numel(); ++i) latents.data<float>()[i] *= ScmScheduler::kSigmaData;
   }
   latents = denoise(r, p, latents, sources);
-  Tensor picture = decode(latents, r.tiling, [&](int64_t done, int64_t total) { report(Stage::decode, done, total); });
-  if (p.width != p.out_width || p.height != p.out_height) picture = resize_and_crop(picture, p.out_width, p.out_height);
-  for (int64_t i = 0; i < p.batch; ++i) result.images.push_back(to_image(picture, i));
+  result.images = decode_images(r, p, latents);
   result.latents = latents.permuted({0, 3, 1, 2});
   result.width = p.out_width;
   result.height = p.out_height;

@@ -25,12 +25,13 @@ struct ModelDefaults {
 };
 
 struct LoadOptions {
-  std::string variant;            // "fp16", "bf16"; empty: the plain files, else what is there
-  std::string device = "auto";    // as make_runtime
-  std::string dtype = "auto";     // as make_runtime; "float16" is for the transformer alone
-  int threads = 0;                // 0: one per physical core
-  std::string quantize = "none";  // a format's name; of text encoder and transformer, while they are loaded
-  std::string quantize_layers;    // rules that come before the built-in ones, see parse_quantization
+  std::string variant;             // "fp16", "bf16"; empty: the plain files, else what is there
+  std::string device = "auto";     // as make_runtime
+  std::string dtype = "auto";      // as make_runtime; "float16" is for the transformer alone
+  int threads = 0;                 // 0: one per physical core
+  std::string quantize = "none";   // a format's name; of text encoder and transformer, while they are loaded
+  std::string quantize_layers;     // rules that come before the built-in ones, see parse_quantization
+  std::string attention = "auto";  // as make_runtime
   const std::atomic<bool>* stop = nullptr;
 };
 
@@ -74,7 +75,7 @@ struct Result {
   std::string scheduler, device, dtype;  // as a request may name them
 };
 
-// The text encoder's result for one prompt: [1, tokens, hidden] and [1, tokens].
+// The text encoder's result for one prompt: [1, tokens, hidden], where it was computed, and [1, tokens].
 struct Conditioning {
   Tensor hidden, mask;
 };
@@ -107,8 +108,11 @@ class Pipeline {
   Plan plan(const Request& request) const;
   Tensor initial_latents(const Request& request, const Plan& plan, std::vector<NoiseSource>& sources) const;
   Tensor denoise(const Request& request, const Plan& plan, Tensor latents, std::vector<NoiseSource>& sources);
+  Tensor place_hidden(const Tensor& hidden, int64_t used, int64_t length) const;
   Tensor denoise_on_device(const Request& request, const Plan& plan, const DenoiseInputs& inputs,
                            const NoiseSource& noise);
+  Tensor unscaled(const Tensor& latents) const;
+  std::vector<Image> decode_images(const Request& request, const Plan& plan, const Tensor& latents);
   Tensor predict_flow(const Plan& plan, const DenoiseInputs& batch, const Tensor& latents, float t);
   Tensor predict_trigflow(const DenoiseInputs& batch, const Tensor& latents, float t);
 
@@ -121,6 +125,7 @@ class Pipeline {
   std::unique_ptr<DeviceSampler> device_sampler_;  // null on the CPU
   std::unique_ptr<Autoencoder> autoencoder_;
   std::optional<Config> scheduler_config_;
+  int64_t instruction_tokens_ = 0;                             // once counted
   std::vector<std::pair<std::string, Conditioning>> prompts_;  // most recent last
 };
 

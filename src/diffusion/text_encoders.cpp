@@ -80,12 +80,14 @@ Graph T5Encoder::graph(int64_t batch, int64_t tokens, bool masked) const {
 Tensor T5Encoder::encode(const Tensor& ids, const Tensor& mask) {
   check_ids(ids, config_.vocab_size);
   int64_t batch = ids.shape()[0], tokens = ids.shape()[1];
-  const Executable& exe = cache_.get({batch, tokens, mask.defined()}, [&] {
-    return compile(graph(batch, tokens, mask.defined()), *runtime_.backend, runtime_.context);
-  });
   std::map<std::string, Tensor> feed{{"ids", ids}};
   if (mask.defined()) feed["mask"] = mask;
-  return exe.run(feed).at("hidden");
+  return compiled(batch, tokens, mask.defined()).run(feed).at("hidden");
+}
+
+const Executable& T5Encoder::compiled(int64_t batch, int64_t tokens, bool masked) {
+  return cache_.get({batch, tokens, masked},
+                    [&] { return compile(graph(batch, tokens, masked), *runtime_.backend, runtime_.context); });
 }
 
 ClipTextEncoder::ClipTextEncoder(ClipTextConfig config, Weights weights, Runtime runtime)

@@ -23,6 +23,7 @@ class T5Encoder {
   const T5Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(int64_t batch, int64_t tokens, bool masked = false) const;
+  const Executable& compiled(int64_t batch, int64_t tokens, bool masked = false);  // inputs "ids" and perhaps "mask"
 
  private:
   T5Config config_;

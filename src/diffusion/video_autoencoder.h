@@ -61,7 +61,7 @@ class VideoAutoencoder {
  private:
   struct TimeTiles;
   const Executable& compiled(bool encoder, const Shape& input);
-  Tensor run(bool encoder, const Tensor& input);
+  std::function<Tensor()> begin(bool encoder, const Tensor& input);
   Tensor run_in_space(bool encoder, const Tensor& input, const std::function<void()>& tile_done);
   void run_in_time(bool encoder, const Tensor& input, const FrameSink& sink, const TileProgress& progress);
 

@@ -42,9 +42,9 @@ class VideoDenoiser : public VideoModel {
   Graph graph(const Extent& extent) const;
   std::map<std::string, Tensor> feed(const VideoModelInputs& inputs) const;  // the graph's inputs by name
   size_t memory(const Extent& extent);                                       // bytes of activations when compiled
+  const Executable& compiled(const Extent& extent);
 
  private:
-  const Executable& compiled(const Extent& extent);
   MmditConfig config_;
   mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;

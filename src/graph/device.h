@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "core/tensor.h"
@@ -34,7 +35,10 @@ class Device {
   virtual std::shared_ptr<void> allocate(size_t bytes) = 0;
   virtual void upload(void* device, const void* host, size_t bytes) = 0;  // the host bytes may change after it returns
   virtual void download(void* host, const void* device, size_t bytes) = 0;  // waits
+  // As download, but waits only for what was enqueued before `mark`, and goes on beside what was enqueued after it.
+  virtual void download_after(Mark& mark, void* host, const void* device, size_t bytes) = 0;
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
+  virtual void clear(void* memory, size_t bytes) = 0;
   virtual void wait() = 0;
   virtual std::unique_ptr<Mark> mark() = 0;
   virtual void* queue() = 0;  // StepArgs::queue
@@ -47,6 +51,9 @@ class Device {
 
   Tensor to_device(const Tensor& host);  // itself when it is there already
   Tensor to_host(const Tensor& tensor);  // likewise
+  // concat_rows on the device, of tensors here or there.
+  Tensor concat_rows(std::span<const Tensor> parts);
+  Tensor to_host_after(Mark& mark, const Tensor& tensor);
 };
 
 }  // namespace kinora

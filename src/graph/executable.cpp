@@ -38,10 +38,8 @@ std::vector<void*> Executable::bind(const std::map<std::string, Tensor>& inputs,
   std::vector<void*> memory(g.nodes().size(), nullptr);
   for (size_t i = 0; i < g.nodes().size(); ++i) {
     const Node& node = g.nodes()[i];
-    auto home = static_cast<size_t>(storage_[i]);
-    if (home != i) {
-      memory[i] = memory[home] ? static_cast<std::byte*>(memory[home]) + offsets_[i] : nullptr;
-    } else if (node.op == &kInputOp) {
+    if (static_cast<size_t>(storage_[i]) != i) continue;
+    if (node.op == &kInputOp) {
       auto found = inputs.find(node.name);
       if (found == inputs.end()) fail(ErrorKind::internal, "input '" + node.name + "' is missing");
       const Tensor& tensor = found->second;
@@ -63,6 +61,10 @@ std::vector<void*> Executable::bind(const std::map<std::string, Tensor>& inputs,
     } else {
       memory[i] = arena + offsets_[i];
     }
+  }
+  for (size_t i = 0; i < g.nodes().size(); ++i) {  // those that lie in another's
+    auto home = static_cast<size_t>(storage_[i]);
+    if (home != i) memory[i] = memory[home] ? static_cast<std::byte*>(memory[home]) + offsets_[i] : nullptr;
   }
   return memory;
 }

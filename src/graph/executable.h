@@ -24,6 +24,8 @@ struct StepSpec {
   std::vector<const Tensor*> values;  // per input: its host tensor when it is a parameter or constant, else null
   int threads = 1;                    // size of the pool that will run it
   std::vector<Ints> strides = {};     // per input: elements between neighbours of each axis; see Kernel::strided
+  Ints out_strides = {};              // the same of the output; see Kernel::strided_out
+  bool placed = true;                 // false: where tensors lie is not known yet, so strides may still change
 
   const TensorSpec& output() const { return node.spec; }
 };
@@ -44,12 +46,18 @@ struct Step {
 
 // One row of a backend's kernel table. `supports` null: everything that the op's own checks let through. Inputs are
 // contiguous unless the kernel says `strided`: then each may be a slice of a larger tensor, given by StepSpec::strides,
-// with the last axis contiguous.
+// with the last axis contiguous. The output is contiguous unless the kernel says `strided_out`: then it may be some
+// columns of a larger matrix, with evenly spaced rows that begin at multiples of 16 bytes (StepSpec::out_strides).
+// Of an op's rows, the first is taken that supports a node and `prefers` it (null: it does), else the first that
+// supports it; a caller may ask for the rows of one `variant` by name (ExecutionContext::variant).
 struct Kernel {
   const OpDef* op;
-  Step (*make)(const StepSpec& spec);
+  Step (*make)(const StepSpec& spec);  // null: this row stands for the op's decomposition
   bool (*supports)(const StepSpec& spec) = nullptr;
   bool strided = false;
+  std::string_view variant = {};
+  bool strided_out = false;
+  bool (*prefers)(const StepSpec& spec) = nullptr;
 };
 
 struct Backend {
@@ -81,6 +89,7 @@ struct ExecutionContext {
   std::shared_ptr<Arena> arena;
   const std::atomic<bool>* stop = nullptr;  // when it becomes true, run() throws Error(cancelled)
   std::shared_ptr<Device> device;           // null: the host
+  std::string variant = "auto";             // of the kernels to take, where an op has several
 };
 
 // Where run() leaves its outputs.
@@ -102,6 +111,8 @@ class Executable {
 
   size_t arena_bytes() const { return arena_bytes_; }
   const Graph& graph() const { return *graph_; }  // as compiled
+  // How many nodes each named variant of a kernel computes.
+  const std::map<std::string, int64_t>& variants() const { return variants_; }
 
  private:
   friend class Compiler;
@@ -120,10 +131,14 @@ class Executable {
   std::vector<size_t> offsets_;  // per node: bytes from the start of that memory; per storage node: place in the arena
   std::vector<std::shared_ptr<void>> fixed_;  // on a device, per node: weights, constants and what they alone give
   size_t arena_bytes_ = 0, scratch_offset_ = 0;
+  std::map<std::string, int64_t> variants_;
   // On a device, what the first run recorded, and the arena that it is for.
   mutable std::unique_ptr<Device::Recording> recording_;
   mutable std::byte* recorded_arena_ = nullptr;
 };
+
+// The backend's rewrites alone, which compile() begins with; making them twice changes nothing more.
+Graph apply_passes(const Graph& graph, const Backend& backend);
 
 Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context);
 

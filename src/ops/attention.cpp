@@ -1,7 +1,10 @@
 #include "ops/attention.h"
 
+#include <array>
+
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
+#include "ops/norm.h"
 #include "ops/reduce.h"
 #include "ops/shaping.h"
 #include "ops/table.h"
@@ -112,6 +115,18 @@ Value decompose_rope(Inputs in, const Attrs& attrs) {
   return cast(x * reshape(in[1], table) + turned * reshape(in[2], table), in[0].dtype());
 }
 
+TensorSpec infer_rms_norm_rope(Specs in, const Attrs& attrs) {
+  expect_inputs(in, 4);
+  expect_float(in[1]);
+  expect_shape("weight", in[1].shape, {in[0].shape[-1]});
+  return infer_rope(std::array{in[0], in[2], in[3]}, attrs);
+}
+
+Value decompose_rms_norm_rope(Inputs in, const Attrs& attrs) {
+  Value normed = rms_norm(cast(in[0], DType::f32), in[1], {}, attrs.real("eps"), attrs.real("offset"));
+  return cast(rope(normed, in[2], in[3], attrs.integer("interleaved") != 0), in[0].dtype());
+}
+
 TensorSpec infer_glu(Specs in, const Attrs&) {
   expect_inputs(in, 1);
   expect_float(in[0]);
@@ -130,6 +145,7 @@ const OpDef kSoftmax{"softmax", infer_softmax, nullptr, decompose_softmax};
 const OpDef kAttention{"attention", infer_attention, nullptr, decompose_attention};
 const OpDef kLinearAttention{"linear_attention", infer_linear_attention, nullptr, decompose_linear_attention};
 const OpDef kRope{"rope", infer_rope, nullptr, decompose_rope};
+const OpDef kRmsNormRope{"rms_norm_rope", infer_rms_norm_rope, nullptr, decompose_rms_norm_rope};
 const OpDef kGlu{"glu", infer_glu, nullptr, decompose_glu};
 
 Value softmax(Value x) { return apply(kSoftmax, {x}); }
@@ -150,6 +166,10 @@ Value linear_attention(Value q, Value k, Value v, double eps) {
 }
 Value rope(Value x, Value cos, Value sin, bool interleaved) {
   return apply(kRope, {x, cos, sin}, {{"interleaved", int64_t{interleaved}}});
+}
+Value rms_norm_rope(Value x, Value weight, Value cos, Value sin, double eps, double offset, bool interleaved) {
+  return apply(kRmsNormRope, {x, weight, cos, sin},
+               {{"eps", eps}, {"offset", offset}, {"interleaved", int64_t{interleaved}}});
 }
 Value glu(Value x) { return apply(kGlu, {x}); }
 

@@ -29,9 +29,14 @@ Value linear_attention(Value q, Value k, Value v, double eps = 1e-15);
 // turn(x) is [-x₂, x₁] of the two halves, or, interleaved, (-x₂, x₁) of each pair of neighbours.
 Value rope(Value x, Value cos, Value sin, bool interleaved = false);
 
+// rope(rms_norm(x, weight), cos, sin), rounded once: how a head's queries and keys are made ready. weight [dim] of any
+// float type; eps and offset as rms_norm's.
+Value rms_norm_rope(Value x, Value weight, Value cos, Value sin, double eps, double offset = 0,
+                    bool interleaved = false);
+
 // [.., 2C] -> first half · silu(second half) [.., C].
 Value glu(Value x);
 
-extern const OpDef kSoftmax, kAttention, kLinearAttention, kRope, kGlu;
+extern const OpDef kSoftmax, kAttention, kLinearAttention, kRope, kRmsNormRope, kGlu;
 
 }  // namespace kinora

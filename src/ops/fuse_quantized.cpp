@@ -176,7 +176,7 @@ Value as_rows(Value made, QuantFormat format) {
   if (n.op == &kLayerNorm) {
     return layer_norm_rows(input_of(made, 0), format, n.attrs.real("eps"), input_of(made, 1), input_of(made, 2));
   }
-  if (n.op == &kRmsNorm) {
+  if (n.op == &kRmsNorm && !n.attrs.has("to")) {
     return rms_norm_rows(input_of(made, 0), format, input_of(made, 1), input_of(made, 2), n.attrs.real("eps"),
                          n.attrs.real("offset"));
   }

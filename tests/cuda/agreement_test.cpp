@@ -34,7 +34,7 @@ bool only_float32(const OpCase& c) {
   for (const char* op : {"layer_norm_rows", "rms_norm_rows", "act_mul_rows", "mul_add_rows"}) {
     if (c.name.starts_with(op)) return true;
   }
-  return c.name == "step" || c.name == "cast" || c.name.starts_with("rope") ||
+  return c.name == "step" || c.name == "cast" || c.name.starts_with("rope") || c.name.starts_with("rms_norm_rope") ||
          (c.name.starts_with("attention") && c.shapes.size() == 4);
 }
 

@@ -4,10 +4,15 @@
 #include "cuda/backend.h"
 #include "diffusion/backends.h"
 #include "diffusion/components.h"
+#include "diffusion/text_encoders.h"
+#include "diffusion/video_autoencoder.h"
 #include "golden.h"
 #include "graph/rewrite.h"
 #include "ops/conv.h"
+#include "ops/elementwise.h"
 #include "ops/matmul.h"
+#include "ops/norm.h"
+#include "ops/shaping.h"
 #include "support.h"
 
 namespace kinora::test {
@@ -75,6 +80,95 @@ TEST_P(CudaPassesDcAe, EqualTheGolden) {
 
 INSTANTIATE_TEST_SUITE_P(Variants, CudaPassesDcAe,
                          testing::Values("dcae_published", "dcae_shuffle", "dcae_small", "dcae_lite"));
+
+// [1, C, T, H, W] -> [1, T, H, W, C]
+Tensor film_of(const Golden& golden, const std::string& name) { return golden.tensor(name).permuted({0, 2, 3, 4, 1}); }
+
+// The graphs work on latents that are not scaled.
+Tensor unscaled(const Tensor& latents, double scale) {
+  Tensor z = latents.clone();
+  for (int64_t i = 0; i < z.numel(); ++i) z.data<float>()[i] = static_cast<float>(z.data<float>()[i] * scale);
+  return z;
+}
+
+Shape without_batch(const Tensor& film) {
+  const Shape& s = film.shape();
+  return {s[1], s[2], s[3], s[4]};
+}
+
+TEST(CudaPassesCausalVae3d, EqualTheGolden) {
+  Golden golden("vae3d");
+  CausalVae3dConfig config = read_causal_vae3d_config(golden.config);
+  VideoAutoencoder model(config, golden.weights, cpu_runtime());
+  Tensor film = film_of(golden, "in.film"),
+         latents = unscaled(film_of(golden, "in.latents"), 1 / config.scaling_factor);
+  auto encoder = as_on_the_gpu(model.graph(true, without_batch(film)));
+  expect_close(run_graph(*encoder, {{"x", film}}).at("y"), film_of(golden, "out.moments"), DType::f32, kModelTerms,
+               "encode");
+  auto decoder = as_on_the_gpu(model.graph(false, without_batch(latents)));
+  expect_close(run_graph(*decoder, {{"x", latents}}).at("y"), film_of(golden, "out.film"), DType::f32, kModelTerms,
+               "decode");
+  auto of = [](const OpDef& op) { return [&op](const Node& n) { return n.op == &op; }; };
+  EXPECT_EQ(count_nodes(*decoder, of(kUpsample2)), 0);
+  EXPECT_EQ(count_nodes(*decoder, of(kInterleavePhases3d)), 2);
+  EXPECT_EQ(count_nodes(*decoder, of(kGroupNorm)), 1);  // the attention's
+  EXPECT_EQ(count_nodes(*decoder, of(kPadEdge)), 4);    // of the first convolution and of the three that double
+  auto stored = [](const Node& n) { return n.op == &kConv3d && n.attrs.text("weight_layout") != "othwi"; };
+  EXPECT_EQ(count_nodes(*decoder, stored), 0);
+}
+
+// Filters that stand for several taps are rounded once more, and channels are filled up.
+TEST(CudaPassesCausalVae3d, HalfPrecisionIsNearTheGolden) {
+  Golden golden("vae3d");
+  CausalVae3dConfig config = read_causal_vae3d_config(golden.config);
+  Tensor latents = unscaled(film_of(golden, "in.latents"), 1 / config.scaling_factor);
+  for (DType dtype : {DType::bf16, DType::f16}) {
+    Runtime runtime = cpu_runtime();
+    runtime.dtype = dtype;
+    auto graph = as_on_the_gpu(VideoAutoencoder(config, golden.weights, runtime).graph(false, without_batch(latents)));
+    expect_close(run_graph(*graph, {{"x", latents}}).at("y"), film_of(golden, "out.film"), dtype, 16,
+                 std::string(dtype_name(dtype)));
+  }
+}
+
+TEST(CudaPassesVideoDcAe, EqualTheGolden) {
+  Golden golden("dcae_video");
+  VideoAutoencoder model(read_video_dc_ae_config(golden.config), golden.weights, cpu_runtime());
+  double scale = read_video_dc_ae_config(golden.config).scaling_factor;
+  Tensor film = film_of(golden, "in.film"), latents = unscaled(film_of(golden, "in.latents"), scale);
+  auto encoder = as_on_the_gpu(model.graph(true, without_batch(film)));
+  expect_close(run_graph(*encoder, {{"x", film}}).at("y"), unscaled(film_of(golden, "out.latents"), scale), DType::f32,
+               kModelTerms, "encode");
+  auto decoder = as_on_the_gpu(model.graph(false, without_batch(latents)));
+  expect_close(run_graph(*decoder, {{"x", latents}}).at("y"), film_of(golden, "out.film"), DType::f32, kModelTerms,
+               "decode");
+  EXPECT_EQ(count_nodes(*decoder, [](const Node& n) { return n.op == &kUpsample2; }), 0);
+}
+
+class CudaPassesT5 : public testing::TestWithParam<const char*> {};
+
+// The stream beside the layers is float32: sums and norms join it without steps that only change a type.
+TEST_P(CudaPassesT5, EqualTheGolden) {
+  Golden golden(GetParam());
+  Tensor ids = golden.tensor("in.ids");
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Runtime runtime = cpu_runtime();
+    runtime.dtype = dtype;
+    T5Encoder model(read_t5_config(golden.config), golden.weights, runtime);
+    auto graph = as_on_the_gpu(model.graph(ids.shape()[0], ids.shape()[1]));
+    expect_close(run_graph(*graph, {{"ids", ids}}).at("hidden"), golden.tensor("out.hidden"), dtype,
+                 dtype == DType::f32 ? kModelTerms : 1 << 10, GetParam());
+    auto count = [&](const OpDef& op) { return count_nodes(*graph, [&](const Node& n) { return n.op == &op; }); };
+    EXPECT_EQ(count(kLinearAdd), 2 * model.config().layers);
+    EXPECT_EQ(count(kAdd), 0);
+    if (dtype == DType::bf16) {
+      auto of_activations = [&](const Node& n) { return n.op == &kCast && !is_leaf(graph->node(n.inputs[0])); };
+      EXPECT_EQ(count_nodes(*graph, of_activations), 1);  // the result's
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, CudaPassesT5, testing::Values("t5_gated", "t5_relu"));
 
 }  // namespace
 }  // namespace kinora::test

@@ -1,7 +1,11 @@
 // The models against diffusers and transformers: tests/golden/make_models.py made the files.
 #include "golden.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "diffusion/components.h"
+#include "graph/split.h"
 #include "support.h"
 
 namespace kinora::test {
@@ -24,6 +28,31 @@ TEST_P(SanaGolden, Forward) {
   in.caption = golden.tensor("in.caption");
   in.mask = golden.tensor("in.mask");
   expect_close(model.predict(in), golden.channels_last("out.sample"), DType::f32, kModelTerms, GetParam());
+}
+
+// Cut in two as a loop on a device runs it: what depends on the caption once, then any number of steps.
+TEST_P(SanaGolden, InTwoHalves) {
+  Golden golden(GetParam());
+  Denoiser model(read_sana_config(golden.config), golden.weights, runtime());
+  DenoiseInputs in;
+  in.latents = golden.channels_last("in.latents");
+  in.timestep = golden.tensor("in.timestep");
+  if (model.config().guidance_embeds) in.guidance = golden.tensor("in.guidance");
+  in.caption = golden.tensor("in.caption");
+  in.mask = golden.tensor("in.mask");
+  const Shape& s = in.latents.shape();
+  Split halves = split(model.graph(s[0], s[1], s[2], in.caption.shape()[1]), {"latents", "timestep"});
+  auto reads = [](const Graph& graph, const std::string& name) {
+    return std::any_of(graph.nodes().begin(), graph.nodes().end(), [&](const Node& n) { return n.name == name; });
+  };
+  EXPECT_FALSE(reads(halves.before, "latents"));
+  EXPECT_FALSE(reads(halves.after, "caption"));
+  std::map<std::string, Tensor> feed = model.feed(in);
+  feed.merge(compile(halves.before, *model.runtime().backend, model.runtime().context).run(feed));
+  Executable after = compile(halves.after, *model.runtime().backend, model.runtime().context);
+  Tensor once = after.run(feed).at("sample");
+  expect_close(once, golden.channels_last("out.sample"), DType::f32, kModelTerms, GetParam());
+  EXPECT_EQ(std::memcmp(after.run(feed).at("sample").raw(), once.raw(), once.bytes()), 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, SanaGolden,
