@@ -27,6 +27,7 @@ int quantize(const QuantizeOptions& o) {
   work.model = model_folder(o.model, {.variant = o.variant, .yes = o.yes});
   work.output = o.output;
   work.variant = o.variant;
+  work.stop = &stop_requested;
   if (!o.quiet) {
     std::printf("relative error, root mean square:\n");
     work.on_layer = [](const LayerReport& r) {

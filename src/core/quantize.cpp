@@ -52,18 +52,21 @@ const std::array<std::array<float, 2>, 256>& fp4_pairs() {
 
 int8_t int8_code(float value) { return static_cast<int8_t>(std::nearbyint(std::clamp(value, -kPeakInt8, kPeakInt8))); }
 
-// Squared error of a block with this scale. The rounding is f4_e2m1's: to steps of 1/2 below 2, 1 below 4, 2 above.
-float block_error(const float* x, float scale) {
+using Block [[gnu::vector_size(64)]] = float;
+using BlockBits [[gnu::vector_size(64)]] = uint32_t;
+
+// Squared error of a block of magnitudes with this scale. The rounding is f4_e2m1's: to steps of 1/2 below 2, 1 below
+// 4, 2 above.
+float block_error(Block x, float scale) {
+  Block v = x * (scale > 0 ? 1 / scale : 0.0f), half = Block{} + 0.5f, one = Block{} + 1.0f, two = Block{} + 2.0f;
+  v = v > kPeakFp4 ? Block{} + kPeakFp4 : v;
+  Block step = v < 2.0f ? half : v < 4.0f ? one : two, steps = v < 2.0f ? two : v < 4.0f ? one : half;
   constexpr float kRound = 12582912.0f;  // adding 1.5·2^23 and taking it away rounds to a whole number, ties to even
-  float inverse = scale > 0 ? 1 / scale : 0, sums[4] = {};
-  for (size_t i = 0; i < kNvfp4Block; ++i) {
-    float v = std::min(std::abs(x[i]) * inverse, kPeakFp4);
-    float step = v < 2 ? 0.5f : v < 4 ? 1.0f : 2.0f, steps = v < 2 ? 2.0f : v < 4 ? 1.0f : 0.5f;
-    float rounded = (v * steps + kRound - kRound) * step;
-    float error = std::abs(x[i]) - rounded * scale;
-    sums[i % 4] += error * error;
-  }
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  Block error = x - (v * steps + kRound - kRound) * step * scale;
+  error *= error;
+  error += __builtin_shufflevector(error, error, 8, 9, 10, 11, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15);
+  error += __builtin_shufflevector(error, error, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7, 4, 5, 6, 7);
+  return (error[0] + error[1]) + (error[2] + error[3]);
 }
 
 // The scale that a block's largest value asks for, rounded to E4M3, or a neighbour of it with less squared error: 4/6
@@ -72,11 +75,14 @@ f8_e4m3 quantize_block(const float* x, float scale_2, uint8_t* packed) {
   constexpr int kBelow = 3, kAbove = 5;
   float peak = peak_magnitude(x, kNvfp4Block);
   f8_e4m3 wanted(peak / kPeakFp4 / scale_2), best = wanted;
-  float least = block_error(x, static_cast<float>(wanted) * scale_2);
+  Block values;
+  std::memcpy(&values, x, sizeof values);
+  values = std::bit_cast<Block>(std::bit_cast<BlockBits>(values) & 0x7fffffffu);
+  float least = block_error(values, static_cast<float>(wanted) * scale_2);
   for (int code = std::max(1, wanted.bits - kBelow); code <= std::min(0x7e, wanted.bits + kAbove) && peak > 0; ++code) {
     f8_e4m3 scale;
     scale.bits = static_cast<uint8_t>(code);
-    float error = block_error(x, static_cast<float>(scale) * scale_2);
+    float error = block_error(values, static_cast<float>(scale) * scale_2);
     if (error < least) {
       least = error;
       best = scale;

@@ -109,6 +109,7 @@ void write_part(const QuantizablePart& part, const Weights& weights, const fs::p
   std::string file = (target / (part.base + ".safetensors")).string();
   write_safetensors(file, specs, metadata, [&](const auto& write) {
     for (const auto& [name, format, rank] : order) {
+      if (o.stop && o.stop->load()) fail(ErrorKind::cancelled, "stopped");
       const Tensor& tensor = *weights.find(name);
       if (!format) {
         write(tensor);

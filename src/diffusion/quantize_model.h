@@ -1,6 +1,7 @@
 // A model folder with its text encoders and transformer quantized, written from one that is not.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <string>
 #include <vector>
@@ -34,6 +35,7 @@ struct PartReport {
 struct QuantizeModelOptions {
   std::string model, output, variant;
   Quantization quantization;
+  const std::atomic<bool>* stop = nullptr;  // when it becomes true: Error(cancelled), and nothing is left
   std::function<void(const LayerReport&)> on_layer;
   std::function<void(const PartReport&)> on_part;
 };

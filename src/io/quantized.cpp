@@ -9,7 +9,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr const char* kKey = "quantization";
-constexpr size_t kMaxText = size_t{8} << 20;
+constexpr size_t kMaxText = size_t{1} << 20;
 constexpr int kVersion = 1;
 
 // Of floats, the first that is no scale; of E4M3, the first code that is none.
@@ -35,7 +35,7 @@ FileQuantization read_quantization(const std::map<std::string, std::string>& met
   auto refuse = [&](const std::string& what) {
     fail(ErrorKind::model, file + " is damaged: its \"quantization\" metadata " + what);
   };
-  if (found->second.size() > kMaxText) refuse("is longer than 8 MiB");
+  if (found->second.size() > kMaxText) refuse("is longer than 1 MiB");
   Json json = Json::parse(found->second, nullptr, false);
   if (!json.is_object() || !json.contains("version") || !json.contains("layers")) refuse("is no object as expected");
   if (json["version"] != kVersion) refuse("is of a version that this program does not know (it knows 1)");

@@ -20,7 +20,7 @@ struct FileQuantization {
 inline std::string scale_name(const std::string& weight) { return weight + "_scale"; }
 inline std::string scale_2_name(const std::string& weight) { return weight + "_scale_2"; }
 
-// What a file's metadata says; no layers when it says nothing. Throws Error(model) naming `file`. At most 8 MiB.
+// What a file's metadata says; no layers when it says nothing. Throws Error(model) naming `file`. At most 1 MiB.
 FileQuantization read_quantization(const std::map<std::string, std::string>& metadata, const std::string& file);
 void write_quantization(const FileQuantization& quantization, std::map<std::string, std::string>& metadata);
 

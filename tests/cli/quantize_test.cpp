@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cli/cli.h"
+#include "diffusion/quantize_model.h"
 #include "film_folder.h"
 #include "golden.h"
 #include "io/image.h"
@@ -79,9 +80,21 @@ TEST_F(CliQuantize, Refusals) {
   EXPECT_FALSE(fs::exists(temp_.path("out")));
 }
 
-TEST_F(CliQuantize, WhatFailsHalfWayLeavesNothing) {
+TEST_F(CliQuantize, WhatFailsOrIsStoppedHalfWayLeavesNothing) {
   tiny();
   expect_error("quantize tiny --to int8 -o out", 5, "", "ulimit -f 64 &&");
+  std::atomic<bool> stop = false;
+  QuantizeModelOptions options{.model = temp_.path("tiny"), .output = temp_.path("out")};
+  options.quantization = parse_quantization("int8", "");
+  options.stop = &stop;
+  options.on_layer = [&](const LayerReport&) { stop = true; };
+  ThreadPool pool(1);
+  try {
+    quantize_model(options, pool);
+    ADD_FAILURE() << "not stopped";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::cancelled);
+  }
   EXPECT_FALSE(fs::exists(temp_.path("out")));
   EXPECT_TRUE(std::none_of(fs::directory_iterator(temp_.path()), fs::directory_iterator(),
                            [](const auto& entry) { return entry.path().filename().string().starts_with(".kinora"); }));

@@ -289,6 +289,37 @@ TEST(QuantizedProducts, OneQuantizationServesAllReaders) {
   EXPECT_EQ(products, 2);
 }
 
+TEST(Golden, ConversionsAndProductsAreThoseOfPyTorch) {
+  SafetensorsFile golden = SafetensorsFile::open(source_folder() + "/tests/golden/quantize.safetensors");
+  Tensor codes = golden.tensor("e4m3_of_bf16"), values = golden.tensor("value_of_e4m3");
+  for (int i = 0; i < 65536; ++i) {
+    bf16 x;
+    x.bits = static_cast<uint16_t>(i);
+    auto value = static_cast<float>(x);
+    uint8_t expected = codes.data<uint8_t>()[i];
+    // What is too large becomes NaN there, the largest number here.
+    if (!std::isnan(value) && (expected & 0x7f) == 0x7f) expected = static_cast<uint8_t>(value < 0 ? 0xfe : 0x7e);
+    ASSERT_EQ(f8_e4m3(value).bits, expected) << value;
+  }
+  for (size_t i = 0; i < 256; ++i) {
+    f8_e4m3 code;
+    code.bits = static_cast<uint8_t>(i);
+    float value = static_cast<float>(code), expected = values.data<float>()[i];
+    ASSERT_TRUE(value == expected || (std::isnan(value) && std::isnan(expected))) << i;
+  }
+
+  Tensor x = golden.tensor("x");
+  QuantizedMatrix a = quantize_matrix(x, QuantFormat::int8), w = quantize_matrix(golden.tensor("w"), QuantFormat::int8);
+  for (const auto& [name, tensor] :
+       {std::pair("x_codes", a.codes), {"x_scale", a.scale}, {"w_codes", w.codes}, {"w_scale", w.scale}}) {
+    EXPECT_EQ(std::memcmp(tensor.raw(), golden.tensor(name).raw(), tensor.bytes()), 0) << name;
+  }
+  Graph graph;
+  QuantizedWeight weight{QuantFormat::int8, graph.parameter("w", w.codes), graph.parameter("s", w.scale), {}};
+  graph.output("y", quantized_linear(graph.input("x", x.shape()), weight));
+  expect_close(run_graph(graph, {{"x", x}}).at("y"), golden.tensor("product"), DType::f32, 1, "product");
+}
+
 // The result of a row does not depend on the rows beside it.
 TEST(QuantizedProducts, BitsDoNotDependOnTheBatch) {
   for (QuantFormat format : {QuantFormat::int8, QuantFormat::fp8, QuantFormat::int8_weights, QuantFormat::nvfp4}) {
