@@ -26,6 +26,14 @@ __global__ void fill_kernel(uint16_t* out, size_t count, uint32_t seed, DType dt
   out[i] = dtype == DType::f16 ? __half_as_ushort(__float2half(value)) : __bfloat16_as_ushort(__float2bfloat16(value));
 }
 
+// Pairs of random codes of 8 bits, none of them an E4M3 NaN.
+__global__ void fill_codes_kernel(uint16_t* out, size_t count, uint32_t seed) {
+  size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  uint32_t h = (static_cast<uint32_t>(i) ^ seed) * 2654435769u;
+  out[i] = static_cast<uint16_t>((h ^ h >> 15) * 2246822519u >> 16 & 0xf7f7u);
+}
+
 __global__ void differ_kernel(const uint32_t* a, const uint32_t* b, size_t words, int* differ) {
   size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i < words && a[i] != b[i]) *differ = 1;
@@ -50,12 +58,14 @@ class Trial {
   explicit Trial(const ProductShape& s)
       : shape_(s),
         weight_count_(size_t(s.n * s.k) * (s.shared_b ? 1 : size_t(s.batch))),
-        copies_(std::clamp<size_t>(kPastCache / (2 * weight_count_), 1, 8)),
-        out_bytes_(size_t(s.batch * s.m * (s.row ? s.row : s.n)) * (s.wide ? 4 : 2)),
-        x_(size_t(s.batch * s.m * s.k) * 2),
-        w_(copies_ * weight_count_ * 2),
+        element_(s.operands ? dtype_size(*s.operands) : 2),
+        copies_(std::clamp<size_t>(kPastCache / (element_ * weight_count_), 1, 8)),
+        out_bytes_(size_t(s.batch * s.m * (s.row ? s.row : s.n)) * (s.wide ? 4 : dtype_size(s.dtype))),
+        x_(size_t(s.batch * s.m * s.k) * element_),
+        w_(copies_ * weight_count_ * element_),
         bias_(size_t(s.n) * 4),
         residual_(s.residual ? out_bytes_ : 0),
+        scales_(s.scales ? size_t(std::max(s.m, s.n)) * 4 : 0),
         first_(out_bytes_),
         other_(out_bytes_),
         workspace_(size_t{32} << 20),
@@ -65,7 +75,7 @@ class Trial {
     return size_t(s.batch) * 2 * size_t(s.m * s.k + s.n * s.k + 4 * s.m * s.n);
   }
   bool ready() const {
-    for (const Memory* m : {&x_, &w_, &bias_, &residual_, &first_, &other_, &workspace_, &differ_}) {
+    for (const Memory* m : {&x_, &w_, &bias_, &residual_, &scales_, &first_, &other_, &workspace_, &differ_}) {
       if (!m->at) return false;
     }
     return true;
@@ -73,8 +83,9 @@ class Trial {
 
   int best() {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    fill(x_, size_t(shape_.batch * shape_.m * shape_.k), 1);
-    fill(w_, copies_ * weight_count_, 2);
+    fill_operand(x_, size_t(shape_.batch * shape_.m * shape_.k), 1);
+    fill_operand(w_, copies_ * weight_count_, 2);
+    if (shape_.scales) check(cudaMemsetAsync(scales_.at, 0x3c, size_t(std::max(shape_.m, shape_.n)) * 4, stream_));
     fill(bias_, size_t(shape_.n), 3);
     if (shape_.residual) fill(residual_, out_bytes_ / 2, 4);
     for (const Memory* m : {&first_, &other_}) check(cudaMemsetAsync(m->at, 0, out_bytes_, stream_));
@@ -96,6 +107,13 @@ class Trial {
   }
 
  private:
+  void fill_operand(const Memory& memory, size_t count, uint32_t seed) {
+    if (element_ != 1) return fill(memory, count, seed);
+    fill_codes_kernel<<<static_cast<unsigned>(ceil_div(count / 2, size_t{256})), 256, 0, stream_>>>(
+        static_cast<uint16_t*>(memory.at), count / 2, seed);
+    check(cudaGetLastError());
+  }
+
   void fill(const Memory& memory, size_t count, uint32_t seed) {
     fill_kernel<<<static_cast<unsigned>(ceil_div(count, size_t{256})), 256, 0, stream_>>>(
         static_cast<uint16_t*>(memory.at), count, seed, shape_.dtype);
@@ -103,8 +121,8 @@ class Trial {
   }
 
   void run(const Product& product, size_t copy, const Memory& out) {
-    const auto* w = static_cast<const uint16_t*>(w_.at) + copy * weight_count_;
-    product.run(x_.at, w, bias_.at, residual_.at, out.at, workspace_.at, stream_);
+    const auto* w = static_cast<const std::byte*>(w_.at) + copy * weight_count_ * element_;
+    product.run(x_.at, w, bias_.at, residual_.at, out.at, workspace_.at, stream_, {scales_.at, scales_.at});
   }
 
   bool differs() {
@@ -141,8 +159,8 @@ class Trial {
   }
 
   ProductShape shape_;
-  size_t weight_count_, copies_, out_bytes_;
-  Memory x_, w_, bias_, residual_, first_, other_, workspace_, differ_;
+  size_t weight_count_, element_, copies_, out_bytes_;
+  Memory x_, w_, bias_, residual_, scales_, first_, other_, workspace_, differ_;
   cudaStream_t stream_ = nullptr;
 };
 
@@ -191,7 +209,8 @@ std::string key_of(const ProductShape& s) {
   for (int64_t v : {s.m, s.n, s.k, s.batch, s.row}) key += std::to_string(v) + " ";
   for (bool flag : {s.transpose_a, s.transpose_b, s.shared_b, s.bias, s.gelu, s.residual, s.wide})
     key += flag ? '1' : '0';
-  return key + (s.dtype == DType::f16 ? " f16" : " bf16");
+  key += s.dtype == DType::f16 ? " f16" : s.dtype == DType::i32 ? " i32" : " bf16";
+  return s.operands ? key + " of " + std::string(dtype_name(*s.operands)) + (s.scales ? " scaled" : "") : key;
 }
 
 }  // namespace
@@ -209,7 +228,7 @@ int tuned_suggestion(const ProductShape& s) {
     return value && *value == '0';
   }();
   double work = 2.0 * static_cast<double>(s.batch * s.m) * static_cast<double>(s.n) * static_cast<double>(s.k);
-  if (off || s.dtype == DType::f32 || s.operands || work < kLeastWork || Trial::bytes(s) > kMostBytes) return 0;
+  if (off || s.dtype == DType::f32 || work < kLeastWork || Trial::bytes(s) > kMostBytes) return 0;
   static std::mutex mutex;
   std::lock_guard lock(mutex);
   static Known known;

@@ -7,7 +7,7 @@
 
 namespace kinora::cuda {
 
-// The number of the suggestion to take, 0 (the library's favourite) where nothing is gained. Large products of 16
+// The number of the suggestion to take, 0 (the library's favourite) where nothing is gained. Large products of 16 and 8
 // bits are timed at their first use, for a few milliseconds each; only a plan that gives the favourite's bits is taken,
 // so results depend on no timing. KINORA_CUDA_TUNE=0: always the favourite.
 int tuned_suggestion(const ProductShape& shape);
