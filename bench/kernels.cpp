@@ -13,6 +13,7 @@
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 
 namespace kinora {
 namespace {
@@ -25,22 +26,28 @@ struct Case {
   std::vector<Shape> weights;  // stored in bfloat16, as published
   Build build;                 // inputs, then weights
   double operations;           // 0: count bytes instead
+  const char* format = "";     // of the first weight, if it is quantized; the build gets it as `dequantize`
 };
 
 constexpr int64_t kTokens = 1024, kWidth = 1152, kHidden = 2880, kCaption = 300;
 
+constexpr double kToQ = 2.0 * kTokens * kWidth * kWidth;
+Value to_q(std::span<const Value> v) { return linear(v[0], v[1]); }
+
 const std::vector<Case>& cases() {
   static const std::vector<Case> all{
-      {"linear/to_q",
-       {{1, kTokens, kWidth}},
-       {{kWidth, kWidth}},
-       [](std::span<const Value> v) { return linear(v[0], v[1]); },
-       2.0 * kTokens * kWidth * kWidth},
+      {"linear/to_q", {{1, kTokens, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ},
       {"linear/conv_inverted_silu",
        {{1, kTokens, kWidth}},
        {{2 * kHidden, kWidth}, {2 * kHidden}},
        [](std::span<const Value> v) { return linear(v[0], v[1], v[2], "silu"); },
        4.0 * kTokens * kWidth * kHidden},
+      {"linear/to_q/int8", {{1, kTokens, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ, "int8"},
+      {"linear/to_q/int8-weights", {{1, kTokens, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ, "int8-weights"},
+      {"linear/to_q/fp8", {{1, kTokens, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ, "fp8"},
+      {"linear/to_q/nvfp4", {{1, kTokens, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ, "nvfp4"},
+      {"linear_few/nvfp4", {{1, 4, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ / kTokens * 4, "nvfp4"},
+      {"linear_few", {{1, 4, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ / kTokens * 4},
       {"linear_add/conv_point",
        {{1, kTokens, kHidden}, {1, kTokens, kWidth}, {1, 1, kWidth}},
        {{kWidth, kHidden}},
@@ -100,6 +107,15 @@ void run_case(benchmark::State& state, const Case& c, DType dtype, const Executi
   for (const auto& [name, tensor] : feed) bytes += tensor.bytes();
   for (const Shape& shape : c.weights) {
     Tensor weight = filled(shape, DType::bf16);
+    if (*c.format && values.size() == c.inputs.size()) {
+      QuantFormat format = quant_format_from_name(c.format);
+      QuantizedMatrix q = quantize_matrix(weight, format);
+      QuantizedWeight parts{format, graph.parameter("codes", q.codes), graph.parameter("scale", q.scale), {}};
+      if (q.scale_2.defined()) parts.scale_2 = graph.parameter("scale_2", q.scale_2);
+      values.push_back(dequantize(parts));
+      bytes += q.codes.bytes();
+      continue;
+    }
     weight.keep_repacked();
     values.push_back(graph.parameter("w" + std::to_string(values.size()), weight));
     bytes += weight.bytes();

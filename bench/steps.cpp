@@ -34,15 +34,21 @@ std::vector<Value> heads(Value qkv, int parts, int64_t count) {
   return result;
 }
 
-Value cross_attention(Value q, Value kv, int64_t count) {
+// Without lengths, with a bias of zeros.
+Value cross_attention(Value q, Value kv, int64_t count, const std::vector<int32_t>& lengths = {}) {
   const Shape& s = q.shape();
   int64_t d = s[2];
   auto part = [&](int64_t at) {
     Value x = slice(kv, 2, at * d, (at + 1) * d);
     return reshape(x, {s[0], x.shape()[1], count, d / count});
   };
-  Value bias = q.graph().constant(Tensor::zeros({s[0], kv.shape()[1]}));
-  return attention(reshape(q, {s[0], s[1], count, d / count}), part(2), part(3), bias, {.scale = 0.1});
+  Value x = reshape(q, {s[0], s[1], count, d / count}), bias, keys;
+  if (lengths.empty()) {
+    bias = q.graph().constant(Tensor::zeros({s[0], kv.shape()[1]}));
+  } else {
+    keys = q.graph().constant(Tensor::from({s[0]}, lengths));
+  }
+  return attention(x, part(2), part(3), bias, {.scale = 0.1}, keys);
 }
 
 std::vector<Case> cases() {
@@ -63,6 +69,36 @@ std::vector<Case> cases() {
       {"cross-1.6b", {{2, 1024, 2240}, {2, 300, 31360}}, [](In x) { return cross_attention(x[0], x[1], 20); }},
       {"cross-1.6b-4k", {{2, 16384, 2240}, {2, 300, 31360}}, [](In x) { return cross_attention(x[0], x[1], 20); }},
       {"cross-0.6b", {{2, 1024, 1152}, {2, 300, 32256}}, [](In x) { return cross_attention(x[0], x[1], 16); }},
+      {"cross-1.6b-all",
+       {{2, 1024, 2240}, {2, 300, 31360}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 20, {300, 300});
+       }},
+      {"cross-1.6b-short",
+       {{2, 1024, 2240}, {2, 300, 31360}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 20, {1, 40});
+       }},
+      {"cross-1.6b-4k-all",
+       {{2, 16384, 2240}, {2, 300, 31360}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 20, {300, 300});
+       }},
+      {"cross-1.6b-4k-short",
+       {{2, 16384, 2240}, {2, 300, 31360}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 20, {1, 40});
+       }},
+      {"cross-0.6b-all",
+       {{2, 1024, 1152}, {2, 300, 32256}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 16, {300, 300});
+       }},
+      {"cross-0.6b-short",
+       {{2, 1024, 1152}, {2, 300, 32256}},
+       [](In x) {
+         return cross_attention(x[0], x[1], 16, {1, 40});
+       }},
       {"linear-1.6b",
        {{2, 1024, 6720}},
        [](In x) {
@@ -110,6 +146,36 @@ std::vector<Case> cases() {
       {"up-256-128",
        {{1, 512, 512, 256}, {128, 256, 3, 3}, {128}},
        [](In x) { return conv2d(upsample_nearest2(x[0]), x[1], x[2], {.padding = 1}); }},
+      {"attention-mmdit",
+       {{1, 8828, 9216}},
+       [](In x) {
+         auto h = heads(x[0], 3, 24);
+         return attention(h[0], h[1], h[2], {}, {.scale = 0.088});
+       }},
+      {"attention-t5",
+       {{1, 512, 12288}},
+       [](In x) {
+         auto h = heads(x[0], 3, 64);
+         Value bias = x[0].graph().constant(Tensor::zeros({1, 64, 512, 512}));
+         return attention(h[0], h[1], h[2], bias, {});
+       }},
+      {"norm-rope-mmdit",
+       {{1, 8828, 9216}, {128}},
+       [](In x) {
+         Value table = x[0].graph().constant(Tensor::zeros({8828, 128}));
+         return rms_norm_rope(heads(x[0], 3, 24)[1], x[1], table, table, 1e-6);
+       }},
+      {"norm-mmdit",
+       {{1, 8828, 3072}, {1, 1, 3072}, {1, 1, 3072}},
+       [](In x) { return layer_norm(x[0], 1e-6, x[1], x[2]); }},
+      {"modulation-mmdit", {{1, 1, 3072}, {27648, 3072}, {27648}}, [](In x) { return linear(x[0], x[1], x[2]); }},
+      {"gate-mmdit", {{1, 1, 3072}, {1, 8828, 3072}, {1, 8828, 3072}}, [](In x) { return mul_add(x[0], x[1], x[2]); }},
+      {"gated-gelu-t5",
+       {{1, 512, 20480}},
+       [](In x) {
+         auto halves = split(x[0], 2, 2);
+         return act_mul(halves[0], halves[1], "gelu_tanh");
+       }},
       {"gemma-attention",
        {{2, 300, 4096}},
        [](In x) {
@@ -165,8 +231,14 @@ void measure(const Case& c, const Runtime& runtime) {
 
 }  // namespace
 
+// --attention=NAME before the names: as kinora's.
 int main(int argc, char** argv) {
-  Runtime runtime = make_runtime("cuda", "bfloat16", 1, nullptr);
+  std::string attention = "auto";
+  if (argc > 1 && std::string_view(argv[1]).starts_with("--attention=")) {
+    attention = argv[1] + 12;
+    --argc, ++argv;
+  }
+  Runtime runtime = make_runtime("cuda", "bfloat16", 1, nullptr, attention);
   std::printf("%s\n", describe(runtime).c_str());
   for (const Case& c : cases()) {
     bool wanted =

@@ -29,6 +29,12 @@ class FilmFolder {
     autoencoder(causal ? "vae3d" : "dcae_video", causal ? "hunyuan_vae" : "F32T4C128_AE");
   }
 
+  // The published files of Flux beside it.
+  void add_flux() const {
+    transformer("mmdit_flux", "flux1-dev");
+    autoencoder("flux_ae", "flux1-dev-ae");
+  }
+
   const std::string& path() const { return path_; }
   void write(const std::string& name, const std::string& text) const { std::ofstream(path_ + "/" + name) << text; }
 

@@ -19,6 +19,8 @@ namespace kinora::cli {
 
 using Command = std::function<int()>;
 
+struct EvalTiming;  // measure.h
+
 Command add_generate(CLI::App& app);
 Command add_eval(CLI::App& app);
 Command add_inspect(CLI::App& app);
@@ -27,12 +29,19 @@ Command add_tokenize(CLI::App& app);
 Command add_config(CLI::App& app);
 Command add_pull(CLI::App& app);
 Command add_models(CLI::App& app);
+Command add_quantize(CLI::App& app);
 
 // Whether `kinora eval` knows the component as a transformer of films or of Flux, and what it makes of one: the
 // output's name and the output.
 bool is_mmdit(const std::string& component);
 std::pair<std::string, Tensor> evaluate_mmdit(const std::string& model, const std::string& component,
-                                              const SafetensorsFile& in, const Runtime& runtime);
+                                              const SafetensorsFile& in, const Runtime& runtime,
+                                              const EvalTiming& timing);
+
+// kinora inspect of a folder with a transformer of films: what its graph for a film of 129 frames and 192 x 336 pixels
+// needs and which attention it uses or, with `graph`, that graph as compiled.
+bool is_mmdit_folder(const std::string& folder);
+int inspect_mmdit(const std::string& folder, bool graph, const Runtime& runtime);
 
 // Tiles of film autoencoders: -1 as the model has it, 0 none, else their pixels and frames.
 struct VideoTileOptions {
@@ -66,7 +75,7 @@ Tensor input_ids(const SafetensorsFile& in);
 bool is_text_encoder(const std::string& folder);
 // "input_ids" (T5: and perhaps "attention_mask") -> "last_hidden_state" (CLIP: and "pooler_output").
 std::vector<std::pair<std::string, Tensor>> evaluate_text_encoder(const std::string& folder, const SafetensorsFile& in,
-                                                                  const Runtime& runtime);
+                                                                  const Runtime& runtime, const EvalTiming& timing);
 
 extern std::atomic<bool> stop_requested;  // set by Ctrl-C
 

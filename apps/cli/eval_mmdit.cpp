@@ -1,7 +1,12 @@
-// kinora eval of the video transformer and of Flux: one run on tensors named and shaped as in Open-Sora's code.
+// kinora eval and inspect of the video transformer, and eval of Flux: one run on tensors named and shaped as in
+// Open-Sora's code.
+#include <cstdio>
+#include <filesystem>
+
 #include "cli.h"
 #include "diffusion/video_denoiser.h"
 #include "io/safetensors.h"
+#include "measure.h"
 
 namespace kinora::cli {
 namespace {
@@ -54,7 +59,8 @@ MmditPositions grid_of(const Tensor& ids) {
 bool is_mmdit(const std::string& component) { return component == "mmdit" || component == "flux"; }
 
 std::pair<std::string, Tensor> evaluate_mmdit(const std::string& model, const std::string& component,
-                                              const SafetensorsFile& in, const Runtime& runtime) {
+                                              const SafetensorsFile& in, const Runtime& runtime,
+                                              const EvalTiming& timing) {
   MmditFiles files = open_mmdit(model, component == "flux" ? MmditRole::picture : MmditRole::film);
   VideoDenoiser denoiser(files.config, files.weights, runtime);
   const MmditConfig& c = denoiser.config();
@@ -67,7 +73,37 @@ std::pair<std::string, Tensor> evaluate_mmdit(const std::string& model, const st
   run.timestep = input(in, "timesteps", {batch});
   if (c.guidance_embed) run.guidance = input(in, "guidance", {batch});
   run.positions = grid_of(input(in, "img_ids", {batch, tokens, 3}));
-  return {"velocity", denoiser.predict(run)};
+  Tensor velocity = denoiser.predict(run);
+  timing.report(component, denoiser.compiled(VideoDenoiser::extent_of(run)), denoiser.feed(run), runtime);
+  return {"velocity", velocity};
+}
+
+bool is_mmdit_folder(const std::string& folder) {
+  for (const char* other : {"model_index.json", "google", "t5"}) {
+    if (std::filesystem::exists(std::filesystem::path(folder) / other)) return false;
+  }
+  return has_mmdit(folder, MmditRole::film);
+}
+
+int inspect_mmdit(const std::string& folder, bool graph, const Runtime& runtime) {
+  constexpr VideoDenoiser::Extent kExtent{1, 33, 12, 21, 512};
+  MmditFiles files = open_mmdit(folder, MmditRole::film);
+  VideoDenoiser denoiser(files.config, files.weights, runtime);
+  const MmditConfig& c = denoiser.config();
+  const Executable& exe = denoiser.compiled(kExtent);
+  if (graph) {
+    std::printf("%s", to_text(exe.graph()).c_str());
+    return 0;
+  }
+  std::printf("%s\n  film transformer, %lld + %lld blocks, %lld heads of %lld, %zu tensors, %.1f MiB\n", folder.c_str(),
+              static_cast<long long>(c.depth), static_cast<long long>(c.single_depth), static_cast<long long>(c.heads),
+              static_cast<long long>(c.head_dim()), denoiser.weights().size(),
+              static_cast<double>(denoiser.weights().bytes()) / (1 << 20));
+  std::printf("  attention on %s (--attention %s): transformer %s\n", device_name(runtime).c_str(),
+              runtime.context.variant.c_str(), attention_of(exe).c_str());
+  std::printf("  working memory besides the weights for 129 frames of 336x192: %.1f MiB\n",
+              static_cast<double>(exe.arena_bytes()) / (1 << 20));
+  return 0;
 }
 
 }  // namespace kinora::cli

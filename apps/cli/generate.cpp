@@ -1,67 +1,18 @@
-// kinora generate: prompts to picture files, each with a record from which it can be made again; and its flags.
+// kinora generate: its flags, and what they and records come to.
 #include "generate.h"
-
-#include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
+#include <set>
 
 #include "cli.h"
 #include "core/log.h"
-#include "io/file.h"
-#include "io/hub.h"
-#include "io/safetensors.h"
 #include "io/video.h"
-#include "progress.h"
-#include "setting_flags.h"
-#include "text/unicode.h"
+#include "prompt_file.h"
 
 namespace kinora::cli {
 namespace {
-
-using Json = nlohmann::json;
-
-Json to_record(const GenerateOptions& o, const Result& r, uint64_t seed, const std::string& prompt,
-               const std::string& model) {
-  Json record{{"program", "kinora " KINORA_VERSION},
-              {"model", model},
-              {"variant", o.load.variant},
-              {"prompt", prompt},
-              {"negative_prompt", o.negative},
-              {"width", r.width},
-              {"height", r.height},
-              {"steps", r.steps},
-              {"guidance", r.guidance},
-              {"seed", seed},
-              {"scheduler", r.scheduler},
-              {"device", r.device},
-              {"dtype", r.dtype},
-              {"noise", o.noise_kind}};
-  if (!o.init.empty()) {
-    record["init_image"] = std::filesystem::absolute(o.init).string();
-    record["strength"] = o.strength;
-  }
-  if (!o.noise.empty()) record["noise_file"] = std::filesystem::absolute(o.noise).string();
-  if (o.tile) record["tile"] = o.tile;
-  return record;
-}
-
-// The text that AUTOMATIC1111's web UI writes into its pictures.
-std::string to_parameters(const Json& r) {
-  char numbers[256];
-  std::snprintf(numbers, sizeof numbers, "Steps: %lld, Sampler: %s, CFG scale: %g, Seed: %llu, Size: %lldx%lld",
-                static_cast<long long>(r["steps"].get<int64_t>()), r["scheduler"].get<std::string>().c_str(),
-                r["guidance"].get<double>(), static_cast<unsigned long long>(r["seed"].get<uint64_t>()),
-                static_cast<long long>(r["width"].get<int64_t>()), static_cast<long long>(r["height"].get<int64_t>()));
-  std::string negative = r["negative_prompt"];
-  return r["prompt"].get<std::string>() + (negative.empty() ? "" : "\nNegative prompt: " + negative) + "\n" + numbers +
-         ", Model: " + std::filesystem::path(r["model"].get<std::string>()).filename().string() +
-         ", Version: kinora " KINORA_VERSION;
-}
 
 void apply_record(GenerateOptions& o) {
   std::string text = is_video_path(o.from) ? read_video_record(o.from) : read_record(o.from).json;
@@ -75,26 +26,25 @@ void apply_record(GenerateOptions& o) {
   o.height = record.integer("height", 1, 1 << 20);
   o.steps = record.integer("steps", 1, 1000);
   o.guidance = record.real("guidance", 0, 1000, -1);
-  o.seed = static_cast<uint64_t>(record.integer("seed", 0, INT64_MAX));
+  o.seeds = {static_cast<uint64_t>(record.integer("seed", 0, INT64_MAX))};
   o.scheduler = record.text("scheduler", "");
   if (o.load.device == "auto") o.load.device = record.text("device", "cpu");
   if (o.load.dtype == "auto") o.load.dtype = record.text("dtype", "auto");
+  if (o.load.attention == "auto") o.load.attention = record.text("attention", "auto");
   o.noise_kind = record.text("noise", "cpu");
   o.noise = record.text("noise_file", "");
   o.init = record.text("init_image", "");
   o.strength = record.real("strength", 0, 1, o.strength);
+  o.from_resolution = record.text("from_resolution", "");
+  o.refine_strength = record.real("refine_strength", 0, 1, o.refine_strength);
   o.tile = record.integer("tile", 0, 1 << 16, 0);
   o.load.variant = record.text("variant", "");
+  if (o.load.quantize == "none") {
+    o.load.quantize = record.text("quantize", "none");
+    o.load.quantize_layers = record.text("quantize_layers", "");
+  }
   if (o.model.empty()) o.model = record.text("model", "");
   o.count = o.batch = 1;
-}
-
-void check_options(const GenerateOptions& o, size_t pictures) {
-  if (o.width < 0 || o.height < 0) fail(ErrorKind::usage, "width and height must be positive");
-  if (o.noise_kind != "cpu" && o.noise_kind != "cuda") fail(ErrorKind::usage, "--rng must be cpu or cuda");
-  check_output(o, pictures);
-  check_image_path(o.output);
-  if (!o.preview.empty()) check_image_path(o.preview);
 }
 
 // By a flag or --set, not by a file.
@@ -105,72 +55,10 @@ bool given_now(const Settings& settings, std::string_view key) {
 
 // Flags that would do nothing.
 void refuse_useless(const Settings& settings, bool film) {
-  constexpr const char* kPicturesOnly[] = {"sampling.scheduler", "sampling.batch", "sampling.strength",
-                                           "noise.file",         "noise.save",     "output.preview"};
   for (const SettingDef& def : setting_table()) {
     if (!given_now(settings, def.key)) continue;
-    bool of_pictures =
-        std::find(std::begin(kPicturesOnly), std::end(kPicturesOnly), def.key) != std::end(kPicturesOnly);
-    bool of_films = def.key.starts_with("film.") && def.key != "film.make";
-    if (film ? !of_pictures : !of_films) continue;
-    std::string flag(def.flags.substr(def.flags.find("--")));
-    fail(ErrorKind::usage,
-         flag + (film ? " is for pictures, not for films" : " is for films; add --video to make one"));
+    if (std::string why = why_useless(def, film); !why.empty()) fail(ErrorKind::usage, why);
   }
-}
-
-int generate_pictures(const GenerateOptions& o) {
-  std::vector<std::string> prompts = read_prompts(o);
-  check_options(o, prompts.size() * static_cast<size_t>(o.count));
-  std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
-  std::string model = hub::name_of_folder(folder);
-  Pipeline pipeline = Pipeline::load(folder, o.load);
-  Progress progress(o.quiet);
-  Request request;
-  request.negative_prompt = o.negative;
-  request.width = o.width;
-  request.height = o.height;
-  request.steps = o.steps;
-  request.guidance = o.guidance;
-  request.scheduler = o.scheduler;
-  request.cuda_noise = o.noise_kind == "cuda";
-  request.strength = o.strength;
-  if (o.tile) {  // an eighth of a tile overlaps the next one, in whole latents
-    int64_t overlap = std::max<int64_t>(o.tile / 8 / 32 * 32, 32);
-    request.tiling = Tiling{o.tile, std::max<int64_t>(o.tile - overlap, 32)};
-  }
-  if (!o.init.empty()) request.init_image = load_image(o.init);
-  if (!o.noise.empty()) request.latents = SafetensorsFile::open(o.noise).tensor("latents");
-  request.on_stage = [&](const StageReport& report) { progress.report(report); };
-  if (!o.preview.empty()) {
-    request.on_step = [&](const StepReport& report) {
-      save_image(o.preview, to_image(pipeline.decode(report.latents->rows(0, 1), request.tiling)));
-    };
-  }
-  auto pictures = static_cast<int64_t>(prompts.size()) * o.count;
-  int64_t index = 0;
-  for (const std::string& prompt : prompts) {
-    request.prompt = prompt;
-    for (int64_t first = 0; first < o.count; first += o.batch) {
-      request.seeds.clear();
-      for (int64_t i = first; i < std::min(o.count, first + o.batch); ++i)
-        request.seeds.push_back(o.seed + static_cast<uint64_t>(i));
-      progress.begin(index + 1, pictures);
-      Result result = pipeline.generate(request);
-      if (!o.save_noise.empty()) write_safetensors(o.save_noise, {{"latents", result.initial_latents}});
-      for (size_t i = 0; i < result.images.size(); ++i, ++index) {
-        Json record = to_record(o, result, request.seeds[i], prompt, model);
-        std::string path = output_path(o.output, request.seeds[i], index);
-        save_image(path, result.images[i], {to_parameters(record), record.dump(-1, ' ', true)});
-        progress.clear();
-        std::printf("%s\n", path.c_str());
-        std::fflush(stdout);
-      }
-    }
-  }
-  log(LogLevel::info, fmt::format("{} picture(s), {:.1f} s of processor time, at most {:.0f} MiB of memory", pictures,
-                                  processor_seconds(), static_cast<double>(peak_memory()) / (1 << 20)));
-  return 0;
 }
 
 // A named size on the command line wins over pixels in a file, and the other way round.
@@ -181,17 +69,21 @@ void settle_film_size(GenerateOptions& o, const Settings& settings) {
   if (sized && !named) o.film.resolution = o.film.aspect = "";
 }
 
-int generate(GenerateOptions o, const Settings& settings) {
+// `o` is what `flags` are bound to.
+int generate(GenerateOptions& o, const SettingFlags& flags) {
+  Settings settings = flags.resolve();
   if (o.verbose) set_log_level(LogLevel::info);
   if (!o.from.empty()) apply_record(o);
   refuse_useless(settings, o.film.make);
-  if (!o.film.make) return generate_pictures(o);
+  check_noise_kind(o);
+  if (!o.max_memory.empty()) o.load.max_memory = parse_bytes(o.max_memory);
+  if (!o.film.make) return generate_pictures(o, read_jobs(o, flags));
   if (o.from.empty()) settle_film_size(o, settings);
   if (given_now(settings, "film.reference_frames") && o.film.head_film.empty() && o.film.tail_film.empty())
     fail(ErrorKind::usage, "--reference-frames goes with --video-head or --video-tail");
   const Settings::Item* output = settings.find("output.file");
   if (output->source.kind == SettingSource::Kind::fallback) o.output = "kinora-{seed}.mp4";
-  return generate_films(o);
+  return generate_films(o, read_jobs(o, flags));
 }
 
 void bind_film_flags(SettingFlags& flags, FilmOptions& o) {
@@ -203,6 +95,8 @@ void bind_film_flags(SettingFlags& flags, FilmOptions& o) {
   flags.bind("film.motion_score", o.motion_score);
   flags.bind("film.image_guidance", o.image_guidance);
   flags.bind("film.flow_shift", o.flow_shift);
+  flags.bind("film.first_picture", o.first_picture);
+  flags.bind("film.picture_resolution", o.picture_resolution);
   flags.bind("film.tail_image", o.tail);
   flags.bind("film.head", o.head_film);
   flags.bind("film.tail", o.tail_film);
@@ -218,22 +112,21 @@ void bind_film_flags(SettingFlags& flags, FilmOptions& o) {
 
 }  // namespace
 
-std::vector<std::string> read_prompts(const GenerateOptions& o) {
-  if (o.prompt_file.empty()) return {o.prompt};
-  std::vector<std::string> prompts;
-  std::string text = read_file(o.prompt_file, size_t{16} << 20), line;
-  for (char c : text + "\n") {
-    if (c != '\n') {
-      line += c;
-    } else if (!strip(line).empty()) {
-      prompts.push_back(strip(line));
-      line.clear();
-    } else {
-      line.clear();
-    }
-  }
-  if (prompts.empty()) fail(ErrorKind::input, o.prompt_file + " holds no prompt");
-  return prompts;
+std::string why_useless(const SettingDef& def, bool film) {
+  constexpr const char* kPicturesOnly[] = {"sampling.scheduler", "sampling.batch", "sampling.strength"};
+  bool of_pictures = std::find(std::begin(kPicturesOnly), std::end(kPicturesOnly), def.key) != std::end(kPicturesOnly);
+  bool of_films = def.key.starts_with("film.") && def.key != "film.make";
+  if (film ? !of_pictures : !of_films) return "";
+  std::string flag(def.flags.substr(def.flags.find("--")));
+  return flag + (film ? " is for pictures, not for films" : " is for films; add --video to make one");
+}
+
+std::vector<uint64_t> seeds_of(const GenerateOptions& o) {
+  if (o.seeds.size() > 1 && o.count > 1) fail(ErrorKind::usage, "give either several seeds or --count, not both");
+  if (o.seeds.size() > 1) return o.seeds;
+  std::vector<uint64_t> seeds;
+  for (int64_t i = 0; i < o.count; ++i) seeds.push_back(o.seeds[0] + static_cast<uint64_t>(i));
+  return seeds;
 }
 
 std::string output_path(std::string pattern, uint64_t seed, int64_t index) {
@@ -245,15 +138,19 @@ std::string output_path(std::string pattern, uint64_t seed, int64_t index) {
   return pattern;
 }
 
-void check_output(const GenerateOptions& o, size_t outputs) {
-  if (outputs > 1 && o.output.find('{') == std::string::npos) {
-    fail(ErrorKind::usage, "-o must hold {seed} or {index} when several pictures or films are made");
+void check_outputs(const std::vector<std::string>& paths) {
+  std::set<std::string> seen;
+  for (const std::string& path : paths) {
+    if (!seen.insert(path).second)
+      fail(ErrorKind::usage, "several pictures or films would be written to " + path + "; use {seed} or {index} in -o");
+    std::filesystem::path folder = std::filesystem::path(path).parent_path();
+    if (!folder.empty() && !std::filesystem::is_directory(folder))
+      fail(ErrorKind::io, "the output folder " + folder.string() + " does not exist; create it first");
   }
-  if (o.prompt.size() > (size_t{1} << 24)) fail(ErrorKind::input, "the prompt is longer than 16 MiB");
-  std::filesystem::path folder = std::filesystem::path(output_path(o.output, o.seed, 0)).parent_path();
-  if (!folder.empty() && !std::filesystem::is_directory(folder)) {
-    fail(ErrorKind::io, "the output folder " + folder.string() + " does not exist; create it first");
-  }
+}
+
+void check_noise_kind(const GenerateOptions& o) {
+  if (o.noise_kind != "cpu" && o.noise_kind != "cuda") fail(ErrorKind::usage, "--rng must be cpu or cuda");
 }
 
 Command add_generate(CLI::App& app) {
@@ -269,7 +166,9 @@ Command add_generate(CLI::App& app) {
   flags->bind("sampling.guidance", o->guidance);
   flags->bind("size.width", o->width);
   flags->bind("size.height", o->height);
-  flags->bind("sampling.seed", o->seed);
+  flags->bind("size.from_resolution", o->from_resolution);
+  flags->bind("sampling.refine_strength", o->refine_strength);
+  flags->bind("sampling.seed", o->seeds);
   flags->bind("sampling.count", o->count);
   flags->bind("sampling.batch", o->batch);
   flags->bind("sampling.init_image", o->init);
@@ -277,6 +176,7 @@ Command add_generate(CLI::App& app) {
   flags->bind("sampling.scheduler", o->scheduler);
   bind_load_options(*flags, o->load);
   flags->bind("memory.tile", o->tile);
+  flags->bind("memory.max", o->max_memory);
   flags->bind("output.file", o->output);
   c->add_option("--from", o->from, "Make this kinora picture or film again, from the record inside it");
   flags->bind("output.preview", o->preview);
@@ -286,10 +186,7 @@ Command add_generate(CLI::App& app) {
   flags->bind("noise.save", o->save_noise);
   c->add_flag("-q,--quiet", o->quiet, "No progress");
   c->add_flag("-v,--verbose", o->verbose, "Also say what takes how long and how much memory");
-  return [o, flags] {
-    Settings settings = flags->resolve();
-    return generate(*o, settings);
-  };
+  return [o, flags] { return generate(*o, *flags); };
 }
 
 }  // namespace kinora::cli

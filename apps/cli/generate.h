@@ -7,36 +7,45 @@
 
 #include "diffusion/film_pipeline.h"
 #include "io/config.h"
+#include "io/settings.h"
 
 namespace kinora::cli {
 
 struct FilmOptions {
   bool make = false, no_skip = false;
-  std::string resolution, aspect, tail, head_film, tail_film, times, key_frames, codec, contact_sheet;
+  std::string resolution, aspect, first_picture, picture_resolution, tail, head_film, tail_film, times, key_frames,
+      codec, contact_sheet;
   int64_t reference_frames = 33, frames = 0, fps = 0, motion_score = 0, tile_frames = 0, quality = -1;
-  double image_guidance = -1, flow_shift = -1;
+  double image_guidance = -1, flow_shift = -1, from_flow_shift = -1;
 };
 
 struct GenerateOptions {
   std::string prompt, negative, prompt_file, model, scheduler, output, init, from, preview;
-  std::string noise, save_noise, noise_kind;
+  std::string noise, save_noise, noise_kind, from_resolution, max_memory;
   LoadOptions load;
   int64_t width = 0, height = 0, steps = 0, count = 1, batch = 1, tile = 0;
-  double guidance = -1, strength = 0;
-  uint64_t seed = 0;
+  double guidance = -1, strength = 0, refine_strength = 0.8;
+  std::vector<uint64_t> seeds{0};
   bool yes = false, quiet = false, verbose = false;
   FilmOptions film;
 };
 
-// The file's lines without those that are blank, or the one prompt given.
-std::vector<std::string> read_prompts(const GenerateOptions& options);
+// Seeds of one prompt's pictures or films: those listed, or `count` that follow one another.
+std::vector<uint64_t> seeds_of(const GenerateOptions& options);
 // `pattern` with {seed} and {index} filled in.
 std::string output_path(std::string pattern, uint64_t seed, int64_t index);
-// Throws Error(io) when the folder of `path` does not exist, Error(usage) when several outputs would have one name.
-void check_output(const GenerateOptions& options, size_t outputs);
+// Throws Error(io) when the folder of an output does not exist, Error(usage) when two would have one name.
+void check_outputs(const std::vector<std::string>& paths);
+void check_noise_kind(const GenerateOptions& options);
+
+// Why a setting would do nothing for a film, or for a picture; empty when it is of use.
+std::string why_useless(const SettingDef& def, bool film);
+
+struct Job;
+int generate_pictures(const GenerateOptions& options, const std::vector<Job>& jobs);
+int generate_films(const GenerateOptions& options, const std::vector<Job>& jobs);
 
 bool is_film_record(const Config& record);
 void apply_film_record(GenerateOptions& options, const Config& record);
-int generate_films(const GenerateOptions& options);
 
 }  // namespace kinora::cli

@@ -102,10 +102,10 @@ static int run(int argc, char** argv) {
   app.footer(
       "Exit status: 0 done, 2 wrong use, 3 bad input, 4 bad model, 5 file error, 6 out of memory, 70 bug, 130 "
       "stopped.");
-  std::map<std::string, Command> commands{{"generate", add_generate(app)}, {"eval", add_eval(app)},
-                                          {"inspect", add_inspect(app)},   {"bench", add_bench(app)},
-                                          {"tokenize", add_tokenize(app)}, {"config", add_config(app)},
-                                          {"pull", add_pull(app)},         {"models", add_models(app)}};
+  std::map<std::string, Command> commands{
+      {"generate", add_generate(app)}, {"eval", add_eval(app)},         {"inspect", add_inspect(app)},
+      {"bench", add_bench(app)},       {"tokenize", add_tokenize(app)}, {"config", add_config(app)},
+      {"pull", add_pull(app)},         {"models", add_models(app)},     {"quantize", add_quantize(app)}};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -55,6 +55,12 @@ void Progress::clear() {
   drawn_ = false;
 }
 
+void Progress::note(const std::string& line) {
+  if (quiet_) return;
+  clear();
+  std::fprintf(stderr, "%s\n", line.c_str());
+}
+
 void Progress::begin(int64_t picture, int64_t pictures, const char* noun) {
   noun_ = noun;
   picture_ = picture;

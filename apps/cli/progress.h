@@ -19,7 +19,8 @@ class Progress {
   // The first picture of a batch, from 1, and how many are asked for; "film" for films.
   void begin(int64_t picture, int64_t pictures, const char* noun = "picture");
   void report(const StageReport& report);
-  void clear();  // takes the redrawn line away, for other output
+  void note(const std::string& line);  // a line of its own
+  void clear();                        // takes the redrawn line away, for other output
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -35,7 +35,10 @@ CLI::Option* SettingFlags::add(const std::string& key, const std::string& names)
     case SettingType::text: return command_.add_option(flags, help)->expected(1)->type_name("TEXT");
     default: break;
   }
-  const char* type = def->type == SettingType::integer ? "INT" : def->type == SettingType::real ? "NUMBER" : nullptr;
+  const char* type = def->type == SettingType::integer    ? "INT"
+                     : def->type == SettingType::integers ? "INT,..."
+                     : def->type == SettingType::real     ? "NUMBER"
+                                                          : nullptr;
   CLI::Option* option = command_.add_option(flags, help)->expected(1);
   option->type_name(type ? type : std::string(def->choices));
   return option->check([def](const std::string& text) -> std::string {
@@ -72,11 +75,22 @@ Settings SettingFlags::resolve() const {
   return settings;
 }
 
+void SettingFlags::put(const std::string& key, SettingValue value) const {
+  Settings settings;
+  settings.put(key, {std::move(value), {}});
+  for (const Bound& bound : bound_) {
+    if (bound.key == key) bound.assign(settings);
+  }
+}
+
 void bind_load_options(SettingFlags& flags, LoadOptions& options) {
   flags.bind("model.variant", options.variant);
   flags.bind("compute.device", options.device);
   flags.bind("compute.dtype", options.dtype);
+  flags.bind("compute.attention", options.attention);
   flags.bind("compute.threads", options.threads);
+  flags.bind("compute.quantize", options.quantize);
+  flags.bind("compute.quantize_layers", options.quantize_layers);
   options.stop = &stop_requested;
 }
 

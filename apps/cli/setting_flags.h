@@ -27,6 +27,10 @@ class SettingFlags {
           if (!settings.has(key)) return;
           if constexpr (std::is_same_v<T, std::string> || std::is_same_v<T, bool> || std::is_same_v<T, double>) {
             variable = settings.get<T>(key);
+          } else if constexpr (std::is_same_v<T, std::vector<uint64_t>>) {
+            variable.clear();
+            for (int64_t number : parse_integers(settings.get<std::string>(key)))
+              variable.push_back(static_cast<uint64_t>(number));
           } else {
             variable = static_cast<T>(settings.get<int64_t>(key));
           }
@@ -36,6 +40,8 @@ class SettingFlags {
 
   // Reads the files, after the command line has been parsed. Throws as resolve_settings does.
   Settings resolve() const;
+  // Puts one value into the variable bound to its key.
+  void put(const std::string& key, SettingValue value) const;
 
  private:
   struct Bound {

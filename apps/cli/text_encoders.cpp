@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "cli.h"
+#include "measure.h"
 
 namespace kinora::cli {
 namespace {
@@ -39,7 +40,7 @@ bool is_text_encoder(const std::string& folder) {
 }
 
 std::vector<std::pair<std::string, Tensor>> evaluate_text_encoder(const std::string& folder, const SafetensorsFile& in,
-                                                                  const Runtime& runtime) {
+                                                                  const Runtime& runtime, const EvalTiming& timing) {
   Tensor ids = input_ids(in);
   if (is_clip(model_type(folder))) {
     ClipTextEncoder::Output out = ClipTextEncoder::load(folder, runtime).encode(ids);
@@ -51,7 +52,12 @@ std::vector<std::pair<std::string, Tensor>> evaluate_text_encoder(const std::str
     if (!(mask.shape() == ids.shape()))
       fail(ErrorKind::input, "'attention_mask' must have the shape of 'input_ids', " + ids.shape().str());
   }
-  return {{"last_hidden_state", T5Encoder::load(folder, runtime).encode(ids, mask)}};
+  T5Encoder encoder = T5Encoder::load(folder, runtime);
+  Tensor hidden = encoder.encode(ids, mask);
+  std::map<std::string, Tensor> feed{{"ids", ids}};
+  if (mask.defined()) feed["mask"] = mask;
+  timing.report("text_encoder", encoder.compiled(ids.shape()[0], ids.shape()[1], mask.defined()), feed, runtime);
+  return {{"last_hidden_state", hidden}};
 }
 
 }  // namespace kinora::cli

@@ -3,14 +3,15 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "bench.h"
 #include "cli.h"
 #include "core/rng.h"
 #include "io/safetensors.h"
+#include "measure.h"
 #include "setting_flags.h"
 
 namespace kinora::cli {
@@ -74,6 +75,7 @@ Tensor evaluate_transformer(Denoiser& model, const SafetensorsFile& in) {
   expect_input(in.tensor("timestep"), "timestep", {batch}, "[batch]");
   d.timestep = in.tensor("timestep").to(DType::f32);
   d.mask = mask_or_ones(in, "encoder_attention_mask", batch, caption.shape()[1]);
+  d.lengths = mask_lengths(d.mask);
   if (c.guidance_embeds) {
     expect_input(in.tensor("guidance"), "guidance", {batch}, "[batch]");
     d.guidance = in.tensor("guidance").to(DType::f32);
@@ -109,19 +111,8 @@ std::pair<std::string, Tensor> evaluate(Pipeline& p, const std::string& componen
                              "vae3d.decode, flux_ae.encode, flux_ae.decode)");
 }
 
-double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
-
-void print_weights(const char* name, const Weights& weights) {
-  std::map<std::string, size_t> by_type;
-  for (const std::string& tensor : weights.names()) {
-    by_type[std::string(dtype_name(weights.find(tensor)->dtype()))] += weights.find(tensor)->bytes();
-  }
-  std::string types;
-  for (const auto& [type, bytes] : by_type) types += (types.empty() ? "" : ", ") + type;
-  std::printf("  %-13s %6zu tensors  %9.1f MiB  %s\n", name, weights.size(), mib(weights.bytes()), types.c_str());
-}
-
 int inspect(const std::string& folder, const std::string& graph, const LoadOptions& options) {
+  if (is_film_folder(folder)) return inspect_film(folder, graph, options);
   Pipeline p = Pipeline::load(folder, options);
   const ModelDefaults& d = p.defaults();
   int64_t ratio = p.autoencoder().config().compression(), channels = p.denoiser().config().in_channels,
@@ -139,9 +130,18 @@ int inspect(const std::string& folder, const std::string& graph, const LoadOptio
   std::printf("%s\n  %s, %lldx%lld, %lld steps, guidance %g\n", p.folder().c_str(), p.sprint() ? "Sana-Sprint" : "Sana",
               static_cast<long long>(d.width), static_cast<long long>(d.height), static_cast<long long>(d.steps),
               d.guidance);
+  p.text_encoder().graph(1, 1);  // weights are shown as they are used
+  p.denoiser().prepared_weights();
   print_weights("text_encoder", p.text_encoder().weights());
   print_weights("transformer", p.denoiser().weights());
   print_weights("vae", p.autoencoder().weights());
+  int64_t runs_together = p.sprint() ? 1 : 2, h = std::max<int64_t>(d.height / ratio, 1),
+          w = std::max<int64_t>(d.width / ratio, 1);
+  std::printf("  attention on %s (--attention %s): text_encoder %s; transformer %s; vae %s\n",
+              device_name(p.runtime()).c_str(), options.attention.c_str(),
+              attention_of(p.text_encoder().compiled(1, tokens)).c_str(),
+              attention_of(p.denoiser().compiled(runs_together, h, w, tokens)).c_str(),
+              attention_of(p.autoencoder().compiled(false, {1, h, w, channels})).c_str());
   std::printf("  working memory besides the weights, by size of the picture:\n");
   for (int64_t scale : {1, 2, 4}) {
     int64_t side = std::max<int64_t>(d.width * scale / 2 / ratio, 1), runs = p.sprint() ? 1 : 2;
@@ -152,104 +152,10 @@ int inspect(const std::string& folder, const std::string& graph, const LoadOptio
   return 0;
 }
 
-// Seconds of each of `repeats` runs after a few to warm up, sorted; and of the processors, a run on average.
-struct Times {
-  std::vector<double> seconds;
-  double processor;
-};
-
-template <class F>
-Times time_runs(int repeats, int warm_up, F&& body) {
-  for (int i = 0; i < warm_up; ++i) body();
-  std::vector<double> seconds;
-  double before = processor_seconds();
-  for (int i = 0; i < repeats; ++i) {
-    auto start = std::chrono::steady_clock::now();
-    body();
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(seconds.begin(), seconds.end());
-  return {seconds, (processor_seconds() - before) / repeats};
-}
-
-struct BenchOptions {
-  std::string model, component;
-  LoadOptions load;
-  int repeats = 5;
-  int64_t size = 0, batch = 0, steps = 0;
-  bool json = false, by_op = false, yes = false;
-};
-
-class Bench {
- public:
-  Bench(const BenchOptions& o, Pipeline& p) : o_(o), p_(p), device_(p.runtime().context.device.get()) {}
-
-  // Work that stays on the device is timed there: inputs uploaded before, nothing copied back, the end waited for.
-  void row(const std::string& name, const std::function<void(Keep)>& body) {
-    if (!o_.component.empty() && name != o_.component) return;
-    auto [seconds, processor] = time_runs(o_.repeats, device_ ? 3 : 1, [&] {
-      body(device_ ? Keep::on_device : Keep::on_host);
-      if (device_) device_->wait();
-    });
-    double device_peak = mib(peak_device_memory(p_.runtime()));
-    rows_.push_back({{"component", name},
-                     {"median_s", seconds[seconds.size() / 2]},
-                     {"best_s", seconds[0]},
-                     {"processor_s", processor},
-                     {"peak_mib", mib(peak_memory())},
-                     {"device_peak_mib", device_peak}});
-    if (o_.json) return;
-    std::printf("%-14s median %9.4f s   best %9.4f s   processors %9.4f s   peak so far %8.1f MiB", name.c_str(),
-                seconds[seconds.size() / 2], seconds[0], processor, mib(peak_memory()));
-    if (device_) std::printf(", %9.1f MiB on the GPU", device_peak);
-    std::printf("\n");
-  }
-
-  // Where the time of one run goes, by op and shape.
-  void profile(const std::string& name, const std::function<const Executable&()>& exe,
-               const std::map<std::string, Tensor>& inputs) const {
-    if (!o_.by_op || (!o_.component.empty() && name != o_.component)) return;
-    struct Sum {
-      double seconds = 0;
-      int count = 0;
-    };
-    std::map<std::string, Sum> sums;
-    double total = 0;
-    const Graph& g = exe().graph();
-    for (const Executable::StepTime& step : exe().profile(inputs)) {
-      const Node& node = g.node(step.node);
-      std::string key = std::string(node.op->name);
-      for (NodeId id : node.inputs) key += " " + g.node(id).spec.shape.str();
-      Sum& sum = sums[key + " -> " + node.spec.shape.str()];
-      sum.seconds += step.seconds;
-      ++sum.count;
-      total += step.seconds;
-    }
-    std::vector<std::pair<std::string, Sum>> rows(sums.begin(), sums.end());
-    std::sort(rows.begin(), rows.end(),
-              [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
-    std::printf("%s: %.3f ms in %zu kinds of steps\n", name.c_str(), total * 1000, rows.size());
-    for (const auto& [key, sum] : rows) {
-      std::printf("  %9.3f ms  %4.1f %%  %4d x %9.2f us  %s\n", sum.seconds * 1000, 100 * sum.seconds / total,
-                  sum.count, sum.seconds * 1e6 / sum.count, key.c_str());
-    }
-  }
-
-  Tensor placed(const Tensor& host) const { return device_ ? device_->to_device(host) : host; }
-  Tensor filled(const Shape& shape, float value) const {
-    return placed(Tensor::from(shape, std::vector<float>(static_cast<size_t>(shape.numel()), value)));
-  }
-  const Json& rows() const { return rows_; }
-
- private:
-  const BenchOptions& o_;
-  Pipeline& p_;
-  Device* device_;
-  Json rows_ = Json::array();
-};
-
 int bench(const BenchOptions& o) {
-  Pipeline p = Pipeline::load(model_folder(o.model, {.variant = o.load.variant, .yes = o.yes}), o.load);
+  std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
+  if (is_film_folder(folder)) return bench_film(folder, o);
+  Pipeline p = Pipeline::load(folder, o.load);
   const ModelDefaults& d = p.defaults();
   int64_t side = o.size ? o.size : d.width, ratio = p.autoencoder().config().compression(), n = side / ratio;
   int64_t batch = o.batch ? o.batch : p.sprint() ? 1 : 2;
@@ -258,7 +164,7 @@ int bench(const BenchOptions& o) {
   if (!o.json)
     std::printf("%s, dtype %s, %lldx%lld\n", describe(p.runtime()).c_str(), o.load.dtype.c_str(),
                 static_cast<long long>(side), static_cast<long long>(side));
-  Bench bench(o, p);
+  Bench bench(o, p.runtime());
   CpuGenerator noise(1);  // zeros would be multiplied faster than real data
   int64_t texts = o.batch ? o.batch : 1;
   Tensor ids = Tensor::from({texts, tokens}, std::vector<int32_t>(static_cast<size_t>(texts * tokens), 5));
@@ -272,7 +178,7 @@ int bench(const BenchOptions& o) {
   in.timestep = bench.filled({batch}, 500);
   in.guidance = bench.filled({batch}, 0.45f);
   in.caption = bench.placed(noise.randn({batch, tokens, p.denoiser().config().caption_channels}));
-  in.mask = bench.filled({batch, tokens}, 1);
+  in.lengths = bench.placed(Tensor::from({batch}, std::vector<int32_t>(size_t(batch), int32_t(tokens))));
   // One step, with guidance when the model needs it.
   bench.row("transformer", [&](Keep keep) { p.denoiser().predict(in, keep); });
   bench.profile(
@@ -307,6 +213,7 @@ Command add_eval(CLI::App& app) {
     std::string model, component, input, output;
     LoadOptions load;
     VideoTileOptions tiles;
+    EvalTiming timing;
     bool yes = false;
   };
   auto o = std::make_shared<Options>();
@@ -323,21 +230,24 @@ Command add_eval(CLI::App& app) {
   bind_load_options(*flags, o->load);
   c->add_option("--tile-size", o->tiles.size, "vae3d: pixels of a tile, 0: none")->check(CLI::Range(0, 16384));
   c->add_option("--tile-frames", o->tiles.frames, "vae3d: frames of a tile, 0: none")->check(CLI::Range(0, 16384));
+  c->add_option("--repeats", o->timing.repeats, "mmdit, flux, T5: time so many more runs, as JSON on standard output")
+      ->check(CLI::Range(0, 10000));
+  c->add_flag("--by-op", o->timing.by_op, "mmdit, flux, T5: where the time of one run goes");
   add_yes(c, o->yes);
   return [o, flags] {
     flags->resolve();
     const LoadOptions& load = o->load;
     std::string model = model_folder(o->model, {.variant = load.variant, .yes = o->yes});
-    auto runtime = [&] { return make_runtime(load.device, load.dtype, load.threads, load.stop); };
+    auto runtime = [&] { return make_runtime(load); };
     std::vector<std::pair<std::string, Tensor>> results;
     if (is_mmdit(o->component)) {
-      results = {evaluate_mmdit(model, o->component, SafetensorsFile::open(o->input), runtime())};
+      results = {evaluate_mmdit(model, o->component, SafetensorsFile::open(o->input), runtime(), o->timing)};
     } else if (is_video_ae(o->component)) {
       results = {evaluate_video_ae(model, o->component, SafetensorsFile::open(o->input), runtime(), o->tiles)};
     } else if (is_text_encoder(model)) {
       if (o->component != "text_encoder")
         fail(ErrorKind::usage, "unknown component '" + o->component + "' (the folder holds a text_encoder)");
-      results = evaluate_text_encoder(model, SafetensorsFile::open(o->input), runtime());
+      results = evaluate_text_encoder(model, SafetensorsFile::open(o->input), runtime(), o->timing);
     } else {
       Pipeline p = Pipeline::load(model, load);
       results = {evaluate(p, o->component, SafetensorsFile::open(o->input))};
@@ -357,13 +267,16 @@ Command add_inspect(CLI::App& app) {
   CLI::App* c = app.add_subcommand("inspect", "Show what a model folder holds and what it needs");
   auto flags = std::make_shared<SettingFlags>(*c);
   flags->bind("model.name", o->model, "model");
-  c->add_option("--graph", o->graph, "Print the compiled graph of a component")
+  c->add_option("--graph", o->graph, "Print the compiled graph of a component (of a film's: transformer)")
       ->check(CLI::IsMember({"text_encoder", "transformer", "vae.encode", "vae.decode"}));
   bind_load_options(*flags, o->load);
   add_yes(c, o->yes);
   return [o, flags] {
     flags->resolve();
-    return inspect(model_folder(o->model, {.variant = o->load.variant, .yes = o->yes}), o->graph, o->load);
+    const LoadOptions& load = o->load;
+    std::string folder = model_folder(o->model, {.variant = load.variant, .yes = o->yes});
+    if (!is_mmdit_folder(folder)) return inspect(folder, o->graph, load);
+    return inspect_mmdit(folder, !o->graph.empty(), make_runtime(load));
   };
 }
 

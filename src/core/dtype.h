@@ -39,9 +39,27 @@ struct f16 {
   explicit operator float() const;
 };
 
-// Converts `count` elements to float32. `src` may be f32, f16, bf16, f64 or an integer type.
+// 8-bit float of 4 exponent and 3 mantissa bits without infinities ("E4M3FN", OCP 8-bit floating point specification).
+// Rounds to nearest even and saturates at ±448; a NaN becomes 0x7f with its sign.
+struct f8_e4m3 {
+  uint8_t bits = 0;
+  f8_e4m3() = default;
+  explicit f8_e4m3(float value);
+  explicit operator float() const;
+};
+
+// 4-bit float of 2 exponent and 1 mantissa bit: ±{0, 0.5, 1, 1.5, 2, 3, 4, 6}, in the lower half of `bits` (OCP
+// microscaling formats). Rounds to nearest even and saturates at ±6; there is no NaN, so one becomes 6 with its sign.
+struct f4_e2m1 {
+  uint8_t bits = 0;
+  f4_e2m1() = default;
+  explicit f4_e2m1(float value);
+  explicit operator float() const;
+};
+
+// Converts `count` elements to float32. `src` may be f32, f16, bf16, f64, f8_e4m3, f8_e5m2 or an integer type.
 void to_float(DType dtype, const void* src, float* dst, size_t count);
-// Converts `count` float32 values; `dst` may be f32, f16, bf16, i32, i64 or u8 (integers truncate).
+// Converts `count` float32 values; `dst` may be f32, f16, bf16, f8_e4m3, i32, i64 or u8 (integers truncate).
 void from_float(DType dtype, const float* src, void* dst, size_t count);
 
 }  // namespace kinora

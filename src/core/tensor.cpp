@@ -50,13 +50,20 @@ Tensor Tensor::mapped(Shape shape, DType dtype, std::shared_ptr<void> file, void
   return tensor;
 }
 
-void Tensor::release_pages() const {
-  if (!mapped_ || bytes() == 0) return;
+// On the whole pages that the bytes are in: what a neighbour loses with them it reads again.
+static void advise(const std::byte* data, size_t bytes, int advice) {
   static const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  // Whole pages: what a neighbour loses with them it reads again.
-  uintptr_t begin = reinterpret_cast<uintptr_t>(data_) / page * page;
-  uintptr_t end = (reinterpret_cast<uintptr_t>(data_) + bytes() + page - 1) / page * page;
-  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes + page - 1) / page * page;
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+}
+
+void Tensor::release_pages() const {
+  if (mapped_ && bytes()) advise(data_, bytes(), MADV_DONTNEED);
+}
+
+void Tensor::ask_for_pages() const {
+  if (mapped_ && bytes()) advise(data_, bytes(), MADV_WILLNEED);
 }
 
 Tensor Tensor::reshaped(Shape shape) const {

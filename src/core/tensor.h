@@ -46,6 +46,14 @@ template <>
 constexpr DType dtype_of<uint8_t>() {
   return DType::u8;
 }
+template <>
+constexpr DType dtype_of<int8_t>() {
+  return DType::i8;
+}
+template <>
+constexpr DType dtype_of<f8_e4m3>() {
+  return DType::f8_e4m3;
+}
 
 // 64-byte aligned, uninitialised bytes; throws Error(resource) when the system has no more.
 std::shared_ptr<std::byte[]> allocate_bytes(size_t bytes);
@@ -117,8 +125,11 @@ class Tensor {
   // Gives the memory of a mapped file's bytes back to the system, which reads them again when they are used; does
   // nothing for other bytes.
   void release_pages() const;
+  void ask_for_pages() const;  // that the system may read them now, to have them when they are used
+  bool is_mapped() const { return mapped_; }
   // Lets backends keep the tensor in layouts of their own, for a weight that is read many times.
   void keep_repacked() { repacked_ = std::make_shared<Repacked>(); }
+  void drop_repacked() { repacked_ = nullptr; }
   Repacked* repacked() const { return repacked_.get(); }  // null unless kept
   // A copy with axes reordered: result axis i is this tensor's axis order[i].
   Tensor permuted(std::initializer_list<int> order) const;

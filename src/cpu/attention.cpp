@@ -1,3 +1,5 @@
+#include "ops/attention.h"
+
 #include <algorithm>
 #include <cstring>
 
@@ -36,11 +38,12 @@ Step make_attention(const StepSpec& spec) {
   const Attrs& attrs = spec.node.attrs;
   DType dtype = spec.output().dtype, compute = dtype == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32;
   int64_t batch = q[0], n = q[1], heads = q[2], d = q[3], m = k[1], kv_heads = k[2], window = attrs.integer("window");
-  bool causal = attrs.integer("causal"), biased = spec.inputs.size() == 4;
+  bool causal = attrs.integer("causal");
+  AttentionExtras extras = attention_extras(spec.inputs);
   // Elements from one batch item, head and query to the next in the bias; 0 where one row serves all.
   int64_t bias_item = 0, bias_head = 0, bias_query = 0;
-  if (biased) {
-    const Shape& s = spec.inputs[3].shape;
+  if (extras.bias) {
+    const Shape& s = spec.inputs[extras.bias].shape;
     bias_query = s[2] > 1 ? m : 0;
     bias_head = s[1] > 1 ? s[2] * m : 0;
     bias_item = s[0] > 1 ? s[1] * s[2] * m : 0;
@@ -69,10 +72,11 @@ Step make_attention(const StepSpec& spec) {
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
   step.run = [=](const StepArgs& args) {
-    const float* bias = biased ? static_cast<const float*>(args.in[3]) : nullptr;
-    // Scores of query i to their exponentials; returns the sum of these.
-    auto soften = [&](float* row, int64_t b, int64_t h, int64_t i) {
-      auto count = static_cast<size_t>(m);
+    const float* bias = extras.bias ? static_cast<const float*>(args.in[extras.bias]) : nullptr;
+    const int32_t* lengths = extras.lengths ? static_cast<const int32_t*>(args.in[extras.lengths]) : nullptr;
+    // Scores of query i and the keys before `there` to their exponentials; returns the sum of these.
+    auto soften = [&](float* row, int64_t b, int64_t h, int64_t i, int64_t there) {
+      auto count = static_cast<size_t>(there);
       float factor = scale;
       if (softcap > 0) {
         simd().affine(row, scale / softcap, 0, row, count);
@@ -83,11 +87,12 @@ Step make_attention(const StepSpec& spec) {
         simd().affine(row, factor, 0, row, count);
         factor = 1;
         int64_t first = window > 0 ? std::max<int64_t>(0, i - window + 1) : 0;
-        std::fill(row, row + std::min(first, m), -1e30f);
+        std::fill(row, row + std::min(first, there), -1e30f);
         int64_t end = (i / together + 1) * together;
-        if (end < m) std::fill(row + end, row + m, -1e30f);
+        if (end < there) std::fill(row + end, row + there, -1e30f);
       }
       const float* line = bias ? bias + b * bias_item + h * bias_head + i * bias_query : nullptr;
+      std::fill(row + there, row + m, 0.0f);
       return simd().softmax_row(row, factor, line, count);
     };
     args.pool.run(batch * heads * groups, [&](int64_t task, int worker) {
@@ -96,16 +101,18 @@ Step make_attention(const StepSpec& spec) {
       float *s = ws.at(args, worker, s_at), *y = ws.at(args, worker, y_at), *totals = ws.at(args, worker, total_at);
       auto *pk = ws.at<std::byte>(args, worker, k_at), *pv = ws.at<std::byte>(args, worker, v_at);
       auto *workspace = ws.at<std::byte>(args, worker, work_at), *p = ws.at<std::byte>(args, worker, p_at);
-      gather_rows(dtype, compute, args.in[1], (b * m * kv_heads + kv) * d, kv_heads * d, m, d, kvs);
+      int64_t there = lengths ? std::clamp<int64_t>(lengths[b], 1, m) : m;
+      std::memset(kvs + static_cast<size_t>(there * d) * element, 0, static_cast<size_t>((m - there) * d) * element);
+      gather_rows(dtype, compute, args.in[1], (b * m * kv_heads + kv) * d, kv_heads * d, there, d, kvs);
       scores[0].pack(kvs, d, true, pk);
-      gather_rows(dtype, compute, args.in[2], (b * m * kv_heads + kv) * d, kv_heads * d, m, d, kvs);
+      gather_rows(dtype, compute, args.in[2], (b * m * kv_heads + kv) * d, kv_heads * d, there, d, kvs);
       results[0].pack(kvs, d, false, pv);
       for (int64_t i = group * kBlocks; i < std::min(blocks, (group + 1) * kBlocks); ++i) {
         size_t which = i == blocks - 1 ? 1 : 0;
         int64_t rows = which ? tail : block, first = (b * n + i * block) * heads + h;
         gather_rows(dtype, compute, args.in[0], first * d, heads * d, rows, d, qs);
         scores[which].run(qs, pk, s, workspace);
-        for (int64_t r = 0; r < rows; ++r) totals[r] = soften(s + r * m, b, h, i * block + r);
+        for (int64_t r = 0; r < rows; ++r) totals[r] = soften(s + r * m, b, h, i * block + r, there);
         const void* weights = s;
         if (compute != DType::f32) {
           simd().store(compute, s, p, static_cast<size_t>(rows * m));

@@ -9,6 +9,7 @@
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 #include "ops/reduce.h"
 #include "ops/shaping.h"
 
@@ -49,29 +50,42 @@ const Backend& backend() {
       Kernel{&kMax, make_max},
       Kernel{&kSoftmax, make_softmax},
       Kernel{&kLayerNorm, make_layer_norm},
-      Kernel{&kRmsNorm, make_rms_norm},
+      Kernel{&kRmsNorm, make_rms_norm,
+             [](const StepSpec& spec) { return spec.inputs[0].dtype == spec.output().dtype; }},
       Kernel{&kGroupNorm, make_group_norm, supports_group_norm},
       Kernel{&kMatmul, make_matmul},
       Kernel{&kLinear, make_linear},
-      Kernel{&kLinearAdd, make_linear},
+      Kernel{&kLinearAdd, make_linear,
+             [](const StepSpec& spec) { return spec.inputs[1].dtype == spec.output().dtype; }},
       Kernel{&kGather, make_gather},
       Kernel{&kScatterRows, make_scatter_rows},
       Kernel{&kConv2d, make_conv2d, supports_conv2d},
       Kernel{&kDepthwiseGlu, make_depthwise_glu, supports_depthwise_glu},
       Kernel{&kConv3d, make_conv3d, supports_conv3d},
-      Kernel{&kAttention, make_block_attention, supports_block_attention},
-      Kernel{&kAttention, make_attention},
-      Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention},
+      Kernel{.op = &kAttention, .make = make_block_attention, .supports = supports_block_attention, .variant = "flash"},
+      Kernel{.op = &kAttention, .make = make_attention, .variant = "flash"},
+      Kernel{.op = &kAttention, .make = nullptr, .variant = "math"},
+      Kernel{.op = &kLinearAttention,
+             .make = make_linear_attention,
+             .supports = supports_linear_attention,
+             .variant = "linear"},
       Kernel{&kRope, make_rope},
       Kernel{&kGlu, make_glu},
+      Kernel{&kQuantizedLinear, make_linear, supports_quantized_linear},
+      Kernel{&kQuantizedLinearRows, make_linear},
+      Kernel{&kDequantize, make_dequantize},
+      Kernel{&kQuantizeRows, make_quantize_rows},
+      Kernel{&kDequantizeRows, make_dequantize_rows},
   };
-  static const Backend instance{"cpu", kernels};
+  static constexpr Graph (*kPasses[])(const Graph&) = {use_quantized_products, share_quantized_rows};
+  static const Backend instance{"cpu", kernels, kPasses};
   return instance;
 }
 
 std::string description() {
   return std::string("own kernels: ") + simd().name +
-         ", bfloat16 products: " + (has_native_bf16() ? "native" : "as float32");
+         ", bfloat16 products: " + (has_native_bf16() ? "native" : "as float32") +
+         ", int8 products: " + (has_native_int8() ? "native" : "as floats");
 }
 
 }  // namespace kinora::cpu

@@ -241,6 +241,7 @@ Step make_depthwise(const StepSpec& spec) {
 }  // namespace
 
 bool supports_conv3d(const StepSpec& spec) {
+  if (spec.node.attrs.text("weight_layout") != "oithw") return false;
   Geometry g(spec);
   const std::string& act = spec.node.attrs.text("act");
   return (g.groups == 1 || (g.depthwise() && act == "none")) && spec.output().shape.numel() > 0 &&

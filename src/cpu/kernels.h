@@ -30,7 +30,8 @@ Step make_rms_norm(const StepSpec& spec);
 Step make_group_norm(const StepSpec& spec);
 bool supports_group_norm(const StepSpec& spec);
 
-Step make_linear(const StepSpec& spec);  // linear_add too
+Step make_linear(const StepSpec& spec);  // linear_add, quantized_linear and quantized_linear_rows too
+bool supports_quantized_linear(const StepSpec& spec);
 Step make_matmul(const StepSpec& spec);
 Step make_gather(const StepSpec& spec);
 Step make_scatter_rows(const StepSpec& spec);
@@ -40,6 +41,10 @@ Step make_depthwise_glu(const StepSpec& spec);
 bool supports_depthwise_glu(const StepSpec& spec);
 Step make_conv3d(const StepSpec& spec);
 bool supports_conv3d(const StepSpec& spec);
+
+Step make_dequantize(const StepSpec& spec);
+Step make_quantize_rows(const StepSpec& spec);
+Step make_dequantize_rows(const StepSpec& spec);
 
 Step make_attention(const StepSpec& spec);
 Step make_block_attention(const StepSpec& spec);

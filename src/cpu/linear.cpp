@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/onednn.h"
+#include "ops/quantize.h"
 
 namespace kinora::cpu {
 namespace {
@@ -27,15 +28,33 @@ Unary activation_of(const std::string& name) {
   fail(ErrorKind::internal, "linear: unknown activation " + name);
 }
 
-// Where the inputs of `linear` and `linear_add` stand, and what is done to their product.
+// Where the inputs of a product stand (linear, linear_add, quantized_linear, quantized_linear_rows), and what is done
+// to it.
 struct Inputs {
-  size_t x = 0, weight = 1, residual = 0, gate = 3, bias = 2;
+  size_t x = 0, weight = 1, residual = 0, gate = 3, bias = 2, scale = 0, scale_2 = 0;
   bool has_bias = false, has_gate = false, has_residual = false, has_act = false;
+  bool quantized = false, rows = false;  // rows: x is what quantize_rows made
   Unary act = Unary::silu;
 
   explicit Inputs(const StepSpec& spec) {
     const Attrs& attrs = spec.node.attrs;
     has_residual = spec.node.op->name == "linear_add";
+    quantized = spec.node.op->name.starts_with("quantized_");
+    if (quantized) {
+      rows = spec.node.op->name == "quantized_linear_rows";
+      QuantizedInputs at(attrs);
+      scale = at.scale;
+      scale_2 = at.scale_2;
+      residual = at.residual;
+      gate = at.gate;
+      bias = at.bias;
+      has_residual = residual;
+      has_gate = gate;
+      has_bias = bias;
+      has_act = attrs.text("act") != "none";
+      if (has_act) act = activation_of(attrs.text("act"));
+      return;
+    }
     if (has_residual) {
       x = 1;
       weight = 2;
@@ -55,18 +74,31 @@ struct Epilogue {
   Inputs in;
   DType type, bias_type = DType::f32;
   int64_t n;
+  int64_t row_codes = 0;  // bytes of the codes before the scales of quantized rows
+  bool whole = false;     // the product is of int32
   std::vector<int64_t> gates;
 
   explicit Epilogue(const StepSpec& spec) : in(spec), type(spec.output().dtype), n(spec.output().shape[-1]) {
+    if (in.rows) row_codes = spec.inputs[in.x].shape[0] - 4 * (spec.output().shape.numel() / std::max<int64_t>(n, 1));
     if (in.has_bias) bias_type = spec.inputs[in.bias].dtype;
     if (in.has_gate) gates = row_index(spec.inputs[in.gate].shape, spec.output().shape);
   }
 
   // c [rows, width] is the product at (row, column) of the result.
   void store(const StepArgs& args, float* c, int64_t row, int64_t rows, int64_t column, int64_t width) const {
-    float bias[kPanel], gate[kPanel];
+    float bias[kPanel], gate[kPanel], same[kPanel];
     auto count = static_cast<size_t>(width);
-    RowFinish f{.act = in.has_act, .unary = in.act, .type = type};
+    RowFinish f{.whole = whole, .act = in.has_act, .unary = in.act, .type = type};
+    const float* factors = nullptr;
+    if (in.quantized && in.scale_2) {
+      std::fill_n(same, width, *static_cast<const float*>(args.in[in.scale_2]));
+      f.scale = same;
+    } else if (in.quantized) {
+      f.scale = static_cast<const float*>(args.in[in.scale]) + column;
+    }
+    if (in.rows) {
+      factors = reinterpret_cast<const float*>(static_cast<const std::byte*>(args.in[in.x]) + row_codes);
+    }
     if (in.has_bias) {
       simd().load(bias_type, advance(args.in[in.bias], bias_type, column), bias, count);
       f.bias = bias;
@@ -74,6 +106,7 @@ struct Epilogue {
     int64_t loaded = -1;
     for (int64_t r = 0; r < rows; ++r) {
       int64_t at = (row + r) * n + column;
+      if (factors) f.factor = factors[row + r];
       if (in.has_residual) f.residual = advance(args.in[in.residual], type, at);
       if (in.has_gate && gates[static_cast<size_t>(row + r)] != loaded) {
         loaded = gates[static_cast<size_t>(row + r)];
@@ -121,23 +154,68 @@ int64_t block_rows(int64_t items, int64_t m, int64_t n) {
   return rows;
 }
 
-Step few_rows(const StepSpec& spec, int64_t m, int64_t n, int64_t k) {
+// Rows of k elements in another type, by way of `line` [k]. Codes of quantized weights become the numbers they stand
+// for without their row's scale, which is applied to the product; all of them are exact in bfloat16.
+struct RowConversion {
+  DType from, to;
+  int64_t k;
+  bool fp4 = false;
+  // `scales`: of nvfp4 alone.
+  void run(const void* source, const void* scales, int64_t first, int64_t rows, std::byte* target, float* line) const {
+    auto n = static_cast<size_t>(k);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::byte* out = advance(target, to, r * k);
+      float* floats = to == DType::f32 ? reinterpret_cast<float*>(out) : line;
+      if (fp4) {
+        simd().load_fp4(static_cast<const uint8_t*>(source) + (first + r) * k / 2,
+                        static_cast<const uint8_t*>(scales) + (first + r) * k / kNvfp4Block, floats, n);
+      } else {
+        simd().load(from, advance(source, from, (first + r) * k), floats, n);
+      }
+      if (to != DType::f32) simd().store(to, line, out, n);
+    }
+  }
+};
+
+// How the operands of a product are stored.
+struct Stored {
+  DType x, weight;
+  bool fp4 = false;
+  int64_t n, k;
+  Stored(const StepSpec& spec, const Inputs& in) : x(spec.inputs[in.x].dtype), weight(spec.inputs[in.weight].dtype) {
+    fp4 = in.scale_2 != 0;
+    if (in.rows) x = weight;
+    n = spec.inputs[in.weight].shape[0];
+    k = spec.inputs[in.weight].shape[1] * (fp4 ? 2 : 1);
+  }
+  RowConversion weights_to(DType to) const { return {weight, to, k, fp4}; }
+  // In which the product is computed: x's precision is kept, whole numbers and FP8 lose nothing in bfloat16.
+  DType compute() const {
+    if (x == DType::i8 && has_native_int8()) return DType::i8;
+    return x != DType::f32 && x != DType::f16 && has_native_bf16() ? DType::bf16 : DType::f32;
+  }
+};
+
+Step few_rows(const StepSpec& spec, int64_t m) {
   Epilogue epilogue(spec);
-  size_t x_in = epilogue.in.x, w_in = epilogue.in.weight;
-  DType xt = spec.inputs[x_in].dtype, wt = spec.inputs[w_in].dtype;
+  size_t x_in = epilogue.in.x, w_in = epilogue.in.weight, s_in = epilogue.in.scale;
+  Stored stored(spec, epilogue.in);
+  int64_t n = stored.n, k = stored.k;
+  DType xt = stored.x;
+  RowConversion w_rows = stored.weights_to(DType::f32);
   Workspace ws;
   size_t w_row = ws.add(static_cast<size_t>(k) * 4), x_rows = ws.add(static_cast<size_t>(m * k) * 4),
          y_rows = ws.add(static_cast<size_t>(m * kPanel) * 4);
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
-  step.in_place = epilogue.in.has_residual;
+  step.in_place = epilogue.in.has_residual && !epilogue.in.quantized;
   step.run = [=](const StepArgs& args) {
     args.pool.run((n + kPanel - 1) / kPanel, [&](int64_t panel, int worker) {
       float *w = ws.at(args, worker, w_row), *x = ws.at(args, worker, x_rows), *y = ws.at(args, worker, y_rows);
       simd().load(xt, args.in[x_in], x, static_cast<size_t>(m * k));
       int64_t begin = panel * kPanel, width = std::min(kPanel, n - begin);
       for (int64_t c = 0; c < width; ++c) {
-        simd().load(wt, advance(args.in[w_in], wt, (begin + c) * k), w, static_cast<size_t>(k));
+        w_rows.run(args.in[w_in], args.in[s_in], begin + c, 1, reinterpret_cast<std::byte*>(w), nullptr);
         for (int64_t r = 0; r < m; ++r) y[r * width + c] = simd().dot(x + r * k, w, static_cast<size_t>(k));
       }
       epilogue.store(args, y, 0, m, begin, width);
@@ -146,77 +224,68 @@ Step few_rows(const StepSpec& spec, int64_t m, int64_t n, int64_t k) {
   return step;
 }
 
-// Rows of k elements in another type, by way of `line` [k].
-struct RowConversion {
-  DType from, to;
-  int64_t k;
-  void run(const void* source, int64_t rows, std::byte* target, float* line) const {
-    auto n = static_cast<size_t>(k);
-    for (int64_t r = 0; r < rows; ++r) {
-      std::byte* out = advance(target, to, r * k);
-      float* floats = to == DType::f32 ? reinterpret_cast<float*>(out) : line;
-      simd().load(from, advance(source, from, r * k), floats, n);
-      if (to != DType::f32) simd().store(to, line, out, n);
-    }
-  }
-};
-
 }  // namespace
 
 Step make_linear(const StepSpec& spec) {
   Epilogue epilogue(spec);
-  size_t x_in = epilogue.in.x, w_in = epilogue.in.weight;
-  const Shape& x = spec.inputs[x_in].shape;
-  int64_t n = spec.inputs[w_in].shape[0], k = spec.inputs[w_in].shape[1];
-  int64_t items = x.rank() > 2 ? x[0] : 1, total = x.numel() / std::max<int64_t>(k, 1),
-          m = total / std::max<int64_t>(items, 1);
-  if (m <= kFewRows) return few_rows(spec, total, n, k);
+  size_t x_in = epilogue.in.x, w_in = epilogue.in.weight, s_in = epilogue.in.scale;
+  const Shape& out = spec.output().shape;
+  Stored stored(spec, epilogue.in);
+  int64_t n = stored.n, k = stored.k, total = out.product(0, out.rank() - 1);
+  int64_t items = out.rank() > 2 ? out[0] : 1, m = total / std::max<int64_t>(items, 1);
+  if (m <= kFewRows) return few_rows(spec, total);
 
-  DType xt = spec.inputs[x_in].dtype, wt = spec.inputs[w_in].dtype;
-  DType compute = xt == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32;
+  DType xt = stored.x, wt = stored.weight, compute = stored.compute();
+  epilogue.whole = compute == DType::i8;
   bool convert_x = xt != compute, convert_w = wt != compute;
-  RowConversion x_rows{xt, compute, k}, w_rows{wt, compute, k};
+  RowConversion x_rows{xt, compute, k}, w_rows = stored.weights_to(compute);
   PanelProducts products(m, n, k, block_rows(items, m, n), compute);
   int64_t panels = products.panels.count, blocks = products.rows.count;
   // A packed copy replaces the stored weight in memory, so it must not be larger.
   bool smaller = dtype_size(compute) <= dtype_size(wt);
-  Tensor weight = spec.values[w_in] && smaller ? *spec.values[w_in] : Tensor();
+  bool as_stored = compute == DType::i8;
+  Tensor weight = spec.values[w_in] && smaller && !as_stored ? *spec.values[w_in] : Tensor();
   bool keep = weight.defined() && weight.repacked();
   std::string layout = std::string(dtype_name(compute)) + " panels of " + std::to_string(products.panels.full) + " x " +
                        std::to_string(k) + ", " + std::to_string(products.packed) + " bytes each";
-  int64_t part = keep ? panels : std::clamp<int64_t>(static_cast<int64_t>(kPackedPart / products.packed), 1, panels);
+  int64_t part =
+      keep || as_stored ? panels : std::clamp<int64_t>(static_cast<int64_t>(kPackedPart / products.packed), 1, panels);
 
   Workspace ws;
   size_t element = dtype_size(compute);
   size_t panel_at = ws.add(convert_w ? static_cast<size_t>(kPanel * k) * element : 0);
   size_t line_at = ws.add(convert_w || convert_x ? static_cast<size_t>(k) * 4 : 0);
+  size_t block_at = ws.add(sizeof(int64_t));  // which rows of x the thread has converted last
   size_t x_at = ws.add(convert_x ? static_cast<size_t>(products.rows.full * k) * element : 0);
   size_t y_at = ws.add(static_cast<size_t>(products.rows.full * kPanel) * 4), work_at = ws.add(products.workspace);
   size_t packed_at = ws.total(spec.threads);
   Step step;
-  step.scratch_bytes = packed_at + (keep ? 0 : static_cast<size_t>(part) * products.packed);
-  step.in_place = epilogue.in.has_residual;
+  step.scratch_bytes = packed_at + (keep || as_stored ? 0 : static_cast<size_t>(part) * products.packed);
+  step.in_place = epilogue.in.has_residual && !epilogue.in.quantized;
 
   auto pack = [=](const StepArgs& args, int64_t first, int64_t count, std::byte* target) {
     args.pool.run(count, [&](int64_t i, int worker) {
       int64_t width = products.panels.size(first + i);
-      const void* w = advance(args.in[w_in], wt, (first + i) * kPanel * k);
+      int64_t row = (first + i) * kPanel;
+      const void* w = convert_w ? ws.at<std::byte>(args, worker, panel_at) : advance(args.in[w_in], wt, row * k);
       if (convert_w) {
-        auto* converted = ws.at<std::byte>(args, worker, panel_at);
-        w_rows.run(w, width, converted, ws.at(args, worker, line_at));
-        w = converted;
+        w_rows.run(args.in[w_in], args.in[s_in], row, width, ws.at<std::byte>(args, worker, panel_at),
+                   ws.at(args, worker, line_at));
       }
       products.at(0, first + i).pack(w, k, true, target + static_cast<size_t>(i) * products.packed);
     });
   };
   auto multiply = [=](const StepArgs& args, int64_t first, int64_t count, const std::byte* packed) {
+    for (int worker = 0; worker < args.pool.size(); ++worker) *ws.at<int64_t>(args, worker, block_at) = -1;
     args.pool.run(items * blocks * count, [&](int64_t task, int worker) {
-      int64_t block = task % blocks, item = task / blocks % items, panel = first + task / blocks / items;
+      int64_t panel = first + task % count, block = task / count % blocks, item = task / count / blocks;
       int64_t rows = products.rows.size(block), row = item * m + block * products.rows.full;
       const void* a = advance(args.in[x_in], xt, row * k);
       if (convert_x) {
         auto* converted = ws.at<std::byte>(args, worker, x_at);
-        x_rows.run(a, rows, converted, ws.at(args, worker, line_at));
+        int64_t& last = *ws.at<int64_t>(args, worker, block_at);
+        if (last != row) x_rows.run(a, nullptr, 0, rows, converted, ws.at(args, worker, line_at));
+        last = row;
         a = converted;
       }
       float* c = ws.at(args, worker, y_at);
@@ -226,6 +295,7 @@ Step make_linear(const StepSpec& spec) {
     });
   };
   step.run = [=](const StepArgs& args) {
+    if (as_stored) return multiply(args, 0, panels, static_cast<const std::byte*>(args.in[w_in]));
     if (keep) {
       auto packed =
           weight.repacked()->get(layout, static_cast<size_t>(panels) * products.packed, [&](std::byte* memory) {
@@ -241,6 +311,11 @@ Step make_linear(const StepSpec& spec) {
     }
   };
   return step;
+}
+
+// Rows are quantized by a step of their own (share_quantized_rows).
+bool supports_quantized_linear(const StepSpec& spec) {
+  return !quantizes_rows(QuantizedInputs(spec.node.attrs).format);
 }
 
 // The general product of two activations, always computed in float32; one task per batch item and panel.

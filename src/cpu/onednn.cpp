@@ -20,6 +20,7 @@ dnnl::stream& stream() {
 }
 
 dnnl::memory::data_type type_of(DType dtype) {
+  if (dtype == DType::i8) return dnnl::memory::data_type::s8;
   return dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
 }
 
@@ -67,6 +68,11 @@ bool has_native_bf16() {
   return __builtin_cpu_supports("avx512bf16") && dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core_bf16;
 }
 
+// Without VNNI oneDNN's sums of int8 products saturate on the way.
+bool has_native_int8() {
+  return __builtin_cpu_supports("avx512vnni") && dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core_vnni;
+}
+
 struct MatmulPrimitive::State {
   dnnl::matmul::primitive_desc desc;
   dnnl::matmul primitive;
@@ -81,8 +87,11 @@ MatmulPrimitive::MatmulPrimitive(const Shape& s, const MatmulPrimitive* alike) :
     using Desc = dnnl::memory::desc;
     auto type = type_of(s.dtype);
     Desc a({s.m, s.k}, type, dnnl::memory::dims{s.k, 1});
-    Desc b = alike ? alike->state_->desc.weights_desc() : Desc({s.k, s.n}, type, dnnl::memory::format_tag::any);
-    Desc c({s.m, s.n}, dnnl::memory::data_type::f32, dnnl::memory::dims{s.n, 1});
+    Desc b = s.dtype == DType::i8 ? Desc({s.k, s.n}, type, dnnl::memory::dims{1, s.k})
+             : alike              ? alike->state_->desc.weights_desc()
+                                  : Desc({s.k, s.n}, type, dnnl::memory::format_tag::any);
+    auto sums = s.dtype == DType::i8 ? dnnl::memory::data_type::s32 : dnnl::memory::data_type::f32;
+    Desc c({s.m, s.n}, sums, dnnl::memory::dims{s.n, 1});
 #if DNNL_VERSION_MAJOR >= 3
     state_->desc = dnnl::matmul::primitive_desc(engine(), a, b, c, user_scratchpad());
 #else
@@ -92,6 +101,7 @@ MatmulPrimitive::MatmulPrimitive(const Shape& s, const MatmulPrimitive* alike) :
     state_->a = a;
     state_->c = c;
     state_->shape = s;
+    if (s.dtype == DType::i8) return;
     state_->from_rows_of_k =
         std::make_shared<Reorder>(Desc({s.k, s.n}, type, dnnl::memory::dims{1, s.k}), state_->desc.weights_desc());
     state_->from_rows_of_n =
@@ -115,7 +125,7 @@ void MatmulPrimitive::pack(const void* b, int64_t ldb, bool transposed, void* pa
   });
 }
 
-void MatmulPrimitive::run(const void* a, const void* packed, float* c, void* workspace) const {
+void MatmulPrimitive::run(const void* a, const void* packed, void* c, void* workspace) const {
   use_one_thread();
   guarded([&] {
     state_->primitive.execute(stream(), {{DNNL_ARG_SRC, wrap(state_->a, a)},

@@ -11,8 +11,10 @@
 namespace kinora::cpu {
 
 bool has_native_bf16();  // products of bf16 run faster than those of f32 on this machine
+bool has_native_int8();  // and those of int8, with sums that are exact
 
-// C[m, n] = A[m, k] · B, f32 result; A and B are f32 or bf16 (`dtype`); the rows of A and C follow one another.
+// C[m, n] = A[m, k] · B, f32 result; A and B are f32, bf16 or, with a result of int32, i8 (`dtype`); the rows of A and
+// C follow one another. i8 is not packed: B is rows of k, n·k bytes.
 class MatmulPrimitive {
  public:
   struct Shape {
@@ -25,7 +27,7 @@ class MatmulPrimitive {
   size_t packed_bytes() const;
   // B as rows of k (`transposed`: element (k, n) at b[n·ldb + k]) or rows of n (at b[k·ldb + n]).
   void pack(const void* b, int64_t ldb, bool transposed, void* packed) const;
-  void run(const void* a, const void* packed, float* c, void* workspace) const;
+  void run(const void* a, const void* packed, void* c, void* workspace) const;
   size_t workspace_bytes() const;
 
  private:

@@ -13,8 +13,11 @@ namespace kinora::cpu {
 enum class Unary { exp, log, sqrt, rsqrt, sin, cos, tanh, erf, sigmoid, relu, step, silu, gelu_tanh, gelu, quick_gelu };
 enum class Binary { add, sub, mul, div };
 
-// y = residual + gate·act(c + bias), columnwise; what is null is left out.
+// y = residual + gate·act(c·scale·factor + bias), columnwise; what is null is left out.
 struct RowFinish {
+  const float* scale = nullptr;
+  float factor = 1;    // goes with scale
+  bool whole = false;  // c holds int32 numbers
   const float* bias = nullptr;
   const float* gate = nullptr;
   const void* residual = nullptr;  // of y's type
@@ -35,7 +38,7 @@ struct DepthwiseRow {
 
 struct Simd {
   const char* name;
-  void (*load)(DType dtype, const void* src, float* dst, size_t n);
+  void (*load)(DType dtype, const void* src, float* dst, size_t n);  // float types, and codes of 8 bits as they are
   void (*store)(DType dtype, const float* src, void* dst, size_t n);
   void (*unary)(Unary op, const float* x, float* y, size_t n);  // y may be x
   // Strides are 0 (one value) or 1. y may be a or b.
@@ -64,6 +67,11 @@ struct Simd {
   // y_n = (state·relu(q_n))[:d] / ((state·relu(q_n))[d] + eps); state_t is its first d rows transposed, then its last.
   void (*linear_apply)(DType type, const void* q, void* y, size_t stride, size_t n, size_t d, const float* state_t,
                        float eps);
+  // nvfp4 without scale_2: n values, a multiple of 16, of their codes and E4M3 scales.
+  void (*load_fp4)(const uint8_t* codes, const uint8_t* scales, float* dst, size_t n);
+  float (*peak)(const float* x, size_t n);  // the largest magnitude by its bits: NaN counts most
+  // Codes (i8 or f8_e4m3) of x·inverse, which must be finite.
+  void (*quantize)(DType type, const float* x, float inverse, void* codes, size_t n);
 };
 
 const Simd& simd();  // the best for this machine

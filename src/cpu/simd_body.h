@@ -24,9 +24,15 @@ Vec load_vec(const float* p) {
   return v;
 }
 
+#include "cpu/simd_quantized.h"
+
 void load(DType dtype, const void* src, float* dst, size_t n) {
   if (dtype == DType::f32) {
     if (n) std::memcpy(dst, src, n * sizeof(float));
+  } else if (dtype == DType::i8) {
+    load_i8(static_cast<const int8_t*>(src), dst, n);
+  } else if (dtype == DType::f8_e4m3) {
+    load_e4m3(static_cast<const uint8_t*>(src), dst, n);
   } else if (dtype == DType::bf16) {
     const auto* bits = static_cast<const uint16_t*>(src);
     for (size_t i = 0; i < n; ++i) dst[i] = std::bit_cast<float>(static_cast<uint32_t>(bits[i]) << 16);
@@ -71,7 +77,6 @@ void store(DType dtype, const float* src, void* dst, size_t n) {
 Vec load_as(const float* p) { return load_vec(p); }
 Vec load_as(const bf16* p) {
   using Halves [[gnu::vector_size(32)]] = uint16_t;
-  using Words [[gnu::vector_size(64)]] = uint32_t;
   Halves halves;
   std::memcpy(&halves, p, sizeof halves);
   Words words = __builtin_convertvector(halves, Words) << 16;
@@ -300,6 +305,12 @@ float softmax_row(float* x, float scale, const float* bias, size_t n) {
 }
 
 void finish_row(const RowFinish& f, float* c, void* y, size_t n) {
+  if (f.whole) {
+    for (size_t i = 0; i < n; ++i) c[i] = static_cast<float>(std::bit_cast<int32_t>(c[i]));
+  }
+  if (f.scale) {
+    for (size_t i = 0; i < n; ++i) c[i] *= f.scale[i] * f.factor;
+  }
   if (f.bias) {
     for (size_t i = 0; i < n; ++i) c[i] += f.bias[i];
   }
@@ -510,8 +521,27 @@ void linear_apply(DType type, const void* q, void* y, size_t stride, size_t n, s
 
 }  // namespace
 
-const Simd KINORA_SIMD{
-    KINORA_SIMD_NAME, load, store,     unary,   binary,     affine,      clamp,         sum,          max,         dot,
-    sum_square_diff,  axpy, normalize, exp_sum, finish_row, softmax_row, depthwise_row, linear_state, linear_apply};
+const Simd KINORA_SIMD{KINORA_SIMD_NAME,
+                       load,
+                       store,
+                       unary,
+                       binary,
+                       affine,
+                       clamp,
+                       sum,
+                       max,
+                       dot,
+                       sum_square_diff,
+                       axpy,
+                       normalize,
+                       exp_sum,
+                       finish_row,
+                       softmax_row,
+                       depthwise_row,
+                       linear_state,
+                       linear_apply,
+                       load_fp4,
+                       peak,
+                       quantize};
 
 }  // namespace kinora::cpu

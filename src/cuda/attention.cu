@@ -4,18 +4,21 @@
 #include "cuda/attention.cuh"
 #include "cuda/kernels.h"
 #include "cuda/mma.cuh"
+#include "ops/attention.h"
 
 namespace kinora::cuda {
 namespace {
 
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kThreads = 128, kWarps = kThreads / 32;
+constexpr int kMostDims = 512;
 
 // Rows first .. first + kRows of a head, as [kRows, D + 8] with zeros past the last row and past d. A row's 16-byte
 // pieces are odd in number, so that the eight rows of an ldmatrix fall into different banks.
-template <class T, int D, int kRows>
+template <class T, int D, int kRows, int kBlock = kThreads>
 __device__ inline void load_tile(T* tile, const T* rows, int64_t stride, int first, int count, const AttentionArgs& a) {
-  constexpr int kStride = D + 8, kLanes = D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : 32, kStep = kThreads / kLanes;
+  constexpr int kStride = D + 8, kLanes = D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : D <= 256 ? 32 : 64;
+  constexpr int kStep = kBlock / kLanes;
   if (a.vectors) {
     int row = static_cast<int>(threadIdx.x) / kLanes, column = static_cast<int>(threadIdx.x) % kLanes * 8;
     if (D < 8 * kLanes && column >= D) return;
@@ -29,7 +32,7 @@ __device__ inline void load_tile(T* tile, const T* rows, int64_t stride, int fir
     }
   } else {
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * D; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < kRows * D; i += kBlock) {
       int row = i / D, column = i % D;
       bool there = first + row < count && column < a.d;
       tile[row * kStride + column] = there ? rows[(first + row) * stride + column] : from_float<T>(0.0f);
@@ -69,12 +72,13 @@ __device__ inline void finish_scores(float (&s)[MT][NT][4], const AttentionArgs&
   }
   if (a.causal) {
 #pragma unroll
-    for (int i = 0; i < MT; ++i) {
+    for (int i = 0; i < 2 * MT; ++i) {
+      SeenKeys seen = seen_keys(a, row + 8 * i);
 #pragma unroll
       for (int t = 0; t < NT; ++t) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (hidden(a, row + 16 * i + e / 2 * 8, column + 8 * t + e % 2)) s[i][t][e] = __fmul_rn(kHidden, kLog2e);
+        for (int e = 0; e < 2; ++e) {
+          if (seen.hides(column + 8 * t + e)) s[i / 2][t][i % 2 * 2 + e] = __fmul_rn(kHidden, kLog2e);
         }
       }
     }
@@ -102,6 +106,17 @@ __device__ inline void finish_scores(float (&s)[MT][NT][4], const AttentionArgs&
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float* bias = bias_row(a, p, row + 16 * i + 8 * half);
+      if (a.bias_pairs) {
+#pragma unroll
+        for (int t = 0; t < NT; ++t) {
+          int key = column + 8 * t;
+          float2 x{};
+          if (key < a.m) x = __ldg(reinterpret_cast<const float2*>(bias + key));
+          s[i][t][2 * half] = __fadd_rn(s[i][t][2 * half], __fmul_rn(x.x, kLog2e));
+          s[i][t][2 * half + 1] = __fadd_rn(s[i][t][2 * half + 1], __fmul_rn(x.y, kLog2e));
+        }
+        continue;
+      }
 #pragma unroll
       for (int t = 0; t < NT; ++t) {
 #pragma unroll
@@ -210,11 +225,12 @@ __device__ inline void weigh(float (&s)[MT][NT][4], float (&o)[MT][DT][4], Softm
   }
 }
 
-// A warp's [16·MT, d] results, through its own rows of shared memory so that they leave 16 bytes at a time.
-template <class T, int D, int MT>
+// A warp's [16·MT, D] results, dimensions from `begin` on, through its own rows of shared memory so that they leave 16
+// bytes at a time.
+template <class T, int D, int MT, int kStride = D + 8>
 __device__ inline void write_rows(float (&o)[MT][D / 8][4], Softmax<MT>& soft, T* tile, const AttentionArgs& a,
-                                  const AttentionPlace& p, int first) {
-  constexpr int kStride = D + 8, kPacks = D / 8;
+                                  const AttentionPlace& p, int first, int begin = 0) {
+  constexpr int kPacks = D / 8;
   int lane = static_cast<int>(threadIdx.x) % 32;
   __syncwarp();
 #pragma unroll
@@ -234,12 +250,12 @@ __device__ inline void write_rows(float (&o)[MT][D / 8][4], Softmax<MT>& soft, T
     }
   }
   __syncwarp();
-  T* out = static_cast<T*>(a.out) + (static_cast<int64_t>(p.batch) * a.n * a.heads + p.head) * a.d;
-  int64_t stride = static_cast<int64_t>(a.heads) * a.d;
+  T* out = static_cast<T*>(a.out) + p.batch * a.out_at.batch + p.head * a.out_at.head;
+  int64_t stride = a.out_at.token;
   for (int i = lane; i < 16 * MT * kPacks; i += 32) {
-    int row = i / kPacks, column = i % kPacks * 8;
+    int row = i / kPacks, column = begin + i % kPacks * 8;
     if (first + row >= a.n || column >= a.d) continue;
-    const T* from = tile + row * kStride + column;
+    const T* from = tile + row * kStride + i % kPacks * 8;
     T* to = out + (first + row) * stride + column;
     if (a.out_vectors) {
       store_pack(to, load_pack(from));
@@ -261,14 +277,14 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
   const T* q = head_of<T>(a.q, a.q_at, p.batch, p.head);
   const T* k = head_of<T>(a.k, a.k_at, p.batch, p.head / a.group);
   const T* v = head_of<T>(a.v, a.v_at, p.batch, p.head / a.group);
-  int2 range = key_tiles(a, p.first, kRows, BN);
+  int2 range = key_tiles(a, p, kRows, BN);
   bool plain = !a.bias && !a.causal && a.softcap <= 0 && a.scale > 0;
   float unit = plain ? a.scale * kLog2e : 1.0f;
 
   auto load_keys = [&](int tile) {
     T* to = kv_tiles + (tile - range.x) % 2 * 2 * kTile;
-    load_tile<T, D, BN>(to, k, a.k_at.token, tile * BN, a.m, a);
-    load_tile<T, D, BN>(to + kTile, v, a.v_at.token, tile * BN, a.m, a);
+    load_tile<T, D, BN>(to, k, a.k_at.token, tile * BN, p.keys, a);
+    load_tile<T, D, BN>(to + kTile, v, a.v_at.token, tile * BN, p.keys, a);
     cp_async_commit();
   };
   load_tile<T, D, kRows>(q_tile, q, a.q_at.token, p.first, a.n, a);
@@ -316,11 +332,80 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
     }
     int row = p.first + warp * 16 * MT + lane / 4, column = tile * BN + lane % 4 * 2;
     if (!plain) finish_scores(s, a, p, row, column);
-    if ((tile + 1) * BN > a.m) cut_off(s, column, a.m);
+    if ((tile + 1) * BN > p.keys) cut_off(s, column, p.keys);
     weigh(s, o, soft, unit);
     add_values<T, kStride>(o, s, v_at + offset);
   }
   write_rows<T, D, MT>(o, soft, own, a, p, p.first + warp * 16 * MT);
+}
+
+// For dimensions beyond what a warp can hold sums of: two warps share 16 queries. Both compute the scores, and each the
+// sums of half of the dimensions.
+template <class T, int kGroups, int BN>
+__global__ void __launch_bounds__(64 * kGroups, 1) wide_attention_kernel(const __grid_constant__ AttentionArgs a) {
+  constexpr int D = kMostDims, kHalf = D / 2, kBlock = 64 * kGroups, kRows = 16 * kGroups, kStride = D + 8;
+  constexpr int kTile = BN * kStride;
+  extern __shared__ __align__(16) unsigned char shared[];
+  T *q_tile = reinterpret_cast<T*>(shared), *kv_tiles = q_tile + kRows * kStride;
+  int lane = static_cast<int>(threadIdx.x) % 32, group = static_cast<int>(threadIdx.x) / 64;
+  int begin = static_cast<int>(threadIdx.x) / 32 % 2 * kHalf;  // of this warp's dimensions
+  AttentionPlace p = attention_place(a, kRows);
+  const T* k = head_of<T>(a.k, a.k_at, p.batch, p.head / a.group);
+  const T* v = head_of<T>(a.v, a.v_at, p.batch, p.head / a.group);
+  int2 range = key_tiles(a, p, kRows, BN);
+  bool plain = !a.bias && !a.causal && a.softcap <= 0 && a.scale > 0;
+  float unit = plain ? a.scale * kLog2e : 1.0f;
+
+  auto load_keys = [&](int tile) {
+    T* to = kv_tiles + (tile - range.x) % 2 * 2 * kTile;
+    load_tile<T, D, BN, kBlock>(to, k, a.k_at.token, tile * BN, p.keys, a);
+    load_tile<T, D, BN, kBlock>(to + kTile, v, a.v_at.token, tile * BN, p.keys, a);
+    cp_async_commit();
+  };
+  const T* q = head_of<T>(a.q, a.q_at, p.batch, p.head);
+  load_tile<T, D, kRows, kBlock>(q_tile, q, a.q_at.token, p.first, a.n, a);
+  load_keys(range.x);
+
+  T* own = q_tile + group * 16 * kStride;
+  uint32_t q_at = shared_address(own + lane % 16 * kStride + lane / 16 * 8);
+  uint32_t k_at = shared_address(kv_tiles + (lane / 16 * 8 + lane % 8) * kStride + lane / 8 % 2 * 8);
+  uint32_t v_at = shared_address(kv_tiles + kTile + lane % 16 * kStride + lane / 16 * 8 + begin);
+  float o[1][kHalf / 8][4] = {};
+  Softmax<1> soft{{{kNone, kNone}}, {{0, 0}}};
+  for (int tile = range.x; tile < range.y; ++tile) {
+    cp_async_wait<0>();
+    __syncthreads();  // the tile is there, and everyone is done with the one before
+    if (tile + 1 < range.y) load_keys(tile + 1);
+    auto offset = static_cast<uint32_t>((tile - range.x) % 2 * 2 * kTile * static_cast<int>(sizeof(T)));
+    float s[1][BN / 8][4] = {};
+#pragma unroll 8
+    for (int c = 0; c < D / 16; ++c) {
+      uint32_t queries[1][4];
+      ldmatrix(queries[0], q_at + 16 * c * sizeof(T));
+      add_scores<T, kStride>(s, queries, k_at + offset + 16 * c * sizeof(T));
+    }
+    int row = p.first + group * 16 + lane / 4, column = tile * BN + lane % 4 * 2;
+    if (!plain) finish_scores(s, a, p, row, column);
+    if ((tile + 1) * BN > p.keys) cut_off(s, column, p.keys);
+    weigh(s, o, soft, unit);
+    add_values<T, kStride>(o, s, v_at + offset);
+  }
+  __syncthreads();  // the queries' place becomes the results'
+  write_rows<T, kHalf, 1, kStride>(o, soft, own + begin, a, p, p.first + group * 16, begin);
+}
+
+template <class T, int kGroups, int BN>
+AttentionPlan wide_plan() {
+  return {wide_attention_kernel<T, kGroups, BN>, 16 * kGroups, 64 * kGroups,
+          static_cast<size_t>(16 * kGroups + 4 * BN) * (kMostDims + 8) * sizeof(T)};
+}
+
+template <class T>
+AttentionPlan wide_plan_for(size_t shared_limit) {
+  for (AttentionPlan plan : {wide_plan<T, 4, 32>(), wide_plan<T, 4, 16>()}) {
+    if (plan.shared <= shared_limit) return plan;
+  }
+  return wide_plan<T, 2, 16>();
 }
 
 template <class T, int D, int MT, int BN>
@@ -342,7 +427,7 @@ AttentionPlan tensor_plan_for(int64_t d, size_t shared_limit) {
     return plan.shared <= shared_limit ? plan : tensor_plan<T, 128, 1, 64>();
   }
   if (d <= 192) return tensor_plan<T, 192, 1, 32>();
-  return tensor_plan<T, 256, 1, 32>();
+  return d <= 256 ? tensor_plan<T, 256, 1, 32>() : wide_plan_for<T>(shared_limit);
 }
 
 AttentionPlan plan_for(const StepSpec& spec) {
@@ -356,9 +441,9 @@ AttentionPlan plan_for(const StepSpec& spec) {
 }
 
 // The bias broadcasts to [batch, heads, queries, keys].
-void place_bias(const StepSpec& spec, AttentionArgs& a) {
-  const Shape& shape = spec.inputs[3].shape;
-  Ints strides = strides_of(spec, 3);
+void place_bias(const StepSpec& spec, size_t bias, AttentionArgs& a) {
+  const Shape& shape = spec.inputs[bias].shape;
+  Ints strides = strides_of(spec, bias);
   auto at = [&](int axis) { return shape[axis] == 1 ? 0 : strides[static_cast<size_t>(axis)]; };
   a.bias_batch = at(0), a.bias_head = at(1), a.bias_query = at(2);
 }
@@ -368,9 +453,9 @@ void place_bias(const StepSpec& spec, AttentionArgs& a) {
 bool supports_attention(const StepSpec& spec) {
   constexpr int64_t kMost = std::numeric_limits<int>::max() / 2;
   const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
-  if (spec.node.attrs.integer("block") > 1) return false;
-  if (q[3] > 256 || q[1] > kMost || k[1] > kMost || k[1] < 1) return false;
-  if (spec.inputs.size() == 4 && (spec.inputs[3].shape[3] != k[1] || strides_of(spec, 3)[3] != 1)) return false;
+  if (q[3] > kMostDims || q[1] > kMost || k[1] > kMost || k[1] < 1) return false;
+  size_t bias = attention_extras(spec.inputs).bias;
+  if (bias && (spec.inputs[bias].shape[3] != k[1] || strides_of(spec, bias)[3] != 1)) return false;
   AttentionPlan plan = plan_for(spec);
   return plan.shared <= device_limits().shared_bytes && q[0] * q[2] * ceil_div(q[1], plan.rows) <= kMost;
 }
@@ -381,20 +466,25 @@ Step make_attention(const StepSpec& spec) {
   AttentionPlan plan = plan_for(spec);
   AttentionArgs a{};
   a.q_at = head_strides(spec, 0), a.k_at = head_strides(spec, 1), a.v_at = head_strides(spec, 2);
-  bool biased = spec.inputs.size() == 4;
-  if (biased) place_bias(spec, a);
+  a.out_at = output_strides(spec);
+  AttentionExtras extras = attention_extras(spec.inputs);
+  bool biased = extras.bias > 0;
+  if (biased) place_bias(spec, extras.bias, a);
   a.n = static_cast<int>(q[1]), a.m = static_cast<int>(k[1]), a.d = static_cast<int>(q[3]);
   a.heads = static_cast<int>(q[2]), a.group = static_cast<int>(q[2] / k[2]);
   a.tiles = static_cast<int>(ceil_div(q[1], plan.rows));
   a.window = static_cast<int>(std::min(attrs.integer("window"), q[1] + k[1]));
+  a.block = static_cast<int>(std::min(attrs.integer("block"), std::max(q[1], k[1])));
   a.scale = static_cast<float>(attrs.real("scale")), a.softcap = static_cast<float>(attrs.real("softcap"));
   a.causal = attrs.integer("causal") != 0;
-  // A query that sees no key at all weighs all keys alike, hidden ones too; a bias can bring that about.
-  a.skip = a.causal && !biased && (a.window == 0 || q[1] - a.window < k[1]);
+  // A query that sees no key at all weighs all keys alike, hidden ones too; a bias, or a window behind the last key,
+  // can bring that about.
+  a.skip = a.causal && !biased && (a.window == 0 || (q[1] - a.window < k[1] && !extras.lengths));
   auto per_pack = static_cast<int64_t>(16 / dtype_size(spec.output().dtype));
   bool vectors = q[3] % per_pack == 0;
-  a.out_vectors = vectors;
+  a.out_vectors = vectors && all_multiples(a.out_at, per_pack);
   for (const HeadStrides& at : {a.q_at, a.k_at, a.v_at}) vectors = vectors && all_multiples(at, per_pack);
+  bool pairs = biased && a.m % 2 == 0 && a.bias_batch % 2 == 0 && a.bias_head % 2 == 0 && a.bias_query % 2 == 0;
   int64_t blocks = q[0] * q[2] * a.tiles;
   if (plan.shared > 48 * 1024) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(plan.kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -405,8 +495,10 @@ Step make_attention(const StepSpec& spec) {
     if (blocks == 0) return;
     AttentionArgs now = a;
     now.q = args.in[0], now.k = args.in[1], now.v = args.in[2], now.out = args.out;
-    now.bias = biased ? static_cast<const float*>(args.in[3]) : nullptr;
+    now.bias = biased ? static_cast<const float*>(args.in[extras.bias]) : nullptr;
+    now.lengths = extras.lengths ? static_cast<const int*>(args.in[extras.lengths]) : nullptr;
     now.vectors = vectors && is_aligned(now.q, 16) && is_aligned(now.k, 16) && is_aligned(now.v, 16);
+    now.bias_pairs = pairs && is_aligned(now.bias, 8);
     now.out_vectors = a.out_vectors && is_aligned(now.out, 16);
     plan.kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(plan.threads), plan.shared, stream_of(args)>>>(
         now);

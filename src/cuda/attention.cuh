@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "cuda/device.cuh"
-#include "cuda/heads.cuh"
+#include "cuda/heads.h"
 
 namespace kinora::cuda {
 
@@ -13,41 +13,51 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 struct AttentionArgs {
   const void *q, *k, *v;
-  const float* bias;  // or null
-  void* out;          // [batch, n, heads, d]
-  HeadStrides q_at, k_at, v_at;
+  const float* bias;   // or null
+  const int* lengths;  // of the keys, one for each batch item; or null: all have m
+  void* out;           // [batch, n, heads, d]
+  HeadStrides q_at, k_at, v_at, out_at;
   int64_t bias_batch, bias_head, bias_query;
   int n, m, d, heads, group, tiles;
-  int window;
+  int window, block;
   float scale, softcap;
   bool causal;
   bool skip;         // tiles of hidden keys alone change nothing
   bool vectors;      // q, k and v can be read 16 bytes at a time
   bool out_vectors;  // so can the result be written
+  bool bias_pairs;   // the bias can be read two keys at a time
 };
 
 struct AttentionPlace {
   int batch, head, first;  // first query of this block
+  int keys;                // that are there
 };
 
 __device__ inline AttentionPlace attention_place(const AttentionArgs& a, int rows) {
   int item = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.tiles));
   int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.tiles));
-  return {item / a.heads, item % a.heads, tile * rows};
+  if (a.skip) tile = a.tiles - 1 - tile;  // those that see the most keys begin first
+  int batch = item / a.heads;
+  return {batch, item % a.heads, tile * rows, a.lengths ? max(1, min(__ldg(a.lengths + batch), a.m)) : a.m};
 }
 
-// The tiles of keys [begin, end) that queries first .. first + rows look at.
-__device__ inline int2 key_tiles(const AttentionArgs& a, int first, int rows, int keys) {
-  int begin = 0, end = (a.m + keys - 1) / keys;
+// A query sees the keys `first` .. `last`, as far as causality and the window go.
+struct SeenKeys {
+  int first, last;
+  __device__ bool hides(int key) const { return key < first || key > last; }
+};
+__device__ inline SeenKeys seen_keys(const AttentionArgs& a, int query) {
+  return {a.window > 0 ? query - a.window + 1 : 0, a.block > 1 ? (query / a.block + 1) * a.block - 1 : query};
+}
+
+// The tiles of keys [begin, end) that the block's queries look at.
+__device__ inline int2 key_tiles(const AttentionArgs& a, const AttentionPlace& p, int rows, int keys) {
+  int begin = 0, end = (p.keys + keys - 1) / keys;
   if (a.skip) {
-    end = min(end, (min(first + rows, a.n) - 1) / keys + 1);
-    if (a.window > 0) begin = max(0, first - a.window + 1) / keys;
+    end = min(end, seen_keys(a, min(p.first + rows, a.n) - 1).last / keys + 1);
+    begin = max(0, seen_keys(a, p.first).first) / keys;
   }
   return {begin, end};
-}
-
-__device__ inline bool hidden(const AttentionArgs& a, int query, int key) {
-  return key > query || (a.window > 0 && key <= query - a.window);
 }
 
 __device__ inline const float* bias_row(const AttentionArgs& a, const AttentionPlace& p, int query) {
@@ -60,6 +70,6 @@ struct AttentionPlan {
   size_t shared;      // bytes
 };
 
-AttentionPlan f32_attention_plan(int64_t d);  // d <= 256
+AttentionPlan f32_attention_plan(int64_t d);  // d <= 512
 
 }  // namespace kinora::cuda

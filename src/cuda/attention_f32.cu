@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
   AttentionPlace p = attention_place(a, kRows);
   const float* k = head_of<float>(a.k, a.k_at, p.batch, p.head / a.group);
   const float* v = head_of<float>(a.v, a.v_at, p.batch, p.head / a.group);
-  int2 range = key_tiles(a, p.first, kRows, kKeys);
+  int2 range = key_tiles(a, p, kRows, kKeys);
   load_plain<DC, kRows>(q_tile, head_of<float>(a.q, a.q_at, p.batch, p.head), a.q_at.token, p.first, a.n, a.d);
   float o[R][DC][4] = {}, top[R], sum[R];
 #pragma unroll
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
 
   for (int j = range.x; j < range.y; ++j) {
     __syncthreads();
-    load_plain<DC, kKeys>(tile, k, a.k_at.token, j * kKeys, a.m, a.d);
+    load_plain<DC, kKeys>(tile, k, a.k_at.token, j * kKeys, p.keys, a.d);
     __syncthreads();
     float s[R][4] = {};
 #pragma unroll 4
@@ -57,14 +57,15 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
     for (int r = 0; r < R; ++r) {
       int query = p.first + ty + 32 * r;
       float best = top[r];
+      SeenKeys seen = seen_keys(a, query);
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
         int key = j * kKeys + tx + 8 * t;
         s[r][t] *= a.scale;
         if (a.softcap > 0) s[r][t] = a.softcap * tanhf(s[r][t] / a.softcap);
-        if (a.causal && hidden(a, query, key)) s[r][t] = kHidden;
-        if (a.bias && key < a.m) s[r][t] += bias_row(a, p, query)[key];
-        if (key >= a.m) s[r][t] = kNone;
+        if (a.causal && seen.hides(key)) s[r][t] = kHidden;
+        if (a.bias && key < p.keys) s[r][t] += bias_row(a, p, query)[key];
+        if (key >= p.keys) s[r][t] = kNone;
         best = fmaxf(best, s[r][t]);
       }
       for (int lanes = 1; lanes < 8; lanes *= 2) best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, lanes));
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
       for (int c = 0; c < 4 * DC; ++c) o[r][c / 4][c % 4] *= keep;
     }
     __syncthreads();
-    load_plain<DC, kKeys>(tile, v, a.v_at.token, j * kKeys, a.m, a.d);
+    load_plain<DC, kKeys>(tile, v, a.v_at.token, j * kKeys, p.keys, a.d);
     __syncthreads();
 #pragma unroll 4
     for (int key = 0; key < kKeys; ++key) {
@@ -106,7 +107,8 @@ __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_co
     for (int lanes = 1; lanes < 8; lanes *= 2) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], lanes);
     int query = p.first + ty + 32 * r;
     if (query >= a.n) continue;
-    float* out = static_cast<float*>(a.out) + ((static_cast<int64_t>(p.batch) * a.n + query) * a.heads + p.head) * a.d;
+    float* out =
+        static_cast<float*>(a.out) + p.batch * a.out_at.batch + query * a.out_at.token + p.head * a.out_at.head;
 #pragma unroll
     for (int c = 0; c < 4 * DC; ++c) {
       int column = c / 4 * 32 + 4 * tx + c % 4;
@@ -128,7 +130,8 @@ AttentionPlan f32_attention_plan(int64_t d) {
   if (d <= 64) return plan<2, 2>();
   if (d <= 96) return plan<3, 2>();
   if (d <= 128) return plan<4, 2>();
-  return d <= 192 ? plan<6, 1>() : plan<8, 1>();
+  if (d <= 192) return plan<6, 1>();
+  return d <= 256 ? plan<8, 1>() : plan<16, 1>();
 }
 
 }  // namespace kinora::cuda

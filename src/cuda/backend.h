@@ -17,6 +17,10 @@ std::shared_ptr<Device> open_device(int index = 0);
 
 const Backend& backend();
 
+// Whether the device in use multiplies 8-bit floats (compute capability 8.9 and later). Where it does not, the format
+// fp8 still gives the same results, through wider products: slower than fp8-weights, which has as small weights.
+bool has_fp8_products();
+
 struct MemoryUse {
   size_t peak = 0, free = 0, total = 0;  // bytes: most ever held by this device object; as the driver sees it now
 };

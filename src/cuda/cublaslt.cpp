@@ -5,16 +5,20 @@
 #include "cuda/epilogue.h"
 #include "cuda/kernels.h"
 #include "cuda/library.h"
+#include "cuda/tuned.h"
+#include "graph/views.h"
 
 namespace kinora::cuda {
 namespace {
 
 constexpr size_t kWorkspaceLimit = size_t{32} << 20;
+constexpr uintptr_t kSomewhere = 256;  // stands for device memory that is not known yet
 
 struct Api {
 #define KINORA_SYMBOL(name) decltype(&::name) name = cublaslt_library().function<decltype(::name)>(#name)
   KINORA_SYMBOL(cublasLtCreate);
   KINORA_SYMBOL(cublasLtGetStatusString);
+  KINORA_SYMBOL(cublasLtGetVersion);
   KINORA_SYMBOL(cublasLtMatmul);
   KINORA_SYMBOL(cublasLtMatmulAlgoGetHeuristic);
   KINORA_SYMBOL(cublasLtMatmulDescCreate);
@@ -43,17 +47,26 @@ const Api& api() {
 }
 
 cudaDataType_t cuda_type(DType dtype) {
-  return dtype == DType::f32 ? CUDA_R_32F : dtype == DType::f16 ? CUDA_R_16F : CUDA_R_16BF;
+  switch (dtype) {
+    case DType::f32: return CUDA_R_32F;
+    case DType::f16: return CUDA_R_16F;
+    case DType::i8: return CUDA_R_8I;
+    case DType::i32: return CUDA_R_32I;
+    case DType::f8_e4m3: return CUDA_R_8F_E4M3;
+    default: return CUDA_R_16BF;
+  }
 }
 
 }  // namespace
+
+size_t cublaslt_version() { return api().cublasLtGetVersion(); }
 
 // cuBLASLt is column-major, so it is given Cᵀ = op(B)ᵀ · op(A)ᵀ: its A is our B, its rows are our columns.
 struct Product::Plan {
   cublasLtMatmulDesc_t desc = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
   cublasLtMatmulHeuristicResult_t choice{};
-  bool found = false, residual = false, bias = false;
+  bool found = false, residual = false, bias = false, integers = false, scales = false;
 
   Plan() = default;
   Plan(const Plan&) = delete;
@@ -69,36 +82,61 @@ struct Product::Plan {
   void set(cublasLtMatmulDescAttributes_t attribute, V value) const {
     api().expect(api().cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value));
   }
-  static cublasLtMatrixLayout_t layout(const ProductShape& s, bool transposed, int64_t rows, int64_t columns,
-                                       int64_t stride) {
+  struct Matrix {
+    int64_t rows, columns, stride;
+    bool transposed = false;
+    int64_t leading = 0;  // from column to column; 0: columns follow each other
+  };
+  static cublasLtMatrixLayout_t layout(DType dtype, int64_t batch, Matrix m) {
     cublasLtMatrixLayout_t result = nullptr;
-    auto r = static_cast<uint64_t>(transposed ? columns : rows), c = static_cast<uint64_t>(transposed ? rows : columns);
-    api().expect(api().cublasLtMatrixLayoutCreate(&result, cuda_type(s.dtype), r, c, static_cast<int64_t>(r)));
-    auto count = static_cast<int32_t>(s.batch);
+    auto r = static_cast<uint64_t>(m.transposed ? m.columns : m.rows);
+    auto c = static_cast<uint64_t>(m.transposed ? m.rows : m.columns);
+    int64_t leading = m.leading ? m.leading : static_cast<int64_t>(r);
+    api().expect(api().cublasLtMatrixLayoutCreate(&result, cuda_type(dtype), r, c, leading));
+    auto count = static_cast<int32_t>(batch);
     api().expect(
         api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
-    api().expect(api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride,
-                                                        sizeof stride));
+    api().expect(api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &m.stride,
+                                                        sizeof m.stride));
     return result;
   }
 
+  // False when the library is too old to know of them. The addresses are only to be there when it looks for a plan.
+  bool describe_scales() const {
+    auto mode = static_cast<int32_t>(CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+    for (auto attribute : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE}) {
+      if (api().cublasLtMatmulDescSetAttribute(desc, attribute, &mode, sizeof mode) != CUBLAS_STATUS_SUCCESS)
+        return false;
+    }
+    set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, kSomewhere);
+    set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, kSomewhere);
+    return true;
+  }
+
   void describe(const ProductShape& s) {
-    api().expect(api().cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    DType operands = s.operands.value_or(s.dtype);
+    integers = s.dtype == DType::i32;
+    api().expect(api().cublasLtMatmulDescCreate(&desc, integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
+                                                integers ? CUDA_R_32I : CUDA_R_32F));
     set(CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
     cublasLtEpilogue_t epilogue = s.gelu ? (s.bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU)
                                          : (s.bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
     set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
     if (s.bias) set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, cuda_type(s.dtype));
-    a = layout(s, s.transpose_b, s.n, s.k, s.shared_b ? 0 : s.n * s.k);
-    b = layout(s, s.transpose_a, s.k, s.m, s.k * s.m);
-    c = layout(s, false, s.n, s.m, s.n * s.m);
+    if (s.bias && s.operands) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, kSomewhere);
+    // A rounding of the running sums that is far below that of the operands, and which the 16 bits of C hide.
+    if (operands == DType::f8_e4m3 && s.dtype != DType::f32) set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1});
+    a = layout(operands, s.batch, {s.n, s.k, s.shared_b ? 0 : s.n * s.k, s.transpose_b});
+    b = layout(operands, s.batch, {s.k, s.m, s.k * s.m, s.transpose_a});
+    c = layout(s.wide ? DType::f32 : s.dtype, s.batch, {s.n, s.m, s.n * s.m, false, s.row});
     residual = s.residual;
     bias = s.bias;
+    scales = s.scales;
   }
 
-  // The library's first suggestion: the same on every run, with sums in one pass so that no result depends on how the
-  // work was split.
+  // The library suggests the same on every run; with sums in one pass, so that no result depends on how the work was
+  // split.
   void choose(int suggestion) {
     cublasLtMatmulPreference_t preference = nullptr;
     api().expect(api().cublasLtMatmulPreferenceCreate(&preference));
@@ -117,20 +155,29 @@ struct Product::Plan {
   }
 };
 
+Product::Product(const ProductShape& shape) : Product(shape, tuned_suggestion(shape)) {}
+
 Product::Product(const ProductShape& shape, int suggestion) : plan_(std::make_shared<Plan>()) {
   plan_->describe(shape);
-  plan_->choose(suggestion);
+  if (!shape.scales || plan_->describe_scales()) plan_->choose(suggestion);
 }
 
 bool Product::available() const { return plan_->found; }
 size_t Product::workspace_bytes() const { return plan_->choice.workspaceSize; }
 
 void Product::run(const void* a, const void* b, const void* bias, const void* residual, void* c, void* workspace,
-                  cudaStream_t stream) const {
+                  cudaStream_t stream, ProductScales scales) const {
   const float one = 1, zero = 0;
+  const int32_t integer_one = 1, integer_zero = 0;
+  const void* alpha = plan_->integers ? static_cast<const void*>(&integer_one) : &one;
+  const void* nothing = plan_->integers ? static_cast<const void*>(&integer_zero) : &zero;
   if (plan_->bias) plan_->set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-  api().expect(api().cublasLtMatmul(api().handle, plan_->desc, &one, b, plan_->a, a, plan_->b,
-                                    plan_->residual ? &one : &zero, plan_->residual ? residual : c, plan_->c, c,
+  if (plan_->scales) {
+    plan_->set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, scales.columns);
+    plan_->set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, scales.rows);
+  }
+  api().expect(api().cublasLtMatmul(api().handle, plan_->desc, alpha, b, plan_->a, a, plan_->b,
+                                    plan_->residual ? alpha : nothing, plan_->residual ? residual : c, plan_->c, c,
                                     plan_->c, &plan_->choice.algo, workspace, plan_->choice.workspaceSize, stream));
 }
 
@@ -149,9 +196,9 @@ Step zero_step(const StepSpec& spec) {
   return step;
 }
 
-bool same_types(const StepSpec& spec) {
-  for (const TensorSpec& input : spec.inputs) {
-    if (input.dtype != spec.output().dtype) return false;
+bool same_types(const StepSpec& spec, size_t from, DType dtype) {
+  for (size_t i = from; i < spec.inputs.size(); ++i) {
+    if (spec.inputs[i].dtype != dtype) return false;
   }
   return true;
 }
@@ -159,11 +206,14 @@ bool same_types(const StepSpec& spec) {
 // `x`: which input is x; the weight follows it.
 ProductShape linear_shape(const StepSpec& spec, size_t x) {
   const Shape& weight = spec.inputs[x + 1].shape;
-  return {.m = spec.inputs[x].shape.numel() / weight[1],
-          .n = weight[0],
-          .k = weight[1],
-          .transpose_b = true,
-          .dtype = spec.output().dtype};
+  ProductShape s{.m = spec.inputs[x].shape.numel() / weight[1],
+                 .n = weight[0],
+                 .k = weight[1],
+                 .transpose_b = true,
+                 .dtype = spec.inputs[x].dtype};
+  Ints rows = reshaped_strides(spec.output().shape, spec.out_strides, {s.m, s.n});
+  if (s.m > 1 && !rows.empty() && rows[0] > s.n) s.row = rows[0];
+  return s;
 }
 
 }  // namespace
@@ -171,7 +221,8 @@ ProductShape linear_shape(const StepSpec& spec, size_t x) {
 bool supports_linear(const StepSpec& spec) {
   if (spec.node.op->name == "linear" && !is_act(spec.node.attrs.text("act"))) return false;
   size_t weight = spec.node.op->name == "linear" ? 1 : 2;
-  return same_types(spec) && spec.inputs[weight].shape[1] > 0 && spec.output().shape.numel() > 0;
+  return same_types(spec, weight - 1, spec.inputs[weight - 1].dtype) && spec.inputs[weight].shape[1] > 0 &&
+         spec.output().shape.numel() > 0;
 }
 
 Step make_matmul(const StepSpec& spec) {
@@ -205,7 +256,7 @@ Step make_linear(const StepSpec& spec) {
   // The epilogue's tanh is approximate: below the rounding of 16 bits, above that of float32.
   s.gelu = s.dtype != DType::f32 && act == "gelu_tanh";
   Product product(s);
-  Epilogue rest{s.dtype, s.m, s.n, s.gelu ? Act::none : act_of(act)};
+  Epilogue rest{s.dtype, s.m, s.n, s.gelu ? Act::none : act_of(act), s.row};
   bool bias_left = biased && !product.available();
   if (!product.available()) {
     s.bias = s.gelu = false;
@@ -228,11 +279,14 @@ static ProductShape linear_add_shape(const StepSpec& spec) {
   ProductShape s = linear_shape(spec, 1);
   s.bias = spec.node.attrs.integer("bias");
   s.residual = true;
+  s.wide = spec.output().dtype != s.dtype;
   return s;
 }
 
 bool supports_linear_add(const StepSpec& spec) {
-  return !spec.node.attrs.integer("gate") && supports_linear(spec) && Product(linear_add_shape(spec)).available();
+  if (spec.node.attrs.integer("gate") || !supports_linear(spec)) return false;
+  if (spec.output().dtype != spec.inputs[1].dtype && spec.node.attrs.integer("bias")) return false;
+  return Product(linear_add_shape(spec)).available();
 }
 
 // Inputs: residual, x, weight and perhaps bias; the sum may take the residual's place.

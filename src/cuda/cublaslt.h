@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "cuda/cuda.h"
@@ -14,18 +15,31 @@ struct ProductShape {
   bool transpose_a = false, transpose_b = false;  // stored transposed
   bool shared_b = false;                          // one B for all of the batch
   bool bias = false, gelu = false, residual = false;
-  DType dtype = DType::f32;
+  DType dtype = DType::f32;         // of C, bias and residual
+  std::optional<DType> operands{};  // of A and B when it is another: i8 (C is i32), f8_e4m3, or bf16 (C is f32)
+  bool scales = false;              // f8_e4m3: row i of A and column j of B have a scale; C starts from the scaled sums
+  bool wide = false;  // residual and C are float32, whatever dtype is; then there is no bias and no activation
+  int64_t row = 0;    // elements from one row of C to the next; 0: n. Residual and C alike; not with a batch
 };
+
+// Float32 on the device, [m] and [n]; null without ProductShape::scales.
+struct ProductScales {
+  const void *rows = nullptr, *columns = nullptr;
+};
+
+size_t cublaslt_version();
 
 class Product {
  public:
-  // `suggestion`: which of the library's plans to take, its favourite first; for measuring.
-  explicit Product(const ProductShape& shape, int suggestion = 0);
+  // With the plan that tuned_suggestion() chooses.
+  explicit Product(const ProductShape& shape);
+  // `suggestion`: which of the library's plans to take, its favourite first.
+  Product(const ProductShape& shape, int suggestion);
   // False when cuBLASLt has nothing for this shape and epilogue.
   bool available() const;
   size_t workspace_bytes() const;
   void run(const void* a, const void* b, const void* bias, const void* residual, void* c, void* workspace,
-           cudaStream_t stream) const;
+           cudaStream_t stream, ProductScales scales = {}) const;
 
  private:
   struct Plan;

@@ -1,118 +1,17 @@
 #include "cuda/cudnn.h"
 
-#include <cudnn_graph.h>
-
 #include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
 
-#include "cuda/library.h"
+#include "cuda/cudnn_descriptor.h"
 
 namespace kinora::cuda {
+using namespace cudnn;
 namespace {
 
 constexpr int64_t kWorkspaceLimit = int64_t{256} << 20;
-constexpr int64_t kMostChoices = 64;  // engines to look at, of one heuristic
-
-struct Api {
-  decltype(&cudnnGetErrorString) error_string;
-  decltype(&cudnnCreate) create;
-  decltype(&cudnnSetStream) set_stream;
-  decltype(&cudnnBackendCreateDescriptor) create_descriptor;
-  decltype(&cudnnBackendDestroyDescriptor) destroy_descriptor;
-  decltype(&cudnnBackendFinalize) finalize;
-  decltype(&cudnnBackendSetAttribute) set;
-  decltype(&cudnnBackendGetAttribute) get;
-  decltype(&cudnnBackendExecute) execute;
-};
-
-const Api& api() {
-  static const Api table = [] {
-    const Library& library = cudnn_library();
-    Api a;
-    auto find = [&](auto& pointer, const char* name) {
-      pointer = library.function<std::remove_pointer_t<std::remove_reference_t<decltype(pointer)>>>(name);
-    };
-    find(a.error_string, "cudnnGetErrorString");
-    find(a.create, "cudnnCreate");
-    find(a.set_stream, "cudnnSetStream");
-    find(a.create_descriptor, "cudnnBackendCreateDescriptor");
-    find(a.destroy_descriptor, "cudnnBackendDestroyDescriptor");
-    find(a.finalize, "cudnnBackendFinalize");
-    find(a.set, "cudnnBackendSetAttribute");
-    find(a.get, "cudnnBackendGetAttribute");
-    find(a.execute, "cudnnBackendExecute");
-    return a;
-  }();
-  return table;
-}
-
-void check_cudnn(cudnnStatus_t status, const char* what) {
-  if (status == CUDNN_STATUS_SUCCESS) return;
-  bool memory = status == CUDNN_STATUS_ALLOC_FAILED;
-  fail(memory ? ErrorKind::resource : ErrorKind::internal,
-       std::string("cuDNN: ") + what + ": " + api().error_string(status));
-}
-
-// A descriptor under construction. What cuDNN refuses is remembered, not thrown: a refusal only means that another way
-// is to be tried.
-class Descriptor {
- public:
-  explicit Descriptor(cudnnBackendDescriptorType_t type) { note(api().create_descriptor(type, &raw_)); }
-  Descriptor(Descriptor&& other) noexcept
-      : raw_(std::exchange(other.raw_, nullptr)), status_(std::exchange(other.status_, CUDNN_STATUS_NOT_INITIALIZED)) {}
-  Descriptor& operator=(Descriptor&&) = delete;
-  ~Descriptor() {
-    if (raw_) api().destroy_descriptor(raw_);
-  }
-
-  template <class T>
-  Descriptor& set(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, const T& value) {
-    return set_all(name, type, 1, &value);
-  }
-  Descriptor& set(cudnnBackendAttributeName_t name, const Ints& values) {
-    return set_all(name, CUDNN_TYPE_INT64, static_cast<int64_t>(values.size()), values.data());
-  }
-  Descriptor& set(cudnnBackendAttributeName_t name, const Descriptor& value) {
-    note(value.status_);
-    return set_all(name, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &value.raw_);
-  }
-  Descriptor& set_all(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t count,
-                      const void* values) {
-    if (ok()) note(api().set(raw_, name, type, count, values));
-    return *this;
-  }
-  Descriptor& finalize() {
-    if (ok()) note(api().finalize(raw_));
-    return *this;
-  }
-  // The number of values read, 0 when refused.
-  int64_t get(cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t most, void* values) const {
-    int64_t count = 0;
-    bool done = ok() && api().get(raw_, name, type, most, &count, values) == CUDNN_STATUS_SUCCESS;
-    return done ? count : 0;
-  }
-
-  bool ok() const { return status_ == CUDNN_STATUS_SUCCESS; }
-  cudnnStatus_t status() const { return status_; }
-  cudnnBackendDescriptor_t raw() const { return raw_; }
-
- private:
-  void note(cudnnStatus_t status) {
-    if (ok()) status_ = status;
-  }
-  cudnnBackendDescriptor_t raw_ = nullptr;
-  cudnnStatus_t status_ = CUDNN_STATUS_SUCCESS;
-};
-
-cudnnDataType_t data_type(DType dtype) {
-  switch (dtype) {
-    case DType::f16: return CUDNN_DATA_HALF;
-    case DType::bf16: return CUDNN_DATA_BFLOAT16;
-    default: return CUDNN_DATA_FLOAT;
-  }
-}
 
 // Names of tensors in a graph; from kBetween on, those that are never stored.
 enum : int64_t { kX = 1, kWeight, kBias, kResidual, kY, kBetween };
@@ -234,20 +133,6 @@ class GraphBuilder {
   std::vector<Descriptor> operations_;
 };
 
-// One per device and never destroyed: at the program's end the driver may be gone before it.
-cudnnHandle_t handle_of(int device) {
-  static std::map<int, cudnnHandle_t> handles;
-  cudnnHandle_t& handle = handles[device];
-  if (!handle) check_cudnn(api().create(&handle), "starting it failed");
-  return handle;
-}
-
-// Guards the handles, whose stream is set anew for each run, and the plans.
-std::mutex& lock() {
-  static std::mutex mutex;
-  return mutex;
-}
-
 bool acceptable(cudnnBackendNumericalNote_t note, DType dtype) {
   switch (note) {
     case CUDNN_NUMERICAL_NOTE_TENSOR_CORE: return dtype != DType::f32;  // there it computes in TF32
@@ -258,9 +143,10 @@ bool acceptable(cudnnBackendNumericalNote_t note, DType dtype) {
 
 class Plan final : public ConvolutionPlan {
  public:
-  Plan(Descriptor plan, cudnnHandle_t handle, const Parts& parts, size_t workspace)
-      : plan_(std::move(plan)), handle_(handle), parts_(parts), workspace_(workspace) {}
+  Plan(Descriptor plan, cudnnHandle_t handle, const Parts& parts, size_t workspace, int64_t engine)
+      : plan_(std::move(plan)), handle_(handle), parts_(parts), workspace_(workspace), engine_(engine) {}
 
+  int64_t engine() const override { return engine_; }
   size_t workspace_bytes() const override { return workspace_; }
   bool adds_bias() const override { return parts_.bias; }
   bool activates() const override { return parts_.act; }
@@ -299,29 +185,7 @@ class Plan final : public ConvolutionPlan {
   cudnnHandle_t handle_;
   Parts parts_;
   size_t workspace_;
-};
-
-// Memory for one run, given back at the end of the scope.
-class Trial {
- public:
-  ~Trial() {
-    for (void* piece : pieces_) cudaFree(piece);
-  }
-  void* take(int64_t bytes) {
-    void* piece = nullptr;
-    if (bytes == 0 || cudaMalloc(&piece, static_cast<size_t>(bytes)) != cudaSuccess) {
-      cudaGetLastError();
-      enough_ = enough_ && bytes == 0;
-      return nullptr;
-    }
-    pieces_.push_back(piece);
-    return piece;
-  }
-  bool enough() const { return enough_; }
-
- private:
-  std::vector<void*> pieces_;
-  bool enough_ = true;
+  int64_t engine_;
 };
 
 int64_t product(const Ints& values) {
@@ -370,28 +234,19 @@ std::shared_ptr<const Plan> try_engine(const Descriptor& config, cudnnHandle_t h
   int64_t workspace = 0;
   if (plan.get(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &workspace) != 1) return nullptr;
   if (workspace > kWorkspaceLimit) return nullptr;
-  auto made = std::make_shared<Plan>(std::move(plan), handle, parts, static_cast<size_t>(workspace));
+  int64_t index = -1;
+  engine.get(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &index);
+  auto made = std::make_shared<Plan>(std::move(plan), handle, parts, static_cast<size_t>(workspace), index);
   return runs(*made, problem) ? made : nullptr;
 }
 
-std::shared_ptr<const Plan> find_plan(const Convolution& problem, const Parts& parts, cudnnHandle_t handle) {
+// The first plan that does after `skip` others that do.
+std::shared_ptr<const Plan> find_plan(const Convolution& problem, const Parts& parts, cudnnHandle_t handle, int skip) {
   GraphBuilder builder(problem, parts);
   Descriptor graph = builder.finish(handle);
   for (cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK}) {
-    Descriptor heuristic(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
-    heuristic.set(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
-    heuristic.set(CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, mode).finalize();
-    int64_t count = heuristic.get(CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, 0, nullptr);
-    std::vector<Descriptor> configs;
-    std::vector<cudnnBackendDescriptor_t> raw;
-    for (int64_t i = 0; i < std::min(count, kMostChoices); ++i) {
-      raw.push_back(configs.emplace_back(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR).raw());
-    }
-    if (raw.empty()) continue;
-    count = heuristic.get(CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                          static_cast<int64_t>(raw.size()), raw.data());
-    for (size_t i = 0; i < std::min(static_cast<size_t>(count), configs.size()); ++i) {
-      if (auto plan = try_engine(configs[i], handle, problem, parts)) return plan;
+    for (const Descriptor& config : engine_configs(graph, mode)) {
+      if (auto plan = try_engine(config, handle, problem, parts); plan && skip-- == 0) return plan;
     }
   }
   return nullptr;
@@ -415,13 +270,13 @@ bool Convolution::operator<(const Convolution& o) const {
   return all(*this) < all(o);
 }
 
-std::shared_ptr<const ConvolutionPlan> convolution_plan(const Convolution& problem) {
+std::shared_ptr<const ConvolutionPlan> convolution_plan(const Convolution& problem, int suggestion) {
   // Never destroyed, as the handles.
-  static auto& plans = *new std::map<std::pair<int, Convolution>, std::shared_ptr<const ConvolutionPlan>>;
+  static auto& plans = *new std::map<std::tuple<int, int, Convolution>, std::shared_ptr<const ConvolutionPlan>>;
   int device = 0;
   check(cudaGetDevice(&device));
   std::lock_guard guard(lock());
-  auto [entry, fresh] = plans.try_emplace({device, problem});
+  auto [entry, fresh] = plans.try_emplace({device, suggestion, problem});
   if (!fresh) return entry->second;
   try {
     cudnnHandle_t handle = handle_of(device);
@@ -431,7 +286,7 @@ std::shared_ptr<const ConvolutionPlan> convolution_plan(const Convolution& probl
     for (const Parts& parts : {all, Parts{all.bias, all.act}, Parts{all.bias}, Parts{}}) {
       if (entry->second || std::find(tried.begin(), tried.end(), parts) != tried.end()) continue;
       tried.push_back(parts);
-      entry->second = find_plan(problem, parts, handle);
+      entry->second = find_plan(problem, parts, handle, suggestion);
     }
   } catch (...) {
     plans.erase(entry);

@@ -24,6 +24,7 @@ struct Convolution {
 class ConvolutionPlan {
  public:
   virtual ~ConvolutionPlan() = default;
+  virtual int64_t engine() const = 0;  // its number among all of cuDNN's
   virtual size_t workspace_bytes() const = 0;
   // What the plan computes besides the convolution; the rest is the caller's to add, in the order of the formula.
   virtual bool adds_bias() const = 0;
@@ -36,7 +37,8 @@ class ConvolutionPlan {
 
 // The first deterministic engine that cuDNN's heuristics name, that keeps float32's precision where the type is
 // float32, needs at most 256 MiB of workspace and can be built; null when there is none. Plans are kept for the
-// whole program, per device. Throws Error(resource) when cuDNN is absent.
-std::shared_ptr<const ConvolutionPlan> convolution_plan(const Convolution& problem);
+// whole program, per device. Throws Error(resource) when cuDNN is absent. `suggestion`: which of those engines to take,
+// cuDNN's favourite first; for measuring.
+std::shared_ptr<const ConvolutionPlan> convolution_plan(const Convolution& problem, int suggestion = 0);
 
 }  // namespace kinora::cuda

@@ -58,6 +58,8 @@ class CudaMark : public Device::Mark {
   }
   ~CudaMark() override { cudaEventDestroy(event_); }
   void wait() override { check(cudaEventSynchronize(event_)); }
+  cudaEvent_t event() const { return event_; }
+  void hold(cudaStream_t stream) { check(cudaStreamWaitEvent(stream, event_, 0)); }
   double seconds_after(Mark& earlier) override {
     float milliseconds = 0;
     check(cudaEventElapsedTime(&milliseconds, dynamic_cast<CudaMark&>(earlier).event_, event_));
@@ -68,7 +70,17 @@ class CudaMark : public Device::Mark {
   cudaEvent_t event_ = nullptr;
 };
 
-// Two pinned buffers through which large uploads go: one fills while the other travels.
+// Parts of a large piece of memory are copied by all threads: one alone does not keep up with the bus.
+void copy_parallel(void* to, const void* from, size_t bytes, ThreadPool& pool) {
+  constexpr size_t kPart = size_t{1} << 20;
+  pool.run(static_cast<int64_t>((bytes + kPart - 1) / kPart), [&](int64_t i, int) {
+    size_t at = static_cast<size_t>(i) * kPart;
+    std::memcpy(static_cast<std::byte*>(to) + at, static_cast<const std::byte*>(from) + at,
+                std::min(kPart, bytes - at));
+  });
+}
+
+// Two pinned buffers through which large copies go: one is filled or emptied while the other travels.
 class Staging {
  public:
   static constexpr size_t kBytes = size_t{16} << 20;
@@ -80,19 +92,39 @@ class Staging {
     }
   }
 
-  void send(void* device, const void* host, size_t bytes, cudaStream_t stream) {
+  // `pool`: threads that help to fill the buffers; null: none.
+  void send(void* device, const void* host, size_t bytes, cudaStream_t stream, ThreadPool* pool = nullptr) {
     for (size_t at = 0; at < bytes; at += kBytes) {
-      Half& half = halves_[turn_ ^= 1];
-      if (!half.memory) {
-        check(cudaMallocHost(&half.memory, kBytes));
-        check(cudaEventCreateWithFlags(&half.sent, cudaEventDisableTiming));
-      } else {
-        check(cudaEventSynchronize(half.sent));
-      }
+      Half& half = next();
       size_t part = std::min(kBytes, bytes - at);
-      std::memcpy(half.memory, static_cast<const std::byte*>(host) + at, part);
+      const std::byte* from = static_cast<const std::byte*>(host) + at;
+      if (pool) {
+        copy_parallel(half.memory, from, part, *pool);
+      } else {
+        std::memcpy(half.memory, from, part);
+      }
       check(cudaMemcpyAsync(static_cast<std::byte*>(device) + at, half.memory, part, cudaMemcpyHostToDevice, stream));
       check(cudaEventRecord(half.sent, stream));
+    }
+  }
+
+  // Waits.
+  void receive(void* host, const void* device, size_t bytes, cudaStream_t stream) {
+    constexpr size_t kPart = kBytes / 8;  // small, so that the first is there soon
+    Half* before = nullptr;
+    for (size_t at = 0; at < bytes + kPart; at += kPart) {
+      Half* half = nullptr;
+      if (at < bytes) {
+        half = &next();
+        check(cudaMemcpyAsync(half->memory, static_cast<const std::byte*>(device) + at, std::min(kPart, bytes - at),
+                              cudaMemcpyDeviceToHost, stream));
+        check(cudaEventRecord(half->sent, stream));
+      }
+      if (before) {
+        check(cudaEventSynchronize(before->sent));
+        std::memcpy(static_cast<std::byte*>(host) + at - kPart, before->memory, std::min(kPart, bytes - at + kPart));
+      }
+      before = half;
     }
   }
 
@@ -101,6 +133,19 @@ class Staging {
     void* memory = nullptr;
     cudaEvent_t sent = nullptr;
   };
+
+  // The buffer whose turn it is, after its last copy.
+  Half& next() {
+    Half& half = halves_[turn_ ^= 1];
+    if (!half.memory) {
+      check(cudaMallocHost(&half.memory, kBytes));
+      check(cudaEventCreateWithFlags(&half.sent, cudaEventDisableTiming));
+    } else {
+      check(cudaEventSynchronize(half.sent));
+    }
+    return half;
+  }
+
   Half halves_[2];
   size_t turn_ = 0;
 };
@@ -108,14 +153,37 @@ class Staging {
 // Keeps the stream alive for memory that outlives the device object.
 struct Stream {
   cudaStream_t handle = nullptr;
+  cudaStream_t aside = nullptr;  // for downloads beside other work; made when first needed
   cudaMemPool_t pool = nullptr;
   size_t held = 0, peak = 0;
   ~Stream() {
     if (!handle) return;
     cudaStreamSynchronize(handle);
+    if (aside) cudaStreamDestroy(aside);
     cudaStreamDestroy(handle);
     cudaMemPoolDestroy(pool);
   }
+};
+
+class CudaCopies : public Device::Copies {
+ public:
+  CudaCopies() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~CudaCopies() override {
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+  }
+  CudaCopies(const CudaCopies&) = delete;
+  CudaCopies& operator=(const CudaCopies&) = delete;
+
+  void after(Device::Mark& mark) override { dynamic_cast<CudaMark&>(mark).hold(stream_); }
+  void send(void* device, const void* host, size_t bytes, ThreadPool& pool) override {
+    staging_.send(device, host, bytes, stream_, &pool);
+  }
+  std::unique_ptr<Device::Mark> mark() override { return std::make_unique<CudaMark>(stream_); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  Staging staging_;
 };
 
 class CudaDevice : public Device {
@@ -135,6 +203,10 @@ class CudaDevice : public Device {
   std::shared_ptr<void> allocate(size_t bytes) override {
     void* memory = nullptr;
     size_t size = std::max<size_t>(bytes, 1);
+    if (limit_ && stream_->held + size > limit_) {
+      fail(ErrorKind::resource, mib(bytes) + " more on the GPU would exceed the limit of " + mib(limit_) +
+                                    ", of which " + mib(stream_->held) + " are in use (raise --max-memory)");
+    }
     cudaError_t status = cudaMallocFromPoolAsync(&memory, size, stream_->pool, stream_->handle);
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
@@ -159,16 +231,35 @@ class CudaDevice : public Device {
   }
 
   void download(void* host, const void* device, size_t bytes) override {
+    if (bytes > kSmall) return staging_.receive(host, device, bytes, stream_->handle);
     if (bytes) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_->handle));
     wait();
+  }
+
+  void download_after(Mark& mark, void* host, const void* device, size_t bytes) override {
+    cudaStream_t& aside = stream_->aside;
+    if (!aside) check(cudaStreamCreateWithFlags(&aside, cudaStreamNonBlocking));
+    check(cudaStreamWaitEvent(aside, dynamic_cast<CudaMark&>(mark).event(), 0));
+    if (bytes) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, aside));
+    check(cudaStreamSynchronize(aside));
   }
 
   void copy(void* to, const void* from, size_t bytes) override {
     if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_->handle));
   }
 
+  void clear(void* memory, size_t bytes) override {
+    if (bytes) check(cudaMemsetAsync(memory, 0, bytes, stream_->handle));
+  }
+
   void wait() override { check(cudaStreamSynchronize(stream_->handle)); }
   std::unique_ptr<Mark> mark() override { return std::make_unique<CudaMark>(stream_->handle); }
+  void after(Mark& mark) override { dynamic_cast<CudaMark&>(mark).hold(stream_->handle); }
+  Copies* copies() override {
+    if (!copies_) copies_ = std::make_unique<CudaCopies>();
+    return copies_.get();
+  }
+  void limit(size_t bytes) override { limit_ = bytes; }
   void* queue() override { return stream_->handle; }
 
   std::unique_ptr<Recording> record(const std::function<void()>& enqueue) override {
@@ -207,6 +298,8 @@ class CudaDevice : public Device {
   static constexpr size_t kSmall = size_t{64} << 10;
   std::shared_ptr<Stream> stream_;
   Staging staging_;
+  std::unique_ptr<CudaCopies> copies_;
+  size_t limit_ = 0;
   std::map<std::string, std::weak_ptr<void>> shared_;
 };
 

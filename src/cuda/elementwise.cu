@@ -78,7 +78,7 @@ struct Div {
   __device__ float operator()(float a, float b) const { return a / b; }
 };
 struct MulAdd {
-  __device__ float operator()(float a, float b, float c) const { return a * b + c; }
+  __device__ float operator()(float a, float b, float c) const { return fmaf(a, b, c); }
 };
 template <class F>
 struct ActMul {
@@ -217,6 +217,13 @@ __global__ void cast_kernel(const From* in, To* out, int64_t count) {
   for (int64_t i = at; i < count; ++i) out[i] = from_float<To>(to_float(in[i]));
 }
 
+// To bytes, as the host's cast does: towards zero, of values that a byte holds.
+template <class From>
+__global__ void bytes_kernel(const From* in, uint8_t* out, int64_t count) {
+  int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * 4;
+  for (int64_t i = at; i < min(at + 4, count); ++i) out[i] = static_cast<uint8_t>(to_float(in[i]));
+}
+
 // x [.., 2C] -> first half · silu(second half).
 template <class T>
 __global__ void glu_kernel(const T* in, T* out, int64_t count, int64_t channels) {
@@ -276,7 +283,9 @@ Step make_act_mul(const StepSpec& spec) {
   fail(ErrorKind::internal, "act_mul has no activation '" + act + "'");
 }
 
-bool supports_cast(const StepSpec& spec) { return is_float(spec.inputs[0].dtype) && is_float(spec.output().dtype); }
+bool supports_cast(const StepSpec& spec) {
+  return is_float(spec.inputs[0].dtype) && (is_float(spec.output().dtype) || spec.output().dtype == DType::u8);
+}
 
 Step make_cast(const StepSpec& spec) {
   DType from = spec.inputs[0].dtype, to = spec.output().dtype;
@@ -285,6 +294,11 @@ Step make_cast(const StepSpec& spec) {
   step.run = [=](const StepArgs& args) {
     if (count == 0) return;
     with_float(from, [&]<class From>(From) {
+      if (to == DType::u8) {
+        bytes_kernel<<<static_cast<unsigned>(ceil_div(count, kThreads * 4)), kThreads, 0, stream_of(args)>>>(
+            static_cast<const From*>(args.in[0]), static_cast<uint8_t*>(args.out), count);
+        return;
+      }
       with_float(to, [&]<class To>(To) {
         cast_kernel<<<static_cast<unsigned>(ceil_div(count, kThreads * 8)), kThreads, 0, stream_of(args)>>>(
             static_cast<const From*>(args.in[0]), static_cast<To*>(args.out), count);

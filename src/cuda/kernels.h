@@ -23,12 +23,14 @@ Step make_slice(const StepSpec& spec);
 Step make_concat(const StepSpec& spec);
 Step make_broadcast(const StepSpec& spec);
 Step make_pad(const StepSpec& spec);
+Step make_pad_edge(const StepSpec& spec);
 Step make_upsample2(const StepSpec& spec);
 Step make_interleave_phases(const StepSpec& spec);
+Step make_interleave_phases3d(const StepSpec& spec);
 Step make_gather(const StepSpec& spec);
 Step make_scatter_rows(const StepSpec& spec);
 
-// reduce.cu, norm.cu
+// reduce.cu, norm.cu, group_norm.cu
 Step make_sum(const StepSpec& spec);
 Step make_max(const StepSpec& spec);
 Step make_softmax(const StepSpec& spec);
@@ -36,6 +38,12 @@ Step make_layer_norm(const StepSpec& spec);
 Step make_rms_norm(const StepSpec& spec);
 Step make_rms_norm_add(const StepSpec& spec);
 bool supports_norm(const StepSpec& spec);
+Step make_group_norm(const StepSpec& spec);
+bool supports_group_norm(const StepSpec& spec);
+Step make_layer_norm_rows(const StepSpec& spec);
+Step make_rms_norm_rows(const StepSpec& spec);
+Step make_mul_add_rows(const StepSpec& spec);
+bool supports_mul_add_rows(const StepSpec& spec);
 
 // cublaslt.cpp
 Step make_matmul(const StepSpec& spec);
@@ -43,17 +51,39 @@ Step make_linear(const StepSpec& spec);
 bool supports_linear(const StepSpec& spec);
 Step make_linear_add(const StepSpec& spec);
 bool supports_linear_add(const StepSpec& spec);
+Step make_row_linear(const StepSpec& spec);  // row_linear.cu
+bool supports_row_linear(const StepSpec& spec);
 
-// attention.cu, linear_attention.cu, rope.cu
+// quantize.cu, quantized_linear.cpp
+Step make_quantize_rows(const StepSpec& spec);
+Step make_act_mul_rows(const StepSpec& spec);
+bool supports_act_mul_rows(const StepSpec& spec);
+Step make_dequantize(const StepSpec& spec);
+Step make_dequantize_rows(const StepSpec& spec);
+Step make_quantized_linear(const StepSpec& spec);
+bool supports_quantized_linear(const StepSpec& spec);
+Step make_quantized_linear_rows(const StepSpec& spec);
+bool supports_quantized_linear_rows(const StepSpec& spec);
+
+// cudnn_attention.cpp, attention.cu: two rows for attention; linear_attention.cu, rope.cu, norm_rope.cu
+Step make_cudnn_attention(const StepSpec& spec);
+bool supports_cudnn_attention(const StepSpec& spec);
+bool prefers_cudnn_attention(const StepSpec& spec);
 Step make_attention(const StepSpec& spec);
 bool supports_attention(const StepSpec& spec);
 Step make_linear_attention(const StepSpec& spec);
 bool supports_linear_attention(const StepSpec& spec);
 Step make_rope(const StepSpec& spec);
+Step make_norm_rope(const StepSpec& spec);
+bool supports_norm_rope(const StepSpec& spec);
 
-// conv.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d
+// conv.cpp, conv3d.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d; conv3d_mma.cu: where cuDNN has no plan
 Step make_conv2d(const StepSpec& spec);
 bool supports_conv2d(const StepSpec& spec);
+Step make_conv3d(const StepSpec& spec);
+bool supports_conv3d(const StepSpec& spec);
+Step make_film_conv3d(const StepSpec& spec);
+bool supports_film_conv3d(const StepSpec& spec);
 Step make_grouped_conv2d(const StepSpec& spec);
 bool supports_grouped_conv2d(const StepSpec& spec);
 Step make_depthwise_conv2d(const StepSpec& spec);

@@ -1,6 +1,6 @@
 // ReLU linear attention in three kernels: sums of v'·relu(k)ᵀ over chunks of tokens, their sum in a fixed order, and
 // the product of that state with relu(q). The first and last read each of q, k and v once and are bound by memory.
-#include "cuda/heads.cuh"
+#include "cuda/heads.h"
 #include "cuda/kernels.h"
 #include "cuda/mma.cuh"
 

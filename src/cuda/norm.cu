@@ -1,22 +1,38 @@
 // LayerNorm with modulation and RMSNorm with weights and residual. A group of threads holds one row in registers:
-// one read, one write.
-#include "cuda/device.cuh"
+// one read, one write: of the result, or of its codes where only quantized rows of it are wanted. Rows may be sums that
+// are made here, too.
+#include "core/quantize.h"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
+#include "cuda/quantize.cuh"
 #include "graph/views.h"
+#include "ops/fuse_quantized.h"
 
 namespace kinora::cuda {
 namespace {
 
 constexpr int kThreads = 128;
 
-// Where each row begins, in elements; `strides[k]` of the rows' index space for x, scale or residual, and shift.
+enum class Stats : uint8_t { none, rms, layer };
+
+// Coded: the result is quantized rows of what it would have been. Summed: x is gate · factor + x, which is a result
+// too.
+template <Stats S, bool Coded = false, bool Summed = false>
+struct Kind {
+  static constexpr Stats kStats = S;
+  static constexpr bool kLayer = S == Stats::layer, kCoded = Coded, kSummed = Summed;
+};
+
+// a: scale or weight, b: shift or bias. Null when absent.
 struct NormArgs {
-  const void *x, *a, *b, *residual;  // a: scale or weight, b: shift or bias; null when absent
-  void* out;
-  Layout<4> rows;  // x, a, b, residual
+  const void *x, *a, *b, *residual;  // residual: with a sum, its factor
+  const void* gate;
+  void* out;       // of x's type: the result or the sum
+  uint8_t* codes;  // quantized rows
+  Layout<5> rows;  // where each row begins, in elements: of x, a, b, residual, gate
   int64_t width;
   float eps, offset;
+  bool fp8;  // of codes
 };
 
 // Sum over `Lanes` neighbouring threads; more than a warp goes through shared memory.
@@ -36,6 +52,19 @@ __device__ float lanes_sum(float x, float* shared) {
   return x;
 }
 
+// Rounded after each operation, so that every kernel here gives the same.
+template <class K>
+__device__ float result_of(const NormArgs& p, float normed, float a, float b, float residual) {
+  float y = normed;
+  if (p.a) y = __fmul_rn(y, a + p.offset);
+  if (p.b) y = __fadd_rn(y, b);
+  return !K::kSummed && p.residual ? __fadd_rn(y, residual) : y;
+}
+
+__device__ RowsOut rows_out_of(const NormArgs& p) {
+  return {p.codes, reinterpret_cast<float*>(p.codes + p.rows.count * p.width), p.fp8};
+}
+
 template <class T, int Group>
 __device__ void read_group(const T* address, float (&out)[Group]) {
   if constexpr (Group == 1) {
@@ -46,14 +75,33 @@ __device__ void read_group(const T* address, float (&out)[Group]) {
   }
 }
 
-// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes.
-template <class T, int Group, int Groups, int Lanes, bool Layer>
-__global__ void norm_kernel(NormArgs p) {
+template <class T, int Group>
+__device__ void write_group(T* address, const float (&y)[Group]) {
+  struct alignas(sizeof(T) * Group) Few {
+    T values[Group];
+  } few;
+  for (int i = 0; i < Group; ++i) few.values[i] = from_float<T>(y[i]);
+  *reinterpret_cast<Few*>(address) = few;
+}
+
+// x becomes gate · factor + x as the sum's type holds it.
+template <class T, int Group>
+__device__ void add_product(const T* gate, const T* factor, T* sum, float (&x)[Group]) {
+  float g[Group], f[Group];
+  read_group<T, Group>(gate, g);
+  read_group<T, Group>(factor, f);
+  for (int i = 0; i < Group; ++i) x[i] = to_float(from_float<T>(fmaf(g[i], f[i], x[i])));
+  write_group<T, Group>(sum, x);
+}
+
+// Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes. From T to U.
+template <class T, class U, int Group, int Groups, int Lanes, class K>
+__global__ void norm_kernel(const __grid_constant__ NormArgs p) {
   __shared__ float shared[kThreads / 32];
   int lane = threadIdx.x % Lanes;
   int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / Lanes;
   bool active = row < p.rows.count;
-  int64_t at[4] = {};
+  int64_t at[5] = {};
   if (active) p.rows.offsets(static_cast<uint32_t>(row), at);
   const auto* x = static_cast<const T*>(p.x) + at[0];
   float values[Groups][Group];
@@ -62,118 +110,173 @@ __global__ void norm_kernel(NormArgs p) {
     int64_t column = (int64_t{g} * Lanes + lane) * Group;
     if (active && column < p.width) {
       read_group<T, Group>(x + column, values[g]);
+      if constexpr (K::kSummed) {
+        add_product<T, Group>(static_cast<const T*>(p.gate) + at[4] + column,
+                              static_cast<const T*>(p.residual) + at[3] + column,
+                              static_cast<T*>(p.out) + row * p.width + column, values[g]);
+      }
     } else {
       for (int i = 0; i < Group; ++i) values[g][i] = 0;
     }
-    if (Layer) {
+    if (K::kLayer) {
       for (int i = 0; i < Group; ++i) total += values[g][i];
     }
   }
-  float mean = Layer ? lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) : 0;
-  total = 0;
-  for (int g = 0; g < Groups; ++g) {
-    int64_t column = (int64_t{g} * Lanes + lane) * Group;
-    if (column >= p.width) continue;
-    for (int i = 0; i < Group; ++i) {
-      float centred = values[g][i] - mean;
-      total += centred * centred;
+  float mean = K::kLayer ? lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) : 0, scale = 1;
+  if constexpr (K::kStats != Stats::none) {
+    total = 0;
+    for (int g = 0; g < Groups; ++g) {
+      int64_t column = (int64_t{g} * Lanes + lane) * Group;
+      if (column >= p.width) continue;
+      for (int i = 0; i < Group; ++i) {
+        float centred = values[g][i] - mean;
+        total += centred * centred;
+      }
     }
+    scale = rsqrtf(lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) + p.eps);
   }
-  float scale = rsqrtf(lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) + p.eps);
-  if (!active) return;
+  if (!K::kCoded && !active) return;
+  uint32_t peak = 0;
   for (int g = 0; g < Groups; ++g) {
     int64_t column = (int64_t{g} * Lanes + lane) * Group;
-    if (column >= p.width) continue;
-    float a[Group], b[Group], r[Group];
+    if (!active || column >= p.width) continue;
+    float a[Group] = {}, b[Group] = {}, r[Group] = {};
     if (p.a) read_group<T, Group>(static_cast<const T*>(p.a) + at[1] + column, a);
     if (p.b) read_group<T, Group>(static_cast<const T*>(p.b) + at[2] + column, b);
-    if (p.residual) read_group<T, Group>(static_cast<const T*>(p.residual) + at[3] + column, r);
-    Pack<T> pack;
+    if (!K::kSummed && p.residual) read_group<T, Group>(static_cast<const T*>(p.residual) + at[3] + column, r);
+    float y[Group];
     for (int i = 0; i < Group; ++i) {
-      float y = (values[g][i] - mean) * scale;
-      if (p.a) y *= a[i] + p.offset;
-      if (p.b) y += b[i];
-      if (p.residual) y += r[i];
-      pack.values[i] = from_float<T>(y);
+      y[i] = result_of<K>(p, (values[g][i] - mean) * scale, a[i], b[i], r[i]);
+      if constexpr (K::kCoded) {
+        values[g][i] = to_float(from_float<U>(y[i]));
+        peak = max(peak, magnitude_bits(values[g][i]));
+      }
     }
-    T* out = static_cast<T*>(p.out) + row * p.width + column;
-    if constexpr (Group == 1) {
-      *out = pack.values[0];
-    } else {
-      store_pack(out, pack);
+    if constexpr (!K::kCoded) write_group<U, Group>(static_cast<U*>(p.out) + row * p.width + column, y);
+  }
+  if constexpr (K::kCoded) {
+    __shared__ uint32_t peaks[kThreads / 32];
+    RowsOut out = rows_out_of(p);
+    RowScaleOnDevice row_scale = row_scale_of(lanes_max<Lanes>(peak, peaks), out.fp8);
+    if (!active) return;
+    if (lane == 0) out.scales[row] = row_scale.scale;
+    for (int g = 0; g < Groups; ++g) {
+      int64_t column = (int64_t{g} * Lanes + lane) * Group;
+      if (column < p.width) store_codes(out.codes + row * p.width + column, values[g], row_scale.inverse, out.fp8);
     }
   }
 }
 
-// Any width: the row is read three times.
-template <class T, bool Layer>
-__global__ void wide_norm_kernel(NormArgs p) {
+// Any width: the row is read three times, or four for codes.
+template <class T, class U, class K>
+__global__ void wide_norm_kernel(const __grid_constant__ NormArgs p) {
   __shared__ float shared[kThreads / 32];
-  int64_t row = blockIdx.x, at[4];
+  int64_t row = blockIdx.x, at[5];
   p.rows.offsets(static_cast<uint32_t>(row), at);
   const auto* x = static_cast<const T*>(p.x) + at[0];
-  float total = 0;
-  for (int64_t c = threadIdx.x; Layer && c < p.width; c += kThreads) total += to_float(x[c]);
-  float mean = Layer ? lanes_sum<kThreads>(total, shared) / static_cast<float>(p.width) : 0;
-  total = 0;
-  for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
-    float centred = to_float(x[c]) - mean;
-    total += centred * centred;
+  if constexpr (K::kSummed) {  // a thread reads back only what it wrote
+    T* sum = static_cast<T*>(p.out) + row * p.width;
+    const auto *gate = static_cast<const T*>(p.gate) + at[4], *factor = static_cast<const T*>(p.residual) + at[3];
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
+      float value[1] = {to_float(x[c])};
+      add_product<T, 1>(gate + c, factor + c, sum + c, value);
+    }
+    x = sum;
   }
-  float scale = rsqrtf(lanes_sum<kThreads>(total, shared) / static_cast<float>(p.width) + p.eps);
-  for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
+  float total = 0;
+  for (int64_t c = threadIdx.x; K::kLayer && c < p.width; c += kThreads) total += to_float(x[c]);
+  float mean = K::kLayer ? lanes_sum<kThreads>(total, shared) / static_cast<float>(p.width) : 0, scale = 1;
+  if constexpr (K::kStats != Stats::none) {
+    total = 0;
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
+      float centred = to_float(x[c]) - mean;
+      total += centred * centred;
+    }
+    scale = rsqrtf(lanes_sum<kThreads>(total, shared) / static_cast<float>(p.width) + p.eps);
+  }
+  auto result = [&](int64_t c) {
+    auto read = [&](const void* from, int64_t offset) {
+      return from ? to_float(static_cast<const T*>(from)[offset + c]) : 0.0f;
+    };
     float y = (to_float(x[c]) - mean) * scale;
-    if (p.a) y *= to_float(static_cast<const T*>(p.a)[at[1] + c]) + p.offset;
-    if (p.b) y += to_float(static_cast<const T*>(p.b)[at[2] + c]);
-    if (p.residual) y += to_float(static_cast<const T*>(p.residual)[at[3] + c]);
-    static_cast<T*>(p.out)[row * p.width + c] = from_float<T>(y);
+    float residual = K::kSummed ? 0.0f : read(p.residual, at[3]);
+    return from_float<U>(result_of<K>(p, y, read(p.a, at[1]), read(p.b, at[2]), residual));
+  };
+  if constexpr (K::kCoded) {
+    __shared__ uint32_t peaks[kThreads / 32];
+    uint32_t peak = 0;
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) peak = max(peak, magnitude_bits(to_float(result(c))));
+    RowsOut out = rows_out_of(p);
+    RowScaleOnDevice row_scale = row_scale_of(lanes_max<kThreads>(peak, peaks), out.fp8);
+    if (threadIdx.x == 0) out.scales[row] = row_scale.scale;
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
+      out.codes[row * p.width + c] = code_of(to_float(result(c)), row_scale.inverse, out.fp8);
+    }
+  } else {
+    for (int64_t c = threadIdx.x; c < p.width; c += kThreads) static_cast<U*>(p.out)[row * p.width + c] = result(c);
   }
 }
 
-template <class T, int Group, bool Layer>
+template <class T, class U, int Group, class K>
 bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
   auto run = [&]<int Groups, int Lanes>() {
     if (p.width > int64_t{Groups} * Lanes * Group) return false;
     auto blocks = static_cast<unsigned>(ceil_div(p.rows.count * Lanes, kThreads));
-    norm_kernel<T, Group, Groups, Lanes, Layer><<<blocks, kThreads, 0, stream>>>(p);
+    norm_kernel<T, U, Group, Groups, Lanes, K><<<blocks, kThreads, 0, stream>>>(p);
     return true;
   };
   return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<2, 16>() ||
          run.template operator()<2, 32>() || run.template operator()<2, 64>() || run.template operator()<2, 128>() ||
-         run.template operator()<3, 128>() || run.template operator()<6, 128>();
+         run.template operator()<3, 128>() || run.template operator()<6, 128>() || run.template operator()<8, 128>();
 }
 
-template <bool Layer>
-void launch(const NormArgs& p, DType dtype, cudaStream_t stream) {
-  with_float(dtype, [&]<class T>(T) {
-    constexpr int kGroup = Pack<T>::kSize;
-    auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.a) |
-                   reinterpret_cast<uintptr_t>(p.b) | reinterpret_cast<uintptr_t>(p.residual) |
-                   reinterpret_cast<uintptr_t>(p.out);
-    bool packs = address % 16 == 0 && p.width % kGroup == 0;
-    for (int t = 0; t < 4; ++t) {
-      for (int axis = 0; axis < p.rows.rank; ++axis) packs = packs && p.rows.strides[t][axis] % kGroup == 0;
-    }
-    if (packs && launch_narrow<T, kGroup, Layer>(p, stream)) return;
-    if (!packs && launch_narrow<T, 1, Layer>(p, stream)) return;
-    wide_norm_kernel<T, Layer><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
-  });
+template <class T, class U, class K>
+void launch(const NormArgs& p, cudaStream_t stream) {
+  constexpr int kGroup = Pack<T>::kSize;
+  auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.a) |
+                 reinterpret_cast<uintptr_t>(p.b) | reinterpret_cast<uintptr_t>(p.residual) |
+                 reinterpret_cast<uintptr_t>(p.gate) | reinterpret_cast<uintptr_t>(p.out);
+  bool packs = address % 16 == 0 && p.width % kGroup == 0;
+  for (int t = 0; t < 5; ++t) {
+    for (int axis = 0; axis < p.rows.rank; ++axis) packs = packs && p.rows.strides[t][axis] % kGroup == 0;
+  }
+  if (packs && launch_narrow<T, U, kGroup, K>(p, stream)) return;
+  if constexpr (!K::kCoded) {
+    if (!packs && launch_narrow<T, U, 1, K>(p, stream)) return;
+  }
+  wide_norm_kernel<T, U, K><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
+}
+
+// Of one type, or from float32 to 16 bits.
+template <class K>
+void launch(const NormArgs& p, DType from, DType to, cudaStream_t stream) {
+  if (from == to) {
+    with_float(to, [&]<class T>(T) { launch<T, T, K>(p, stream); });
+  } else if constexpr (K::kStats == Stats::rms) {
+    with_float(to, [&]<class U>(U) { launch<float, U, K>(p, stream); });
+  }
   check(cudaGetLastError());
 }
 
 // Inputs by their place in the node: -1 when absent.
 struct Places {
-  int a, b, residual;
+  int a, b, residual, gate = -1, x = 0;
 };
 
-template <bool Layer>
+// Of the norm's results, before the rows of them are quantized.
+DType norm_type(const StepSpec& spec) {
+  const Attrs& attrs = spec.node.attrs;
+  return attrs.has("to") ? static_cast<DType>(attrs.integer("to")) : spec.inputs[0].dtype;
+}
+
+template <class K>
 Step norm_step(const StepSpec& spec, Places places, float offset) {
-  const Shape& shape = spec.inputs[0].shape;
+  Shape shape = spec.inputs[static_cast<size_t>(places.x)].shape;
   int64_t width = shape[-1];
   Ints extents(shape.dims().begin(), shape.dims().end() - 1);
-  std::array<Ints, 4> strides;
-  int inputs[] = {0, places.a, places.b, places.residual};
-  for (size_t t = 0; t < 4; ++t) {
+  std::array<Ints, 5> strides;
+  int inputs[] = {places.x, places.a, places.b, places.residual, places.gate};
+  for (size_t t = 0; t < 5; ++t) {
     if (inputs[t] < 0) {
       strides[t] = Ints(extents.size(), 0);
       continue;
@@ -183,23 +286,26 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
     strides[t].pop_back();
   }
   NormArgs p{};
-  p.rows = make_layout<4>(extents, strides);
+  p.rows = make_layout<5>(extents, strides);
   p.width = width;
   p.eps = static_cast<float>(spec.node.attrs.real("eps"));
   p.offset = offset;
-  DType dtype = spec.output().dtype;
+  if (K::kCoded) p.fp8 = quant_format_from_name(spec.node.attrs.text("format")) == QuantFormat::fp8;
+  DType from = spec.inputs[0].dtype, to = norm_type(spec);
   Step step;
-  step.in_place = spec.strides[0] == contiguous_strides(shape);
+  step.in_place = !K::kCoded && from == to && spec.strides[0] == contiguous_strides(shape);
   step.run = [=](const StepArgs& args) {
     if (p.rows.count == 0 || p.width == 0) return;
     auto input = [&](int place) { return place < 0 ? nullptr : args.in[static_cast<size_t>(place)]; };
     NormArgs full = p;
-    full.x = args.in[0];
+    full.x = input(places.x);
     full.a = input(places.a);
     full.b = input(places.b);
     full.residual = input(places.residual);
+    full.gate = input(places.gate);
     full.out = args.out;
-    launch<Layer>(full, dtype, stream_of(args));
+    full.codes = static_cast<uint8_t*>(args.out) + (K::kSummed ? rows_offset({shape, from}) : 0);
+    launch<K>(full, from, to, stream_of(args));
   };
   return step;
 }
@@ -216,18 +322,45 @@ bool like_x(const StepSpec& spec) {
 
 }  // namespace
 
-bool supports_norm(const StepSpec& spec) { return spec.inputs[0].shape.rank() > 0 && like_x(spec); }
+bool supports_norm(const StepSpec& spec) {
+  DType from = spec.inputs[0].dtype, to = norm_type(spec);
+  return spec.inputs[0].shape.rank() > 0 && like_x(spec) && (from == to || from == DType::f32);
+}
 
-Step make_layer_norm(const StepSpec& spec) { return norm_step<true>(spec, {place(spec, 1), place(spec, 2), -1}, 1); }
+Step make_layer_norm(const StepSpec& spec) {
+  return norm_step<Kind<Stats::layer>>(spec, {place(spec, 1), place(spec, 2), -1}, 1);
+}
 
 Step make_rms_norm(const StepSpec& spec) {
-  return norm_step<false>(spec, {place(spec, 1), place(spec, 2), -1},
-                          static_cast<float>(spec.node.attrs.real("offset")));
+  return norm_step<Kind<Stats::rms>>(spec, {place(spec, 1), place(spec, 2), -1},
+                                     static_cast<float>(spec.node.attrs.real("offset")));
+}
+
+Step make_layer_norm_rows(const StepSpec& spec) {
+  return norm_step<Kind<Stats::layer, true>>(spec, {place(spec, 1), place(spec, 2), -1}, 1);
+}
+
+Step make_rms_norm_rows(const StepSpec& spec) {
+  return norm_step<Kind<Stats::rms, true>>(spec, {place(spec, 1), place(spec, 2), -1},
+                                           static_cast<float>(spec.node.attrs.real("offset")));
+}
+
+bool supports_mul_add_rows(const StepSpec& spec) {
+  for (const TensorSpec& input : spec.inputs) {
+    if (input.shape.rank() == 0) return false;
+  }
+  return like_x(spec);
+}
+
+Step make_mul_add_rows(const StepSpec& spec) {
+  Places places{place(spec, 3), place(spec, 4), 1, 0, 2};
+  if (!spec.node.attrs.integer("norm")) return norm_step<Kind<Stats::none, true, true>>(spec, places, 1);
+  return norm_step<Kind<Stats::layer, true, true>>(spec, places, 1);
 }
 
 Step make_rms_norm_add(const StepSpec& spec) {
-  return norm_step<false>(spec, {place(spec, 2), place(spec, 3), 1},
-                          static_cast<float>(spec.node.attrs.real("offset")));
+  return norm_step<Kind<Stats::rms>>(spec, {place(spec, 2), place(spec, 3), 1},
+                                     static_cast<float>(spec.node.attrs.real("offset")));
 }
 
 }  // namespace kinora::cuda

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "cuda/device.cuh"
-#include "cuda/heads.cuh"
+#include "cuda/heads.h"
 #include "cuda/kernels.h"
 
 namespace kinora::cuda {

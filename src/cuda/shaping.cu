@@ -80,6 +80,86 @@ Step gathered(const StepSpec& spec, const Ints& from, int64_t offset) {
   return step;
 }
 
+// Repeats edges: result element `at` of an axis shows element at - before, or the nearest that there is.
+struct EdgeCopy {
+  int rank = 0;
+  int64_t count = 1;  // words
+  uint32_t extents[Shape::kMaxRank] = {}, from[Shape::kMaxRank] = {}, before[Shape::kMaxRank] = {};
+  int64_t strides[Shape::kMaxRank] = {};  // of the input, in words
+};
+
+template <class Word>
+__global__ void pad_edge_kernel(const Word* in, Word* out, const __grid_constant__ EdgeCopy copy) {
+  int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (index >= copy.count) return;
+  auto left = static_cast<uint32_t>(index);
+  int64_t offset = 0;
+#pragma unroll
+  for (int axis = Shape::kMaxRank - 1; axis >= 0; --axis) {
+    if (axis >= copy.rank) continue;
+    uint32_t next = left / copy.extents[axis], at = left - next * copy.extents[axis];
+    uint32_t shown = at < copy.before[axis] ? 0 : min(at - copy.before[axis], copy.from[axis] - 1);
+    offset += shown * copy.strides[axis];
+    left = next;
+  }
+  out[index] = in[offset];
+}
+
+// Axes that are not padded join the one before where they lie together.
+EdgeCopy edge_copy(const StepSpec& spec) {
+  const Shape &x = spec.inputs[0].shape, &y = spec.output().shape;
+  EdgeCopy copy;
+  bool joinable = false;
+  for (int axis = 0; axis < y.rank(); ++axis) {
+    int64_t stride = spec.strides[0][static_cast<size_t>(axis)];
+    bool plain = x[axis] == y[axis];
+    copy.count *= y[axis];
+    int last = copy.rank - 1;
+    if (plain && joinable && copy.strides[last] == stride * x[axis]) {
+      copy.extents[last] *= static_cast<uint32_t>(x[axis]);
+      copy.from[last] = copy.extents[last];
+      copy.strides[last] = stride;
+      continue;
+    }
+    joinable = plain;
+    ++last;
+    copy.rank = last + 1;
+    copy.extents[last] = static_cast<uint32_t>(y[axis]);
+    copy.from[last] = static_cast<uint32_t>(x[axis]);
+    copy.before[last] = static_cast<uint32_t>(spec.node.attrs.ints("before")[static_cast<size_t>(axis)]);
+    copy.strides[last] = stride;
+  }
+  return copy;
+}
+
+// The same copy in words of as many elements as the last axis, where it is not padded, and both addresses allow.
+EdgeCopy in_words(EdgeCopy copy, size_t element, const void* in, const void* out, size_t& word) {
+  int last = copy.rank - 1;
+  word = element;
+  if (copy.rank == 0 || copy.extents[last] != copy.from[last] || copy.strides[last] != 1) return copy;
+  auto address = reinterpret_cast<uintptr_t>(in) | reinterpret_cast<uintptr_t>(out);
+  uint32_t group = static_cast<uint32_t>(16 / element);
+  auto fits = [&] {
+    bool ok = copy.extents[last] % group == 0 && address % (group * element) == 0;
+    for (int axis = 0; axis < last; ++axis) ok = ok && copy.strides[axis] % group == 0;
+    return ok;
+  };
+  while (group > 1 && !fits()) group /= 2;
+  word = group * element;
+  copy.count /= group;
+  copy.extents[last] /= group;
+  copy.from[last] /= group;
+  for (int axis = 0; axis < last; ++axis) copy.strides[axis] /= group;
+  return copy;
+}
+
+template <class Word>
+void launch_edges(const void* in, void* out, const EdgeCopy& copy, cudaStream_t stream) {
+  pad_edge_kernel<<<static_cast<unsigned>(ceil_div(copy.count, kThreads)), kThreads, 0, stream>>>(
+      static_cast<const Word*>(in), static_cast<Word*>(out), copy);
+  check(cudaGetLastError());
+}
+
 template <class From, class To>
 __global__ void gather_kernel(const From* table, const int32_t* ids, To* out, int64_t rows, int64_t width,
                               int64_t entries) {
@@ -147,6 +227,36 @@ Step make_interleave_phases(const StepSpec& spec) {
   return step;
 }
 
+// Result (2f + q - 1, 2i + r, 2j + s) is x[f, i + r, j + s] of channel (4q + 2r + s)C + c; one copy for each q and
+// film, of which the first, q = 0, has no frame for f = 0.
+Step make_interleave_phases3d(const StepSpec& spec) {
+  const Shape &s = spec.inputs[0].shape, &y = spec.output().shape;
+  const Ints& x = spec.strides[0];
+  int64_t c = y[4], frames = s[1], picture = y.product(2, 5);
+  size_t size = dtype_size(spec.output().dtype);
+  struct Part {
+    Copy copy;
+    int64_t from, to;
+  };
+  std::vector<Part> parts;
+  for (int64_t b = 0; b < s[0]; ++b) {
+    for (int64_t q : {int64_t{0}, int64_t{1}}) {
+      int64_t first = 1 - q;  // frame of x
+      Ints extents{frames - first, y[2] / 2, 2, y[3] / 2, 2, c}, from{x[1], x[2], x[2] + 2 * c, x[3], x[3] + c, 1};
+      Ints to{2 * picture, 2 * y[3] * c, y[3] * c, 2 * c, c, 1};
+      parts.push_back({Copy(extents, from, to, size), b * x[0] + first * x[1] + 4 * q * c,
+                       (b * y[1] + 2 * first + q - 1) * picture});
+    }
+  }
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    for (const Part& part : parts) {
+      part.copy(advance(args.in[0], part.from, size), advance(args.out, part.to, size), stream_of(args));
+    }
+  };
+  return step;
+}
+
 Step make_concat(const StepSpec& spec) {
   int axis = static_cast<int>(spec.node.attrs.integer("axis"));
   Ints to = contiguous_strides(spec.output().shape);
@@ -183,6 +293,26 @@ Step make_pad(const StepSpec& spec) {
   step.run = [=](const StepArgs& args) {
     check(cudaMemsetAsync(args.out, 0, bytes, stream_of(args)));
     copy(args.in[0], advance(args.out, offset, size), stream_of(args));
+  };
+  return step;
+}
+
+Step make_pad_edge(const StepSpec& spec) {
+  EdgeCopy whole = edge_copy(spec);
+  size_t element = dtype_size(spec.output().dtype);
+  if (whole.count >= (int64_t{1} << 32))
+    fail(ErrorKind::internal, "pad_edge: more elements than CUDA kernels here index");
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    if (whole.count == 0) return;
+    size_t word = 0;
+    EdgeCopy copy = in_words(whole, element, args.in[0], args.out, word);
+    cudaStream_t stream = stream_of(args);
+    if (word == 1) launch_edges<uint8_t>(args.in[0], args.out, copy, stream);
+    if (word == 2) launch_edges<uint16_t>(args.in[0], args.out, copy, stream);
+    if (word == 4) launch_edges<uint32_t>(args.in[0], args.out, copy, stream);
+    if (word == 8) launch_edges<uint2>(args.in[0], args.out, copy, stream);
+    if (word == 16) launch_edges<uint4>(args.in[0], args.out, copy, stream);
   };
   return step;
 }

@@ -1,5 +1,9 @@
 #include "diffusion/backends.h"
 
+#include <algorithm>
+#include <set>
+
+#include "core/log.h"
 #include "cpu/backend.h"
 #ifdef KINORA_CUDA
 #include "cuda/backend.h"
@@ -34,7 +38,11 @@ int parse_device(const std::string& name) {
 
 }  // namespace
 
-Runtime make_runtime(const std::string& device, const std::string& dtype, int threads, const std::atomic<bool>* stop) {
+Runtime make_runtime(const std::string& device, const std::string& dtype, int threads, const std::atomic<bool>* stop,
+                     const std::string& attention) {
+  constexpr const char* kAttention[] = {"auto", "flash", "cudnn", "math"};
+  if (std::find(std::begin(kAttention), std::end(kAttention), attention) == std::end(kAttention))
+    fail(ErrorKind::usage, "unknown attention '" + attention + "' (known: auto, flash, cudnn, math)");
   int index = parse_device(device);
   Runtime runtime;
   runtime.dtype = parse_dtype(dtype, index >= 0);
@@ -50,13 +58,41 @@ Runtime make_runtime(const std::string& device, const std::string& dtype, int th
   runtime.context.pool = std::make_shared<ThreadPool>(threads);
   runtime.context.arena = std::make_shared<Arena>(runtime.context.device);
   runtime.context.stop = stop;
+  runtime.context.variant = attention;
   return runtime;
+}
+
+void prepare_weights(Weights& weights, const std::string& component, const Runtime& runtime) {
+  if (weights.prepared()) return;
+  quantize_weights(weights, component, runtime.quantization, *runtime.context.pool);
+  weights.set_prepared();
+  if (!runtime.backend->runnable) return;
+  std::set<std::pair<QuantFormat, QuantFormat>> changes;
+  for (const std::string& name : weights.names()) {
+    std::optional<QuantFormat> format = weights.format(name);
+    if (!format) continue;
+    QuantFormat other = runtime.backend->runnable(*format);
+    if (other == *format) continue;
+    weights.set_format(name, other);
+    changes.insert({*format, other});
+  }
+  for (auto [from, to] : changes) {
+    log(LogLevel::warning, "this device has no products of " + std::string(quant_format_name(from)) + "; the " +
+                               component + " runs with " + std::string(quant_format_name(to)));
+  }
 }
 
 std::string device_name(const Runtime& runtime) { return runtime.context.device ? "cuda" : "cpu"; }
 
 std::string dtype_name(const Runtime& runtime) {
   return runtime.dtype == DType::f32 ? "float32" : runtime.dtype == DType::bf16 ? "bfloat16" : "float16";
+}
+
+std::string attention_of(const Executable& executable) {
+  std::string list;
+  for (const auto& [variant, count] : executable.variants())
+    list += (list.empty() ? "" : ", ") + variant + " " + std::to_string(count);
+  return list.empty() ? "none" : list;
 }
 
 std::string describe(const Runtime& runtime) {

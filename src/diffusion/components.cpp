@@ -1,9 +1,59 @@
 #include "diffusion/components.h"
 
+#include <algorithm>
+
+#include "diffusion/finite.h"
 #include "diffusion/tiling.h"
 #include "ops/elementwise.h"
+#include "ops/reduce.h"
+#include "ops/shaping.h"
 
 namespace kinora {
+
+namespace {
+
+// Weights that come and go are not packed: the packed copy would stay.
+void set_budget(Weights& weights, Runtime& runtime, size_t budget) {
+  runtime.context.stream.budget = budget;
+  if (budget) {
+    weights.drop_repacked();
+  } else {
+    weights.keep_repacked();
+  }
+}
+
+}  // namespace
+
+void TextEncoder::stream_weights(size_t budget) {
+  runtime_.context.stream.budget = budget;
+  cache_.clear();
+}
+
+void TextEncoder::close() {
+  cache_.clear();
+  weights_.release_pages();
+}
+
+void Denoiser::stream_weights(size_t budget) {
+  cache_.clear();
+  set_budget(weights_, runtime_, budget);
+}
+
+void Denoiser::close() {
+  stream_weights(runtime_.context.stream.budget);
+  weights_.release_pages();
+}
+
+void Autoencoder::stream_weights(size_t budget) {
+  cache_.clear();
+  bytes_cache_.clear();
+  set_budget(weights_, runtime_, budget);
+}
+
+void Autoencoder::close() {
+  stream_weights(runtime_.context.stream.budget);
+  weights_.release_pages();
+}
 
 TextEncoder::TextEncoder(Gemma2Config config, Weights weights, Runtime runtime)
     : config_(std::move(config)), weights_(std::move(weights)), runtime_(std::move(runtime)) {
@@ -14,6 +64,7 @@ TextEncoder::TextEncoder(Gemma2Config config, Weights weights, Runtime runtime)
 }
 
 Graph TextEncoder::graph(int64_t batch, int64_t tokens) const {
+  prepare_weights(weights_, "text_encoder", runtime_);
   Graph graph;
   Value ids = graph.input("ids", {batch, tokens}, DType::i32), mask = graph.input("mask", {batch, tokens});
   Value hidden = build_gemma2(Params(graph, weights_), config_, ids, mask, runtime_.dtype);
@@ -41,27 +92,50 @@ Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
                 probe.input("timestep", {1}),
                 probe.input("guidance", {1}),
                 probe.input("caption", {1, 1, config_.caption_channels}),
+                {},
                 {}};
   build_sana(params, config_, in);
   params.expect_all_used();
   weights_.keep_repacked();  // it runs many times
 }
 
-Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const {
+const Weights& Denoiser::prepared_weights() const {
+  prepare_weights(weights_, "transformer", runtime_);
+  return weights_;
+}
+
+Tensor mask_lengths(const Tensor& mask) {
+  int64_t batch = mask.shape()[0], tokens = mask.shape()[1];
+  std::vector<int32_t> lengths;
+  for (int64_t b = 0; b < batch; ++b) {
+    const float *row = mask.data<float>() + b * tokens, *end = row + tokens;
+    const float* behind = std::find_if(row, end, [](float x) { return x != 1; });
+    if (behind == row || std::any_of(behind, end, [](float x) { return x != 0; })) return {};
+    lengths.push_back(static_cast<int32_t>(behind - row));
+  }
+  return Tensor::from({batch}, lengths);
+}
+
+Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t tokens, Padding padding) const {
   Graph graph;
   SanaInputs in;
   in.latents = cast(graph.input("latents", {batch, height, width, config_.in_channels}), runtime_.dtype);
   in.timestep = graph.input("timestep", {batch});
   if (config_.guidance_embeds) in.guidance = graph.input("guidance", {batch});
   in.caption = cast(graph.input("caption", {batch, tokens, config_.caption_channels}), runtime_.dtype);
-  in.mask = graph.input("mask", {batch, tokens});
-  graph.output("sample", cast(build_sana(Params(graph, weights_), config_, in), DType::f32));
+  if (padding == Padding::behind) {
+    in.lengths = graph.input("lengths", {batch}, DType::i32);
+  } else {
+    in.mask = graph.input("mask", {batch, tokens});
+  }
+  graph.output("sample", cast(build_sana(Params(graph, prepared_weights()), config_, in), DType::f32));
   return graph;
 }
 
-const Executable& Denoiser::compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens) {
-  return cache_.get({batch, height, width, tokens},
-                    [&] { return compile(graph(batch, height, width, tokens), *runtime_.backend, runtime_.context); });
+const Executable& Denoiser::compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens, Padding padding) {
+  return cache_.get({batch, height, width, tokens, static_cast<int64_t>(padding)}, [&] {
+    return compile(graph(batch, height, width, tokens, padding), *runtime_.backend, runtime_.context);
+  });
 }
 
 size_t Denoiser::memory(int64_t batch, int64_t height, int64_t width, int64_t tokens) {
@@ -69,15 +143,20 @@ size_t Denoiser::memory(int64_t batch, int64_t height, int64_t width, int64_t to
 }
 
 std::map<std::string, Tensor> Denoiser::feed(const DenoiseInputs& in) const {
-  std::map<std::string, Tensor> feed{
-      {"latents", in.latents}, {"timestep", in.timestep}, {"caption", in.caption}, {"mask", in.mask}};
+  std::map<std::string, Tensor> feed{{"latents", in.latents}, {"timestep", in.timestep}, {"caption", in.caption}};
+  if (in.lengths.defined()) {
+    feed["lengths"] = in.lengths;
+  } else {
+    feed["mask"] = in.mask;
+  }
   if (config_.guidance_embeds) feed["guidance"] = in.guidance;
   return feed;
 }
 
 Tensor Denoiser::predict(const DenoiseInputs& in, Keep keep) {
   const Shape& s = in.latents.shape();
-  return compiled(s[0], s[1], s[2], in.caption.shape()[1]).run(feed(in), keep).at("sample");
+  Padding padding = in.lengths.defined() ? Padding::behind : Padding::anywhere;
+  return compiled(s[0], s[1], s[2], in.caption.shape()[1], padding).run(feed(in), keep).at("sample");
 }
 
 Autoencoder::Autoencoder(DcAeConfig config, Weights weights, Runtime runtime)
@@ -103,6 +182,25 @@ Graph Autoencoder::graph(bool encoder, const Shape& input) const {
 const Executable& Autoencoder::compiled(bool encoder, const Shape& input) {
   return cache_.get({encoder, input[0], input[1], input[2]},
                     [&] { return compile(graph(encoder, input), *runtime_.backend, runtime_.context); });
+}
+
+Tensor Autoencoder::decode_bytes(const Tensor& latents) {
+  const Shape& input = latents.shape();
+  const Executable& exe = bytes_cache_.get({input[1], input[2]}, [&] {
+    Graph graph;
+    Value x = cast(graph.input("x", input), runtime_.dtype);
+    Value y = cast(build_dc_ae_decoder(Params(graph, weights_), config_, x), DType::f32);
+    constexpr double kRound = 12582912;  // 1.5 · 2^23: adding it rounds to a whole number
+    Value level = affine(clamp(affine(y, 0.5, 0.5), 0, 1), 255, 0);
+    graph.output("picture", cast(affine(affine(level, 1, kRound), 1, -kRound), DType::u8));
+    int64_t height = y.shape()[1];
+    graph.output("zeros", sum(affine(reshape(y, {height, y.shape().numel() / height}), 0, 0), {1}));
+    return compile(graph, *runtime_.backend, runtime_.context);
+  });
+  std::map<std::string, Tensor> out = exe.run({{"x", latents}});
+  check_finite(out.at("zeros"), "the autoencoder");  // 0 · infinity is not a number
+  weights_.release_pages();
+  return out.at("picture");
 }
 
 size_t Autoencoder::memory(bool encoder, const Shape& input) { return compiled(encoder, input).arena_bytes(); }

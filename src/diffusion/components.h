@@ -28,6 +28,7 @@ class ExecutableCache {
     if (entries_.size() >= limit_) entries_.clear();
     return entries_.emplace(key, std::move(fresh)).first->second;
   }
+  void clear() { entries_.clear(); }
 
  private:
   size_t limit_;
@@ -43,10 +44,12 @@ class TextEncoder {
   const Weights& weights() const { return weights_; }
   Graph graph(int64_t batch, int64_t tokens) const;
   const Executable& compiled(int64_t batch, int64_t tokens);  // inputs "ids", "mask"
+  void stream_weights(size_t budget);  // from now on, as StreamOptions has it; 0: all may be held
+  void close();                        // gives back what is compiled and the weights' memory
 
  private:
   Gemma2Config config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };
@@ -56,27 +59,39 @@ struct DenoiseInputs {
   Tensor timestep;  // [batch] f32
   Tensor guidance;  // [batch] f32; only for models with guidance embedding
   Tensor caption;   // [batch, tokens, caption_channels] f32
-  Tensor mask;      // [batch, tokens] f32
+  Tensor mask;      // [batch, tokens] f32: 1 for a token, 0 for padding; not needed with lengths
+  Tensor lengths;   // [batch] i32, from 1 to tokens: where padding stands behind the tokens alone, how many there are
 };
+
+// The lengths that say what a mask (on the host) says; undefined when some row is not ones, at least one, and then
+// zeros.
+Tensor mask_lengths(const Tensor& mask);
+
+// Where a caption has tokens that do not count: a graph reads lengths, which is faster, or any mask.
+enum class Padding { behind, anywhere };
 
 class Denoiser {
  public:
   Denoiser(SanaConfig config, Weights weights, Runtime runtime);
   Tensor predict(const DenoiseInputs& inputs, Keep keep = Keep::on_host);  // [batch, height, width, out_channels] f32
   void rest() { weights_.release_pages(); }  // after the last step: the autoencoder needs the memory
+  void stream_weights(size_t budget);        // as TextEncoder
+  void close();
   const SanaConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
+  const Weights& prepared_weights() const;  // as graphs are to read them, see prepare_weights
   const Runtime& runtime() const { return runtime_; }
   DType dtype() const { return runtime_.dtype; }
-  Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens) const;
+  Graph graph(int64_t batch, int64_t height, int64_t width, int64_t tokens, Padding padding = Padding::behind) const;
   size_t memory(int64_t batch, int64_t height, int64_t width, int64_t tokens);  // bytes of activations when compiled
-  const Executable& compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens);
+  const Executable& compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens,
+                             Padding padding = Padding::behind);
   // What `compiled` is run with.
   std::map<std::string, Tensor> feed(const DenoiseInputs& inputs) const;
 
  private:
   SanaConfig config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };
@@ -97,11 +112,16 @@ class Autoencoder {
   // latents, not scaled -> picture; on the host when there are several of them, or tiles.
   Tensor decode(const Tensor& latents, std::optional<Tiling> tiling = {}, const TileReport& on_tile = {},
                 Keep keep = Keep::on_host);
+  // One picture, decoded in one piece and rounded where it was computed: [1, H, W, 3] u8, as to_image() gives. Throws
+  // Error(model) when it is not finite.
+  Tensor decode_bytes(const Tensor& latents);
   const DcAeConfig& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(bool encoder, const Shape& input) const;
   size_t memory(bool encoder, const Shape& input);               // bytes of activations when compiled
   const Executable& compiled(bool encoder, const Shape& input);  // input "x"
+  void stream_weights(size_t budget);                            // as TextEncoder
+  void close();
 
  private:
   Tensor run(bool encoder, const Tensor& input, Keep keep = Keep::on_host);
@@ -109,7 +129,7 @@ class Autoencoder {
   DcAeConfig config_;
   Weights weights_;
   Runtime runtime_;
-  ExecutableCache cache_;
+  ExecutableCache cache_, bytes_cache_;
 };
 
 }  // namespace kinora

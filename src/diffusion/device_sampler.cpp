@@ -1,7 +1,9 @@
 #include "diffusion/device_sampler.h"
 
 #include <memory>
+#include <optional>
 
+#include "graph/split.h"
 #include "ops/elementwise.h"
 #include "ops/shaping.h"
 
@@ -42,8 +44,8 @@ Graph build_step(const Denoiser& denoiser, const LoopShape& shape) {
   in.timestep = graph.input("timestep", {runs});
   if (c.guidance_embeds) in.guidance = graph.input("guidance", {runs});
   in.caption = cast(graph.input("caption", {runs, shape.tokens, c.caption_channels}), denoiser.dtype());
-  in.mask = graph.input("mask", {runs, shape.tokens});
-  Value output = cast(build_sana(Params(graph, denoiser.weights()), c, in), DType::f32);
+  in.lengths = graph.input("lengths", {runs}, DType::i32);
+  Value output = cast(build_sana(Params(graph, denoiser.prepared_weights()), c, in), DType::f32);
   output = slice(output, 3, 0, c.in_channels);  // a learned sigma, when there is one, follows and is not used
   if (shape.guided) {
     Value plain = slice(output, 0, 0, shape.batch), prompted = slice(output, 0, shape.batch, runs);
@@ -66,9 +68,18 @@ LoopResult DeviceSampler::run(const DeviceLoop& loop) {
   bool noisy = false;
   for (const StepCoefficients& step : loop.steps) noisy = noisy || step.next_noise != 0;
   LoopShape shape{s[0], s[1], s[2], loop.caption.shape()[1], loop.guided, noisy};
-  const Executable& exe =
-      cache_.get({shape.batch, shape.height, shape.width, shape.tokens, shape.guided, shape.noisy},
-                 [&] { return compile(build_step(denoiser_, shape), *runtime.backend, runtime.context); });
+  std::vector<int64_t> key{shape.batch, shape.height, shape.width, shape.tokens, shape.guided, shape.noisy};
+  std::optional<Split> halves;
+  auto compiled = [&](Graph Split::*half) {
+    if (!halves) {
+      // Of the graph as the backend wants it, where the projections of all layers' captions are few and large.
+      halves.emplace(split(apply_passes(build_step(denoiser_, shape), *runtime.backend),
+                           {"coefficients", "latents", "previous", "timestep", "noise"}));
+    }
+    return compile(*halves.*half, *runtime.backend, runtime.context);
+  };
+  const Executable& before = befores_.get(key, [&] { return compiled(&Split::before); });
+  const Executable& exe = steps_.get(key, [&] { return compiled(&Split::after); });
 
   int64_t runs = loop.caption.shape()[0], count = static_cast<int64_t>(loop.steps.size());
   auto scale = static_cast<float>(denoiser_.config().timestep_scale);
@@ -80,9 +91,11 @@ LoopResult DeviceSampler::run(const DeviceLoop& loop) {
   std::map<std::string, Tensor> feed{{"latents", device.to_device(loop.latents)},
                                      {"previous", device.to_device(Tensor::zeros(s))},
                                      {"caption", device.to_device(loop.caption)},
-                                     {"mask", device.to_device(loop.mask)},
+                                     {"lengths", device.to_device(loop.lengths)},
                                      {"guidance", Tensor::from({runs}, std::vector<float>(size_t(runs), embedded))}};
   feed["guidance"] = device.to_device(feed["guidance"]);
+
+  feed.merge(before.run(feed, Keep::on_device));
 
   // What is shown lags one step behind what is enqueued, so that the device never waits for the host.
   struct Shown {

@@ -11,10 +11,10 @@
 namespace kinora {
 
 struct DeviceLoop {
-  Tensor latents;        // [batch, h, w, C] f32, as Scheduler::step takes them
-  Tensor caption, mask;  // of all runs: with guidance, the negative prompt's rows first
-  float guidance = 1;    // classifier-free, or what is embedded
-  bool guided = false;   // two runs per step
+  Tensor latents;           // [batch, h, w, C] f32, as Scheduler::step takes them
+  Tensor caption, lengths;  // of all runs, as DenoiseInputs: with guidance, the negative prompt's rows first
+  float guidance = 1;       // classifier-free, or what is embedded
+  bool guided = false;      // two runs per step
   std::vector<StepCoefficients> steps;
   NoiseSource noise;  // drawn once a step when some step uses it
   // After each step is done, with its latents and clean prediction, on the device; may be empty.
@@ -29,10 +29,14 @@ class DeviceSampler {
  public:
   explicit DeviceSampler(Denoiser& denoiser) : denoiser_(denoiser) {}
   LoopResult run(const DeviceLoop& loop);
+  void close() {
+    befores_.clear();
+    steps_.clear();
+  }
 
  private:
   Denoiser& denoiser_;
-  ExecutableCache cache_;
+  ExecutableCache befores_, steps_;  // what all steps share, run once; and a step
 };
 
 }  // namespace kinora

@@ -1,9 +1,11 @@
 #include "diffusion/film_pipeline.h"
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <tuple>
+#include <utility>
 
 #include "diffusion/text_encoders.h"
 #include "diffusion/video_prompt.h"
@@ -17,8 +19,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kRememberedTexts = 16;
 constexpr int64_t kLargestSide = 8192, kMostFrames = 1 << 14;
+constexpr const char *kT5 = "T5", *kClip = "CLIP", *kTransformer = "the transformer";
+constexpr const char *kEncoding = "the autoencoder, encoding", *kDecoding = "the autoencoder, decoding";
+constexpr int64_t kPictureCell = 16;  // of the reference's table of pictures
 constexpr const char *kResolution = "256px", *kAspect = "16:9";
 
 // The first of `names` in `root` that holds a model.
@@ -76,6 +80,26 @@ void check_tile(const std::string& what, int64_t tile, int64_t latent) {
                              "multiples of " + std::to_string(multiple));
 }
 
+void set_tiles(VideoAutoencoder& autoencoder, const FilmRequest& r) {
+  autoencoder.tiling = autoencoder.usual_tiling();
+  if (r.tile) autoencoder.tiling.size = r.tile;
+  if (!r.tile_frames) return;
+  autoencoder.tiling.time = true;
+  autoencoder.tiling.frames = r.tile_frames;
+}
+
+PictureRequest picture_request(const FilmRequest& r) {
+  return {.prompt = r.prompt,
+          .text = {},
+          .width = r.width,
+          .height = r.height,
+          .resolution = r.picture_resolution,
+          .steps = r.steps,
+          .seed = r.seed,
+          .cuda_noise = r.cuda_noise,
+          .on_stage = r.on_stage};
+}
+
 void report(const FilmRequest& r, Stage stage, int64_t done, int64_t total) {
   if (r.on_stage) r.on_stage({stage, done, total});
 }
@@ -89,11 +113,13 @@ FilmPipeline FilmPipeline::load(const std::string& folder, const LoadOptions& op
   FilmPipeline p;
   p.folder_ = folder;
   p.variant_ = options.variant;
-  p.runtime_ = p.others_ = make_runtime(options.device, options.dtype, options.threads, options.stop);
+  p.runtime_ = p.others_ = make_runtime(options);
   // Only transformers are run in float16.
   if (p.others_.dtype == DType::f16) p.others_.dtype = p.others_.context.device ? DType::bf16 : DType::f32;
-  VideoDenoiser denoiser = p.open_denoiser();
-  VideoAutoencoder autoencoder = p.open_autoencoder({});
+  p.max_memory_ = options.max_memory;
+  if (p.max_memory_ && p.runtime_.context.device) p.runtime_.context.device->limit(p.max_memory_);
+  VideoDenoiser denoiser = p.open_denoiser(p.runtime_);
+  VideoAutoencoder autoencoder = load_video_autoencoder(folder, p.others_);
   p.t5_folder_ = find_encoder(root, "T5", {"google/t5-v1_1-xxl", "t5"});
   p.clip_folder_ = find_encoder(root, "CLIP", {"openai/clip-vit-large-patch14", "clip"});
   T5Encoder t5 = T5Encoder::load(p.t5_folder_, p.others_, p.variant_);
@@ -108,32 +134,98 @@ FilmPipeline FilmPipeline::load(const std::string& folder, const LoadOptions& op
   expect_equal(folder, "the transformer's vec_in_dim", c.pooled_dim, "CLIP's hidden_size", clip.config().hidden_size);
   p.layout_ = {autoencoder.latent_channels(), autoencoder.time_compression(), autoencoder.space_compression(),
                c.patch_size, autoencoder.causal()};
+  p.text_dim_ = c.text_dim;
+  p.pooled_dim_ = c.pooled_dim;
   p.defaults_ = read_defaults(root, p.layout_.causal);
   return p;
 }
 
-VideoDenoiser FilmPipeline::open_denoiser() const {
+VideoDenoiser FilmPipeline::open_denoiser(const Runtime& runtime) const {
   MmditFiles files = open_mmdit(folder_, MmditRole::film);
-  return {files.config, std::move(files.weights), runtime_};
+  return {files.config, std::move(files.weights), runtime};
 }
 
-VideoAutoencoder FilmPipeline::open_autoencoder(const FilmRequest& r) const {
-  VideoAutoencoder autoencoder = load_video_autoencoder(folder_, others_);
-  if (r.tile) autoencoder.tiling.size = r.tile;
-  if (r.tile_frames) {
-    autoencoder.tiling.time = true;
-    autoencoder.tiling.frames = r.tile_frames;
+VideoDenoiser& FilmPipeline::denoiser() {
+  if (!denoiser_) denoiser_ = std::make_unique<VideoDenoiser>(open_denoiser(limited(runtime_, kTransformer)));
+  return *denoiser_;
+}
+
+VideoAutoencoder& FilmPipeline::autoencoder(const FilmRequest& r, bool encoder) {
+  if (!autoencoder_) {
+    Runtime runtime = limited(others_, encoder ? kEncoding : kDecoding);
+    autoencoder_ = std::make_unique<VideoAutoencoder>(load_video_autoencoder(folder_, runtime));
   }
-  return autoencoder;
+  set_tiles(*autoencoder_, r);
+  return *autoencoder_;
+}
+
+std::vector<ComponentMemory> FilmPipeline::memory_plan(const FilmRequest& r) const {
+  std::vector<ComponentMemory> parts;
+  auto add = [&](const char* name, const Graph& graph, const Runtime& runtime, size_t beside) {
+    parts.push_back({name, memory_need(graph, *runtime.backend, runtime.context), beside});
+  };
+  T5Encoder t5 = T5Encoder::load(t5_folder_, others_, variant_);
+  add(kT5, t5.graph(1, defaults_.text_tokens), others_, 0);
+  ClipTextEncoder clip = ClipTextEncoder::load(clip_folder_, others_, variant_);
+  add(kClip, clip.graph(1, clip.config().max_positions), others_, 0);
+  if (!r.first_picture.empty() && draws_with_flux(r.first_picture)) {
+    for (ComponentMemory& part :
+         flux_memory(r.first_picture, picture_request(r), defaults_.text_tokens, runtime_, others_))
+      parts.push_back(std::move(part));
+  }
+  VideoShape shape = shape_of(r);
+  VideoAutoencoder autoencoder = load_video_autoencoder(folder_, others_);
+  set_tiles(autoencoder, r);
+  VideoTaskInfo task = task_of(r);
+  if (int64_t given = kinora::reference_frames(task, layout_); given > 0) {
+    parts.push_back(autoencoder.need(true, {given, shape.height, shape.width, 3}));
+    parts.back().name = kEncoding;
+  }
+  VideoDenoiser denoiser = open_denoiser(runtime_);
+  auto tokens = static_cast<size_t>(shape.tokens() * denoiser.config().in_channels) * 4;
+  add(kTransformer, denoiser.graph({1, shape.latent_frames, shape.rows(), shape.columns(), defaults_.text_tokens}),
+      runtime_, 8 * tokens);
+  parts.push_back(
+      autoencoder.need(false, {shape.latent_frames, shape.latent_height, shape.latent_width, layout_.channels}));
+  parts.back().name = kDecoding;
+  return parts;
+}
+
+void FilmPipeline::check_memory(const FilmRequest& r) {
+  if (!max_memory_) return;
+  std::vector<int64_t> sizes{r.width,           r.height,
+                             r.frames,          r.tile,
+                             r.tile_frames,     static_cast<int64_t>(task_of(r).task),
+                             task_of(r).frames, !r.first_picture.empty()};
+  if (sizes == planned_for_) return;
+  parts_ = memory_plan(r);
+  planned_for_ = sizes;
+  for (const ComponentMemory& part : parts_) limited(runtime_, part.name);
+}
+
+// A component's runtime: with a budget for its weights where they do not all fit.
+Runtime FilmPipeline::limited(const Runtime& runtime, const std::string& name) const {
+  Runtime result = runtime;
+  if (!max_memory_) return result;
+  for (const ComponentMemory& part : parts_) {
+    if (part.name != name) continue;
+    bool decodes = name == kDecoding || name == kEncoding, text = name == kT5 || name == kClip;
+    const char* advice = text      ? ""
+                         : decodes ? "--tile, --tile-frames, fewer frames or a smaller size need less"
+                                   : "fewer frames, a smaller size or --dtype bfloat16 need less";
+    result.context.stream.budget = weights_budget(part, max_memory_, runtime, advice);
+  }
+  return result;
 }
 
 VideoTaskInfo FilmPipeline::task_of(const FilmRequest& r) const {
   const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
+  bool first = r.first || !r.first_picture.empty();
   if (film.empty()) {
-    if (r.first && r.last) return {VideoTask::loop};
-    return {r.first ? VideoTask::head : r.last ? VideoTask::tail : VideoTask::text};
+    if (first && r.last) return {VideoTask::loop};
+    return {first ? VideoTask::head : r.last ? VideoTask::tail : VideoTask::text};
   }
-  if (r.first || r.last || (!r.head.empty() && !r.tail.empty()))
+  if (first || r.last || (!r.head.empty() && !r.tail.empty()))
     fail(ErrorKind::usage, "a film begins or ends either with pictures or with one film given");
   for (int64_t frames : {33, 65}) {
     if (static_cast<int64_t>(film.size()) == reference_frames(frames))
@@ -147,6 +239,10 @@ VideoShape FilmPipeline::shape_of(const FilmRequest& r) const {
   return video_shape(layout_, r.width, r.height, r.frames);
 }
 
+VideoShape FilmPipeline::draft_shape_of(const FilmRequest& r) const {
+  return video_shape(layout_, r.from_width, r.from_height, r.frames);
+}
+
 FilmRequest FilmPipeline::complete(FilmRequest r) const {
   bool named = !r.resolution.empty() || !r.aspect.empty();
   if (named && (r.width || r.height))
@@ -156,10 +252,25 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
     r.width = defaults_.width;
     r.height = defaults_.height;
   }
+  if (!r.first_picture.empty()) {
+    if (r.first) fail(ErrorKind::usage, "the first picture is either given or drawn, not both");
+    if (checked_picture_ != r.first_picture) check_first_picture(r.first_picture, text_dim_, pooled_dim_, runtime_);
+    checked_picture_ = r.first_picture;
+    // Of a named ratio the reference has a table.
+    std::string resolution = r.picture_resolution.empty() ? kFluxResolution : r.picture_resolution;
+    bool by_name = (named || !r.width) && (resolution.ends_with("px") || resolution.ends_with("p"));
+    if (by_name && draws_with_flux(r.first_picture)) {
+      auto [w, h] = named_size(resolution, r.aspect.empty() ? kAspect : r.aspect, kPictureCell, true);
+      r.picture_resolution = std::to_string(w) + "x" + std::to_string(h);
+    }
+  } else if (!r.picture_resolution.empty()) {
+    fail(ErrorKind::usage, "a resolution of the first picture goes with a model that draws it");
+  }
   if (!r.width) {
     std::tie(r.width, r.height) = named_size(r.resolution.empty() ? kResolution : r.resolution,
                                              r.aspect.empty() ? kAspect : r.aspect, layout_.cell());
   }
+  if (!r.picture_resolution.empty()) size_like(r.picture_resolution, r.width, r.height, 1);
   r.resolution.clear();
   r.aspect.clear();
   auto fill = [](auto& value, auto fallback, bool silent) {
@@ -172,13 +283,37 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
   fill(r.guidance, defaults_.guidance, r.guidance < 0);
   fill(r.image_guidance, defaults_.image_guidance, r.image_guidance < 0);
   VideoShape shape = shape_of(r);
-  fill(r.flow_shift, flow_shift(shape.tokens_per_frame(), shape.latent_frames), r.flow_shift < 0);
+  auto usual_shift = [](const VideoShape& s) { return flow_shift(s.tokens_per_frame(), s.latent_frames); };
+  if (!r.from_resolution.empty()) {
+    std::tie(r.from_width, r.from_height) = draft_size(r.from_resolution, r.width, r.height, layout_.cell());
+    r.from_resolution.clear();
+  }
+  if (r.from_width) {
+    VideoShape draft = draft_shape_of(r);
+    fill(r.from_flow_shift, r.flow_shift < 0 ? usual_shift(draft) : r.flow_shift, r.from_flow_shift < 0);
+    check_sampling(r, draft, r.from_flow_shift);
+  }
+  fill(r.flow_shift, usual_shift(shape), r.flow_shift < 0);
 
   video_prompt(r.prompt, r.fps, r.motion_score);
   positions_of(r, shape);
   check_tile("pixels", r.tile, layout_.spatial);
   check_tile("frames", r.tile_frames, layout_.temporal);
-  VideoTaskInfo task = task_of(r);  // enough frames for what is given?
+  check_sampling(r, shape, r.flow_shift);
+  if (r.noise.defined()) {
+    VideoShape first = r.from_width ? draft_shape_of(r) : shape;
+    Shape expected{1, layout_.channels, first.latent_frames, first.latent_height, first.latent_width};
+    if (!(r.noise.shape() == expected) || !is_float(r.noise.dtype())) {
+      fail(ErrorKind::input,
+           "the given noise has shape " + r.noise.shape().str() + ", but this film needs " + expected.str());
+    }
+  }
+  return r;
+}
+
+// Enough frames for what is given, strengths and levels in range.
+void FilmPipeline::check_sampling(const FilmRequest& r, const VideoShape& shape, double shift) const {
+  VideoTaskInfo task = task_of(r);
   std::vector<Tensor> references;
   if (task.task != VideoTask::text) {
     int64_t given = latent_frames_of(layout_, kinora::reference_frames(task, layout_));
@@ -187,39 +322,67 @@ FilmRequest FilmPipeline::complete(FilmRequest r) const {
   }
   VideoCondition condition = video_condition(task, shape, references);
   guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
-  flow_levels(r.steps, r.flow_shift);
-  return r;
+  first_step_at(flow_levels(r.steps, shift), r.refine_strength);
 }
 
-void FilmPipeline::free_memory() {
+void FilmPipeline::close() {
+  if (!keep_open_ || max_memory_) {
+    denoiser_.reset();
+    autoencoder_.reset();
+  }
   runtime_.context.arena->release();  // shared with others_
 }
 
+// Flux reads the prompt as it is.
+std::vector<std::string> FilmPipeline::texts_of(const FilmRequest& r) const {
+  std::vector<std::string> texts{video_prompt(r.prompt, r.fps, r.motion_score), r.negative_prompt};
+  if (!r.first_picture.empty() && draws_with_flux(r.first_picture)) texts.push_back(r.prompt);
+  return texts;
+}
+
+void FilmPipeline::draw_picture(FilmRequest& r) {
+  PictureRequest picture = picture_request(r);
+  std::vector<VideoText> texts = encode_texts(texts_of(r));
+  if (texts.size() > 2) picture.text = texts[2];
+  denoiser_.reset();  // not together with the model that draws
+  autoencoder_.reset();
+  r.first = draw_first_picture(r.first_picture, picture, runtime_, others_, max_memory_);
+  r.first_picture.clear();
+}
+
 std::vector<VideoText> FilmPipeline::encode_texts(const std::vector<std::string>& texts) {
-  auto known = [&](const std::string& text) {
-    return std::find_if(texts_.begin(), texts_.end(), [&](const auto& entry) { return entry.first == text; });
+  using Texts = std::vector<std::pair<std::string, VideoText>>;
+  auto find = [](Texts& in, const std::string& text) {
+    return std::find_if(in.begin(), in.end(), [&](const auto& entry) { return entry.first == text; });
   };
-  std::vector<std::pair<std::string, VideoText>> fresh;
+  Texts fresh;
   for (const std::string& text : texts) {
-    bool listed = std::any_of(fresh.begin(), fresh.end(), [&](const auto& entry) { return entry.first == text; });
-    if (known(text) == texts_.end() && !listed) fresh.push_back({text, {}});
+    auto known = find(texts_, text);
+    if (known != texts_.end()) std::rotate(known, known + 1, texts_.end());  // used last
+    if (known == texts_.end() && find(fresh, text) == fresh.end()) fresh.push_back({text, {}});
   }
   if (!fresh.empty()) {
-    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(t5_folder_);
-    T5Encoder encoder = T5Encoder::load(t5_folder_, others_, variant_);
-    for (auto& [text, result] : fresh) result.hidden = encoder.encode(ids_of(*tokenizer, text, defaults_.text_tokens));
+    denoiser_.reset();  // not together with the encoders
+    autoencoder_.reset();
+    close();
+    {
+      std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(t5_folder_);
+      T5Encoder encoder = T5Encoder::load(t5_folder_, limited(others_, kT5), variant_);
+      for (auto& [text, result] : fresh)
+        result.hidden = encoder.encode(ids_of(*tokenizer, text, defaults_.text_tokens));
+    }
+    close();
+    {
+      std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(clip_folder_);
+      ClipTextEncoder encoder = ClipTextEncoder::load(clip_folder_, limited(others_, kClip), variant_);
+      for (auto& [text, result] : fresh)
+        result.pooled = encoder.encode(ids_of(*tokenizer, text, encoder.config().max_positions)).pooled;
+    }
+    close();
   }
-  free_memory();
-  if (!fresh.empty()) {
-    std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(clip_folder_);
-    ClipTextEncoder encoder = ClipTextEncoder::load(clip_folder_, others_, variant_);
-    for (auto& [text, result] : fresh)
-      result.pooled = encoder.encode(ids_of(*tokenizer, text, encoder.config().max_positions)).pooled;
-  }
-  free_memory();
   texts_.insert(texts_.end(), fresh.begin(), fresh.end());
   std::vector<VideoText> results;
-  for (const std::string& text : texts) results.push_back(known(text)->second);
+  for (const std::string& text : texts) results.push_back(find(texts_, text)->second);
   if (texts_.size() > kRememberedTexts)
     texts_.erase(texts_.begin(), texts_.end() - static_cast<std::ptrdiff_t>(kRememberedTexts));
   return results;
@@ -231,66 +394,108 @@ std::vector<Tensor> FilmPipeline::encode_references(const FilmRequest& r, const 
   const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
   if (!r.first && !r.last && film.empty()) return latents;
   auto width = static_cast<int>(shape.width), height = static_cast<int>(shape.height);
-  {
-    VideoAutoencoder autoencoder = open_autoencoder(r);
-    auto encode = [&](const Tensor& frames) {
-      Tensor z = autoencoder.encode(frames);
-      latents.push_back(z.reshaped({1, z.shape()[0], z.shape()[1], z.shape()[2], z.shape()[3]}));
-    };
-    if (!film.empty()) encode(fill_crop_frames(film, width, height));
-    for (const std::optional<Image>* picture : {&r.first, &r.last}) {
-      if (*picture) encode(to_tensor(fill_crop(**picture, width, height)));
-    }
+  VideoAutoencoder& open = autoencoder(r, true);
+  auto encode = [&](const Tensor& frames) {
+    Tensor z = open.encode(frames);
+    latents.push_back(z.reshaped({1, z.shape()[0], z.shape()[1], z.shape()[2], z.shape()[3]}));
+  };
+  if (!film.empty()) encode(fill_crop_frames(film, width, height));
+  for (const std::optional<Image>* picture : {&r.first, &r.last}) {
+    if (*picture) encode(to_tensor(fill_crop(**picture, width, height)));
   }
-  free_memory();
+  close();
   return latents;
 }
 
-VideoSample FilmPipeline::denoise(const FilmRequest& r, const VideoShape& shape, const std::vector<VideoText>& texts,
-                                  const VideoCondition& condition) {
-  VideoSample sample;
-  {
-    VideoDenoiser denoiser = open_denoiser();
-    VideoSampleInputs in;
-    in.latents =
-        pack_latents(video_noise(shape, r.seed, r.cuda_noise ? NoiseKind::cuda : NoiseKind::cpu), layout_.patch);
-    in.prompt = texts[0];
-    in.negative = texts[1];
-    in.condition = condition;
-    in.positions = MmditPositions::grid(shape.latent_frames, shape.rows(), shape.columns());
-    in.positions.frames = positions_of(r, shape);
-    VideoSampleOptions options;
-    options.levels = flow_levels(r.steps, r.flow_shift);
-    options.guidance =
-        guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
-    options.skip = r.skip;
-    options.on_step = [&](const VideoStepReport& step) { report(r, Stage::denoise, step.step, step.steps); };
-    report(r, Stage::denoise, 0, r.steps);
-    sample = sample_film(denoiser, in, options);
+// One run of the sampler: the whole film, or the draft or the refinement of one.
+struct FilmPipeline::Part {
+  VideoShape shape;
+  double flow_shift;
+  Tensor draft;  // latents, unpacked, of a smaller film that is to be refined
+};
+
+// Returns latents, unpacked.
+Tensor FilmPipeline::denoise(const FilmRequest& r, const Part& part, const std::vector<VideoText>& texts,
+                             const std::vector<Tensor>& references, FilmResult& result) {
+  const VideoShape& shape = part.shape;
+  VideoTaskInfo task = task_of(r);
+  VideoSampleOptions options;
+  options.levels = flow_levels(r.steps, part.flow_shift);
+  bool given = r.noise.defined() && !part.draft.defined();
+  Tensor latents = given ? r.noise.to(DType::f32).permuted({0, 2, 3, 4, 1})
+                         : video_noise(shape, r.seed, r.cuda_noise ? NoiseKind::cuda : NoiseKind::cpu);
+  if (!part.draft.defined()) result.noise = latents.permuted({0, 4, 1, 2, 3});
+  if (part.draft.defined()) {
+    options.first_step = first_step_at(options.levels, r.refine_strength);
+    Tensor enlarged = resize_latents(part.draft, shape.latent_height, shape.latent_width);
+    latents = add_flow_noise(enlarged, latents, options.levels[options.first_step]);
   }
-  free_memory();
-  return sample;
+  VideoSampleInputs in;
+  in.latents = pack_latents(latents, layout_.patch);
+  in.prompt = texts[0];
+  in.negative = texts[1];
+  in.condition = video_condition(task, shape, references);
+  in.positions = MmditPositions::grid(shape.latent_frames, shape.rows(), shape.columns());
+  in.positions.frames = positions_of(r, shape);
+  options.guidance =
+      guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, in.condition);
+  options.skip = r.skip;
+  options.on_step = [&](const VideoStepReport& step) {
+    report(r, Stage::denoise, step.step, step.steps);
+    if (!r.on_preview) return;
+    Tensor clean = unpack_latents(step.clean(), shape);
+    const Shape& s = clean.shape();
+    r.on_preview(
+        preview_strip(*colours_, clean.reshaped({s[1], s[2], s[3], s[4]}), 5, static_cast<int>(layout_.spatial)));
+  };
+  report(r, Stage::denoise, 0, r.steps - static_cast<int64_t>(options.first_step));
+  VideoSample sample = sample_film(denoiser(), in, options);
+  close();
+  result.forwards += sample.forwards;
+  Tensor clean = unpack_latents(sample.latents, shape);
+  restore_pictures(clean, task.task, references);
+  return clean;
 }
 
 FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& sink) {
   FilmRequest r = complete(request);
-  VideoShape shape = shape_of(r);
+  check_memory(r);
+  FilmResult result;
+  auto before = std::chrono::steady_clock::now();
+  auto lap = [&] {
+    auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration<double>(now - std::exchange(before, now)).count();
+  };
   report(r, Stage::encode, 0, 1);
-  std::vector<VideoText> texts = encode_texts({video_prompt(r.prompt, r.fps, r.motion_score), r.negative_prompt});
-  std::vector<Tensor> references = encode_references(r, shape);
-  report(r, Stage::encode, 1, 1);
-  VideoTaskInfo task = task_of(r);
-  VideoSample sample = denoise(r, shape, texts, video_condition(task, shape, references));
-  Tensor latents = unpack_latents(sample.latents, shape);
-  restore_pictures(latents, task.task, references);
-  latents = latents.reshaped({shape.latent_frames, shape.latent_height, shape.latent_width, layout_.channels});
-  report(r, Stage::decode, 0, 1);
-  {
-    VideoAutoencoder autoencoder = open_autoencoder(r);
-    autoencoder.decode(latents, sink, [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
+  std::vector<VideoText> texts = encode_texts(texts_of(r));
+  result.times.encode = lap();
+  if (!r.first_picture.empty()) {
+    draw_picture(r);
+    result.times.picture = lap();
   }
-  free_memory();
-  return {latents, sample.forwards};
+  if (r.on_preview && !colours_) {
+    colours_ = LatentColours::fit(autoencoder(r, true));
+    close();
+  }
+  Part whole{shape_of(r), r.flow_shift, {}};
+  std::vector<Tensor> references = encode_references(r, whole.shape), draft_references;
+  if (r.from_width) draft_references = encode_references(r, draft_shape_of(r));
+  report(r, Stage::encode, 1, 1);
+  result.times.encode += lap();
+  if (r.from_width) {
+    whole.draft = denoise(r, {draft_shape_of(r), r.from_flow_shift, {}}, texts, draft_references, result);
+    result.times.draft = lap();
+  }
+  Tensor latents = denoise(r, whole, texts, references, result);
+  const Shape& s = latents.shape();
+  result.latents = latents.reshaped({s[1], s[2], s[3], s[4]});
+  result.times.denoise = lap();
+  report(r, Stage::decode, 0, 1);
+  autoencoder(r, false).decode(result.latents, sink,
+                               [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
+  close();
+  result.times.decode = lap();
+  return result;
 }
 
 }  // namespace kinora

@@ -3,10 +3,13 @@
 // needed is that of the largest.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "diffusion/film_preview.h"
+#include "diffusion/first_picture.h"
 #include "diffusion/pipeline.h"
 #include "diffusion/video_autoencoder.h"
 #include "diffusion/video_denoiser.h"
@@ -31,20 +34,37 @@ struct FilmRequest {
   int64_t fps = 0, motion_score = 0;  // told to the model after the prompt
   double guidance = -1, image_guidance = -1;
   double flow_shift = -1;  // negative: that of the size and the number of frames
+  // Progressive: made at the size of `from_resolution` (as draft_size) first, then its latents are enlarged, given
+  // noise of level `refine_strength` and refined.
+  std::string from_resolution;
+  int64_t from_width = 0, from_height = 0;  // or pixels
+  double from_flow_shift = -1;              // of the first part; negative: flow_shift if given, else that of its size
+  double refine_strength = 0.8;
   uint64_t seed = 0;
   bool cuda_noise = false;           // torch's CUDA generator, rounded to bfloat16, instead of its CPU generator
+  Tensor noise;                      // [1, C, t, h, w] instead of the seed's; of a draft when there is one
   bool skip = true;                  // see VideoSampleOptions
   std::optional<Image> first, last;  // pictures that the film is to begin and to end with
+  // Or the folder of a model that draws the first one from the prompt, and its size, as PictureRequest::resolution.
+  std::string first_picture, picture_resolution;
   std::vector<Image> head, tail;  // or the frames of a film, as many as reference_frames() says (not both, no pictures)
   std::string times = "uniform";  // "uniform", "adaptive" or a file for parse_positions
   std::vector<double> key_frames;     // of "adaptive"
   int64_t tile = 0, tile_frames = 0;  // pixels and frames decoded at once; 0: as the reference
   std::function<void(const StageReport&)> on_stage;
+  std::function<void(const Image&)> on_preview;  // after each step: some frames of the film expected, as preview_strip
+};
+
+// Seconds.
+struct FilmTimes {
+  double encode = 0, picture = 0, draft = 0, denoise = 0, decode = 0;  // draft: the small film, when there is one
 };
 
 struct FilmResult {
   Tensor latents;        // [t, h, w, C] f32, scaled, as decoded
+  Tensor noise;          // [1, C, t, h, w] f32, that it began with
   int64_t forwards = 0;  // runs of the transformer
+  FilmTimes times;
 };
 
 class FilmPipeline {
@@ -59,10 +79,24 @@ class FilmPipeline {
   // Makes a film; its frames go to `sink` in order, [n, height, width, 3] f32, as the autoencoder gives them out.
   FilmResult generate(const FilmRequest& request, const FrameSink& sink);
 
-  // T5's and CLIP's results for texts that go to both as they are; the last few are remembered.
+  // T5's and CLIP's results for texts that go to both as they are. As many as kRememberedTexts are remembered, those
+  // used last: texts of several films are encoded together by asking for them first.
   std::vector<VideoText> encode_texts(const std::vector<std::string>& texts);
+  static constexpr size_t kRememberedTexts = 16;
+  // The texts that a completed request needs.
+  std::vector<std::string> texts_of(const FilmRequest& request) const;
+  // What the parts of a completed request take, one after another.
+  std::vector<ComponentMemory> memory_plan(const FilmRequest& request) const;
+  // Throws Error(resource), saying what is needed and what would need less, when a limit of memory does not allow it.
+  void check_memory(const FilmRequest& request);
+  // For several films: the transformer and the autoencoder stay open from one to the next, until texts must be encoded.
+  void keep_open(bool keep) { keep_open_ = keep; }
   // Frames of a film that is given, of 33 or 65 as the reference counts them: one fewer if the model is not causal.
   int64_t reference_frames(int64_t frames) const { return layout_.causal ? frames : frames - 1; }
+  void forget_texts() { texts_.clear(); }
+  const std::string& folder() const { return folder_; }
+  const std::string& t5_folder() const { return t5_folder_; }
+  const std::string& clip_folder() const { return clip_folder_; }
   const FilmDefaults& defaults() const { return defaults_; }
   const VideoLayout& layout() const { return layout_; }
   const Runtime& runtime() const { return runtime_; }
@@ -71,18 +105,33 @@ class FilmPipeline {
   FilmPipeline() = default;
   VideoTaskInfo task_of(const FilmRequest& request) const;
   VideoShape shape_of(const FilmRequest& request) const;
-  VideoDenoiser open_denoiser() const;
-  VideoAutoencoder open_autoencoder(const FilmRequest& request) const;
+  VideoDenoiser open_denoiser(const Runtime& runtime) const;
+  VideoDenoiser& denoiser();
+  VideoAutoencoder& autoencoder(const FilmRequest& request, bool encoder);
+  Runtime limited(const Runtime& runtime, const std::string& part) const;
+  void close();  // what is open and need not stay
+  void draw_picture(FilmRequest& request);
+  VideoShape draft_shape_of(const FilmRequest& request) const;
+  void check_sampling(const FilmRequest& request, const VideoShape& shape, double flow_shift) const;
   std::vector<Tensor> encode_references(const FilmRequest& request, const VideoShape& shape);
-  VideoSample denoise(const FilmRequest& request, const VideoShape& shape, const std::vector<VideoText>& texts,
-                      const VideoCondition& condition);
-  void free_memory();
+  struct Part;
+  Tensor denoise(const FilmRequest& request, const Part& part, const std::vector<VideoText>& texts,
+                 const std::vector<Tensor>& references, FilmResult& result);
 
   std::string folder_, t5_folder_, clip_folder_, variant_;
   Runtime runtime_, others_;  // of the transformer, and of the rest
   FilmDefaults defaults_;
   VideoLayout layout_;
+  int64_t text_dim_ = 0, pooled_dim_ = 0;
+  mutable std::string checked_picture_;                   // the folder that check_first_picture found good
   std::vector<std::pair<std::string, VideoText>> texts_;  // most recent last
+  size_t max_memory_ = 0;
+  std::vector<int64_t> planned_for_;    // sizes that parts_ are of
+  std::vector<ComponentMemory> parts_;  // of the request at work, under a limit
+  std::optional<LatentColours> colours_;
+  bool keep_open_ = false;
+  std::unique_ptr<VideoDenoiser> denoiser_;
+  std::unique_ptr<VideoAutoencoder> autoencoder_;
 };
 
 }  // namespace kinora

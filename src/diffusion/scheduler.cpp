@@ -63,6 +63,7 @@ class DpmSolver : public Scheduler {
   Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const override {
     return combine({{1 - sigmas_[i], &latents}, {sigmas_[i], &noise}});
   }
+  float noise_level(size_t i) const override { return sigmas_[i]; }
   StepCoefficients coefficients(size_t i, size_t taken) const override {
     float h = lambda(sigmas_[i + 1]) - lambda(sigmas_[i]), shrink = decay(sigmas_[i + 1], h);
     StepCoefficients c{.clean_x = 1,
@@ -156,6 +157,7 @@ class FlowEuler : public Scheduler {
   Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const override {
     return combine({{1 - sigmas_[i], &latents}, {sigmas_[i], &noise}});
   }
+  float noise_level(size_t i) const override { return sigmas_[i]; }
   StepCoefficients coefficients(size_t i, size_t) const override {
     float kept = sigmas_[i + 1] / sigmas_[i];
     return {
@@ -197,6 +199,11 @@ Tensor ScmScheduler::step(size_t i, const Tensor& output, const Tensor& x, const
 Tensor ScmScheduler::add_noise(const Tensor& latents, const Tensor& noise, size_t i) const {
   Tensor a = combine({{kSigmaData, &latents}}), b = combine({{kSigmaData, &noise}});
   return combine({{std::cos(timesteps_[i]), &a}, {std::sin(timesteps_[i]), &b}});
+}
+
+float ScmScheduler::noise_level(size_t i) const {
+  float s = std::sin(timesteps_[i]), c = std::cos(timesteps_[i]);
+  return s / (s + c);
 }
 
 // The model's change of variables from the flow is part of the sums (Sana-Sprint, arXiv:2503.09641, section 3.1).

@@ -37,6 +37,8 @@ class Scheduler {
   virtual Tensor step(size_t i, const Tensor& output, const Tensor& x, const NoiseSource& noise) = 0;
   // Clean latents with the noise level of step i, for image-to-image.
   virtual Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const = 0;
+  // How much of step i's latents is noise, 1 down to 0.
+  virtual float noise_level(size_t i) const = 0;
   // Step i, when `taken` steps went before it since begin().
   virtual StepCoefficients coefficients(size_t i, size_t taken) const = 0;
   virtual std::string name() const = 0;
@@ -70,6 +72,7 @@ class ScmScheduler : public Scheduler {
   void begin(size_t) override {}
   Tensor step(size_t i, const Tensor& output, const Tensor& x, const NoiseSource& noise) override;
   Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const override;
+  float noise_level(size_t i) const override;
   StepCoefficients coefficients(size_t i, size_t taken) const override;
   std::string name() const override { return "scm"; }
   const Tensor& denoised() const { return denoised_; }  // the last prediction of the clean latents, times sigma_data

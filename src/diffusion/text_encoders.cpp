@@ -32,7 +32,9 @@ Weights only(const Weights& all, const Keep& keep) {
   Weights kept;
   kept.set_source(all.source());
   for (const std::string& name : all.names()) {
-    if (keep(name)) kept.add(name, *all.find(name), all.file_of(name));
+    if (!keep(name)) continue;
+    kept.add(name, *all.find(name), all.file_of(name));
+    if (auto format = all.format(name)) kept.set_format(name, *format);
   }
   return kept;
 }
@@ -66,6 +68,7 @@ T5Encoder T5Encoder::load(const std::string& folder, const Runtime& runtime, con
 }
 
 Graph T5Encoder::graph(int64_t batch, int64_t tokens, bool masked) const {
+  prepare_weights(weights_, "t5", runtime_);
   Graph graph;
   Value ids = graph.input("ids", {batch, tokens}, DType::i32);
   Value mask = masked ? graph.input("mask", {batch, tokens}) : Value();
@@ -77,12 +80,14 @@ Graph T5Encoder::graph(int64_t batch, int64_t tokens, bool masked) const {
 Tensor T5Encoder::encode(const Tensor& ids, const Tensor& mask) {
   check_ids(ids, config_.vocab_size);
   int64_t batch = ids.shape()[0], tokens = ids.shape()[1];
-  const Executable& exe = cache_.get({batch, tokens, mask.defined()}, [&] {
-    return compile(graph(batch, tokens, mask.defined()), *runtime_.backend, runtime_.context);
-  });
   std::map<std::string, Tensor> feed{{"ids", ids}};
   if (mask.defined()) feed["mask"] = mask;
-  return exe.run(feed).at("hidden");
+  return compiled(batch, tokens, mask.defined()).run(feed).at("hidden");
+}
+
+const Executable& T5Encoder::compiled(int64_t batch, int64_t tokens, bool masked) {
+  return cache_.get({batch, tokens, masked},
+                    [&] { return compile(graph(batch, tokens, masked), *runtime_.backend, runtime_.context); });
 }
 
 ClipTextEncoder::ClipTextEncoder(ClipTextConfig config, Weights weights, Runtime runtime)
@@ -101,6 +106,7 @@ ClipTextEncoder ClipTextEncoder::load(const std::string& folder, const Runtime& 
 }
 
 Graph ClipTextEncoder::graph(int64_t batch, int64_t tokens) const {
+  prepare_weights(weights_, "clip", runtime_);
   Graph graph;
   Value ids = graph.input("ids", {batch, tokens}, DType::i32), rows = graph.input("rows", {batch}, DType::i32);
   ClipTextOutput out = build_clip_text(Params(graph, weights_), config_, ids, rows, runtime_.dtype);

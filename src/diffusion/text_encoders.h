@@ -23,10 +23,11 @@ class T5Encoder {
   const T5Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(int64_t batch, int64_t tokens, bool masked = false) const;
+  const Executable& compiled(int64_t batch, int64_t tokens, bool masked = false);  // inputs "ids" and perhaps "mask"
 
  private:
   T5Config config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };
@@ -50,7 +51,7 @@ class ClipTextEncoder {
 
  private:
   ClipTextConfig config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };

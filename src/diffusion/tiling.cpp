@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace kinora {
 namespace {
@@ -51,25 +52,32 @@ void cross_fade(const Tensor& a, Tensor& b, int axis, int64_t extent) {
   }
 }
 
-Tensor run_tiled(const Tensor& x, const TileGrid& g, const std::function<Tensor(const Tensor&)>& run) {
-  int64_t extent = g.out_size - g.out_stride;
+Tensor run_tiled(const Tensor& x, const TileGrid& grid, const std::function<Tensor(const Tensor&)>& run) {
+  return run_tiled_ahead(x, grid, [&](const Tensor& tile) -> Pending { return [&run, tile] { return run(tile); }; });
+}
+
+Tensor run_tiled_ahead(const Tensor& x, const TileGrid& g, const std::function<Pending(const Tensor&)>& begin) {
+  int64_t extent = g.out_size - g.out_stride, columns = (x.shape()[2] + g.stride - 1) / g.stride;
+  int64_t count = tile_count(x.shape()[1], x.shape()[2], g.stride);
+  auto begin_tile = [&](int64_t i) {
+    return i < count ? begin(crop(x, i / columns * g.stride, i % columns * g.stride, g.size, g.multiple)) : Pending();
+  };
   Tensor out;
-  std::vector<Tensor> above;
-  for (int64_t top = 0, row = 0; top < x.shape()[1]; top += g.stride, ++row) {
-    std::vector<Tensor> current;
-    for (int64_t left = 0; left < x.shape()[2]; left += g.stride) {
-      auto column = static_cast<int64_t>(current.size());
-      current.push_back(run(crop(x, top, left, g.size, g.multiple)));
-      Tensor& tile = current.back();
-      if (row > 0) cross_fade(above[static_cast<size_t>(column)], tile, 1, extent);
-      if (column > 0) cross_fade(current[static_cast<size_t>(column - 1)], tile, 2, extent);
-      if (!out.defined()) out = Tensor::zeros({tile.shape()[0], g.height, g.width, tile.shape()[3]});
-      int64_t y = row * g.out_stride, z = column * g.out_stride;
-      int64_t h = std::min({tile.shape()[1], g.out_stride, g.height - y});
-      int64_t w = std::min({tile.shape()[2], g.out_stride, g.width - z});
-      if (w > 0) place(tile, h, w, out, y, z);
-    }
-    above = std::move(current);
+  std::vector<Tensor> above, current;
+  Pending next = begin_tile(0);
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t row = i / columns, column = i % columns;
+    if (column == 0) above = std::exchange(current, {});
+    Pending now = std::exchange(next, begin_tile(i + 1));
+    current.push_back(now());
+    Tensor& tile = current.back();
+    if (row > 0) cross_fade(above[static_cast<size_t>(column)], tile, 1, extent);
+    if (column > 0) cross_fade(current[static_cast<size_t>(column - 1)], tile, 2, extent);
+    if (!out.defined()) out = Tensor({tile.shape()[0], g.height, g.width, tile.shape()[3]}, tile.dtype());
+    int64_t y = row * g.out_stride, z = column * g.out_stride;
+    int64_t h = std::min({tile.shape()[1], g.out_stride, g.height - y});
+    int64_t w = std::min({tile.shape()[2], g.out_stride, g.width - z});
+    if (w > 0) place(tile, h, w, out, y, z);
   }
   return out;
 }

@@ -22,6 +22,11 @@ struct TileGrid {
 // into from the one above and the one to its left, and gives its first out_stride rows and columns.
 Tensor run_tiled(const Tensor& x, const TileGrid& grid, const std::function<Tensor(const Tensor&)>& run);
 
+// The same with tiles that are begun and then waited for: the next one is begun before the last one is waited for and
+// joined to the rest, so that a device works on the one while the host joins the other. `begin` returns what waits.
+using Pending = std::function<Tensor()>;
+Tensor run_tiled_ahead(const Tensor& x, const TileGrid& grid, const std::function<Pending(const Tensor&)>& begin);
+
 // How many tiles that makes.
 int64_t tile_count(int64_t height, int64_t width, int64_t stride);
 

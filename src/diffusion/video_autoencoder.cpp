@@ -60,7 +60,12 @@ VideoAutoencoder::VideoAutoencoder(Model model, Weights weights, Runtime runtime
       },
       model_);
   params.expect_all_used();
-  if (!causal()) tiling = {.space = true, .time = true, .size = 256, .frames = 32, .overlap = 0.25};
+  tiling = usual_tiling();
+}
+
+VideoTiling VideoAutoencoder::usual_tiling() const {
+  if (causal()) return {};
+  return {.space = true, .time = true, .size = 256, .frames = 32, .overlap = 0.25};
 }
 
 int64_t VideoAutoencoder::latent_channels() const {
@@ -107,16 +112,25 @@ Graph VideoAutoencoder::graph(bool encoder, const Shape& s) const {
 }
 
 const Executable& VideoAutoencoder::compiled(bool encoder, const Shape& s) {
-  return cache_.get({encoder, s[0], s[1], s[2]},
-                    [&] { return compile(graph(encoder, s), *runtime_.backend, runtime_.context); });
+  return cache_.get({encoder, s[0], s[1], s[2]}, [&] {
+    if (runtime_.context.device) runtime_.context.device->wait();  // one that has to go may be at work
+    return compile(graph(encoder, s), *runtime_.backend, runtime_.context);
+  });
 }
 
 size_t VideoAutoencoder::memory(bool encoder, const Shape& input) { return compiled(encoder, input).arena_bytes(); }
 
-Tensor VideoAutoencoder::run(bool encoder, const Tensor& x) {
-  const Shape& s = x.shape();
-  Tensor y = compiled(encoder, s).run({{"x", x.reshaped({1, s[0], s[1], s[2], s[3]})}}).at("y");
-  return y.reshaped({y.shape()[1], y.shape()[2], y.shape()[3], y.shape()[4]});
+// A device is at work when this returns; the host is when the result is asked for.
+Pending VideoAutoencoder::begin(bool encoder, const Tensor& x) {
+  auto run = [this, encoder, x](Keep keep) {
+    const Shape& s = x.shape();
+    Tensor y = compiled(encoder, s).run({{"x", x.reshaped({1, s[0], s[1], s[2], s[3]})}}, keep).at("y");
+    return y.reshaped({y.shape()[1], y.shape()[2], y.shape()[3], y.shape()[4]});
+  };
+  Device* device = runtime_.context.device.get();
+  if (!device) return [run] { return run(Keep::on_host); };
+  Tensor y = run(Keep::on_device);
+  return [device, y, mark = std::shared_ptr(device->mark())] { return device->to_host_after(*mark, y); };
 }
 
 // One stretch of frames, in tiles of pictures where it is large.
@@ -124,16 +138,18 @@ Tensor VideoAutoencoder::run_in_space(bool encoder, const Tensor& x, const std::
   int64_t ratio = space_compression(), pixels = tiling.size, latents = tiling.size / ratio;
   int64_t size = encoder ? pixels : latents, out_size = encoder ? latents : pixels;
   const Shape& s = x.shape();
-  auto one = [&](const Tensor& tile) {
-    Tensor y = run(encoder, tile);
-    tile_done();
-    return y;
+  auto one = [&](const Tensor& tile) -> Pending {
+    return [&, wait = begin(encoder, tile)] {
+      Tensor y = wait();
+      tile_done();
+      return y;
+    };
   };
-  if (!tiling.space || (s[1] <= size && s[2] <= size)) return one(x);
+  if (!tiling.space || (s[1] <= size && s[2] <= size)) return one(x)();
   auto part = [&](int64_t whole) { return static_cast<int64_t>(static_cast<double>(whole) * (1 - tiling.overlap)); };
   int64_t out_stride = out_size - static_cast<int64_t>(static_cast<double>(out_size) * tiling.overlap);
   auto out = [&](int64_t extent) { return encoder ? extent / ratio : extent * ratio; };
-  return run_tiled(x, {size, part(size), out_size, out_stride, out(s[1]), out(s[2]), 1}, one);
+  return run_tiled_ahead(x, {size, part(size), out_size, out_stride, out(s[1]), out(s[2]), 1}, one);
 }
 
 // The stretches of frames that are run by themselves, and what of each is kept.
@@ -169,6 +185,20 @@ struct VideoAutoencoder::TimeTiles {
     }
   }
 };
+
+ComponentMemory VideoAutoencoder::need(bool encoder, const Shape& s) const {
+  int64_t frames = 0, size = encoder ? tiling.size : tiling.size / space_compression();
+  for (const TimeTiles::Stretch& t : TimeTiles(*this, encoder, s[0]).stretches)
+    frames = std::max(frames, t.end - t.begin);
+  bool tiled = tiling.space && (s[1] > size || s[2] > size);
+  Shape tile{frames, tiled ? std::min(size, s[1]) : s[1], tiled ? std::min(size, s[2]) : s[2], s[3]};
+  int64_t ratio = encoder ? 1 : space_compression();
+  int64_t pixels = (encoder ? frames : film_frames(frames)) * s[1] * ratio * s[2] * ratio;
+  ComponentMemory need{.name = encoder ? "the autoencoder, encoding" : "the autoencoder, decoding",
+                       .need = memory_need(graph(encoder, tile), *runtime_.backend, runtime_.context)};
+  need.beside = static_cast<size_t>(pixels) * 3 * 4 * 2;
+  return need;
+}
 
 void VideoAutoencoder::run_in_time(bool encoder, const Tensor& x, const FrameSink& sink, const TileProgress& progress) {
   int64_t ratio = encoder ? 1 : space_compression();

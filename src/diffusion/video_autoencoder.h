@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "diffusion/components.h"
+#include "diffusion/memory_limit.h"
 #include "models/causal_vae3d.h"
 #include "models/dc_ae_video.h"
 #include "models/flux_ae.h"
@@ -54,14 +55,17 @@ class VideoAutoencoder {
   void check_size(int64_t frames, int64_t height, int64_t width) const;
 
   VideoTiling tiling;
+  VideoTiling usual_tiling() const;  // Open-Sora's, where `tiling` begins
   const Weights& weights() const { return weights_; }
   Graph graph(bool encoder, const Shape& input) const;  // input [frames, H, W, channels]
   size_t memory(bool encoder, const Shape& input);      // bytes of activations when compiled
+  // Of the largest of the tiles that `input` is cut into; what is beside it on the host: films of one stretch.
+  ComponentMemory need(bool encoder, const Shape& input) const;
 
  private:
   struct TimeTiles;
   const Executable& compiled(bool encoder, const Shape& input);
-  Tensor run(bool encoder, const Tensor& input);
+  std::function<Tensor()> begin(bool encoder, const Tensor& input);
   Tensor run_in_space(bool encoder, const Tensor& input, const std::function<void()>& tile_done);
   void run_in_time(bool encoder, const Tensor& input, const FrameSink& sink, const TileProgress& progress);
 

@@ -55,7 +55,8 @@ Value build(Graph& graph, const Weights& weights, const MmditConfig& c, const Vi
 
 }  // namespace
 
-bool has_mmdit(const std::string& path, MmditRole role) { return !find_file(path, role).base.empty(); }
+bool has_mmdit(const std::string& path, MmditRole role) { return !mmdit_base(path, role).empty(); }
+std::string mmdit_base(const std::string& path, MmditRole role) { return find_file(path, role).base; }
 
 MmditFiles open_mmdit(const std::string& path, MmditRole role) {
   Found found = find_file(path, role);
@@ -81,6 +82,7 @@ VideoDenoiser::VideoDenoiser(MmditConfig config, Weights weights, Runtime runtim
 }
 
 Graph VideoDenoiser::graph(const Extent& extent) const {
+  prepare_weights(weights_, "transformer", runtime_);
   Graph graph;
   graph.output("velocity", cast(build(graph, weights_, config_, extent, runtime_.dtype, false), DType::f32));
   return graph;

@@ -22,6 +22,8 @@ MmditFiles open_mmdit(const std::string& path, MmditRole role);
 
 // True when open_mmdit would find a file there.
 bool has_mmdit(const std::string& path, MmditRole role);
+// Its name without ".safetensors"; empty when there is none.
+std::string mmdit_base(const std::string& path, MmditRole role);
 
 class VideoDenoiser : public VideoModel {
  public:
@@ -40,11 +42,11 @@ class VideoDenoiser : public VideoModel {
   Graph graph(const Extent& extent) const;
   std::map<std::string, Tensor> feed(const VideoModelInputs& inputs) const;  // the graph's inputs by name
   size_t memory(const Extent& extent);                                       // bytes of activations when compiled
+  const Executable& compiled(const Extent& extent);
 
  private:
-  const Executable& compiled(const Extent& extent);
   MmditConfig config_;
-  Weights weights_;
+  mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
   ExecutableCache cache_;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <map>
 
@@ -139,6 +140,37 @@ std::pair<int64_t, int64_t> named_size(const std::string& resolution, const std:
   std::string names;
   for (const std::string& name : aspect_names()) names += (names.empty() ? "" : ", ") + name;
   fail(ErrorKind::usage, "unknown aspect ratio '" + aspect + "' (" + names + "; or give width and height)");
+}
+
+std::pair<int64_t, int64_t> size_like(const std::string& resolution, int64_t width, int64_t height, int64_t cell) {
+  Size size{0, 0};
+  if (size_t x = resolution.find('x'); x != std::string::npos && pixels_of(resolution) == 0) {
+    auto side = [&](std::string_view digits, int64_t& value) {
+      auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+      return error == std::errc() && end == digits.data() + digits.size() && value >= cell && value % cell == 0;
+    };
+    std::string_view text = resolution;
+    if (!side(text.substr(0, x), size.first) || !side(text.substr(x + 1), size.second)) size = {0, 0};
+  } else if (auto pixels = static_cast<double>(pixels_of(resolution)); pixels > 0) {
+    auto w = static_cast<double>(width), h = static_cast<double>(height);
+    auto nearest = [&](double v) { return std::max<int64_t>(std::llround(v / static_cast<double>(cell)), 1) * cell; };
+    size = {nearest(std::sqrt(pixels * w / h)), nearest(std::sqrt(pixels * h / w))};
+  }
+  if (size.first == 0) {
+    fail(ErrorKind::usage, "'" + resolution + "' is no resolution (256px, another Npx or Np, or WxH in " +
+                               "multiples of " + std::to_string(cell) + ")");
+  }
+  return size;
+}
+
+std::pair<int64_t, int64_t> draft_size(const std::string& resolution, int64_t width, int64_t height, int64_t cell) {
+  Size size = size_like(resolution, width, height, cell);
+  if (size.first > width || size.second > height || size == Size{width, height}) {
+    fail(ErrorKind::usage, "to begin from " + resolution + " (" + std::to_string(size.first) + "x" +
+                               std::to_string(size.second) + ") is of no use for " + std::to_string(width) + "x" +
+                               std::to_string(height) + "; it must be smaller");
+  }
+  return size;
 }
 
 }  // namespace kinora

@@ -44,4 +44,10 @@ std::pair<int64_t, int64_t> named_size(const std::string& resolution, const std:
                                        bool nearest = false);
 std::vector<std::string> aspect_names();
 
+// {width, height}, multiples of `cell`: `resolution` is "WxH", or Npx or Np as above, which takes the ratio of the
+// sides given. Throws Error(usage) for another text.
+std::pair<int64_t, int64_t> size_like(const std::string& resolution, int64_t width, int64_t height, int64_t cell);
+// The same for a first draft of something of width x height; throws Error(usage) unless it is smaller than that.
+std::pair<int64_t, int64_t> draft_size(const std::string& resolution, int64_t width, int64_t height, int64_t cell);
+
 }  // namespace kinora

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "core/tensor.h"
+#include "core/threads.h"
 
 namespace kinora {
 
@@ -28,16 +30,32 @@ class Device {
     virtual double seconds_after(Mark& earlier) = 0;  // both of one device, and done
   };
 
+  // A second queue, for copies to the device that are made beside the steps.
+  class Copies {
+   public:
+    virtual ~Copies() = default;
+    virtual void after(Mark& mark) = 0;  // what is sent from here on waits for a mark of either queue
+    // The host bytes may change after it returns; it may use the pool to read them.
+    virtual void send(void* device, const void* host, size_t bytes, ThreadPool& pool) = 0;
+    virtual std::unique_ptr<Mark> mark() = 0;
+  };
+
   virtual ~Device() = default;
 
   // Uninitialised, 256-byte aligned. Throws Error(resource) saying how much was asked for and how much was there.
   virtual std::shared_ptr<void> allocate(size_t bytes) = 0;
   virtual void upload(void* device, const void* host, size_t bytes) = 0;  // the host bytes may change after it returns
   virtual void download(void* host, const void* device, size_t bytes) = 0;  // waits
+  // As download, but waits only for what was enqueued before `mark`, and goes on beside what was enqueued after it.
+  virtual void download_after(Mark& mark, void* host, const void* device, size_t bytes) = 0;
   virtual void copy(void* to, const void* from, size_t bytes) = 0;
+  virtual void clear(void* memory, size_t bytes) = 0;
   virtual void wait() = 0;
   virtual std::unique_ptr<Mark> mark() = 0;
-  virtual void* queue() = 0;  // StepArgs::queue
+  virtual void after(Mark& mark) = 0;           // what is enqueued from here on waits for a mark of either queue
+  virtual Copies* copies() { return nullptr; }  // the device's own; null when it has none
+  virtual void limit(size_t bytes) = 0;         // allocate() gives out no more than that at a time; 0: all there is
+  virtual void* queue() = 0;                    // StepArgs::queue
   // Null when this device cannot, or is told not to.
   virtual std::unique_ptr<Recording> record(const std::function<void()>& enqueue) = 0;
 
@@ -47,6 +65,9 @@ class Device {
 
   Tensor to_device(const Tensor& host);  // itself when it is there already
   Tensor to_host(const Tensor& tensor);  // likewise
+  // concat_rows on the device, of tensors here or there.
+  Tensor concat_rows(std::span<const Tensor> parts);
+  Tensor to_host_after(Mark& mark, const Tensor& tensor);
 };
 
 }  // namespace kinora

@@ -38,10 +38,8 @@ std::vector<void*> Executable::bind(const std::map<std::string, Tensor>& inputs,
   std::vector<void*> memory(g.nodes().size(), nullptr);
   for (size_t i = 0; i < g.nodes().size(); ++i) {
     const Node& node = g.nodes()[i];
-    auto home = static_cast<size_t>(storage_[i]);
-    if (home != i) {
-      memory[i] = memory[home] ? static_cast<std::byte*>(memory[home]) + offsets_[i] : nullptr;
-    } else if (node.op == &kInputOp) {
+    if (static_cast<size_t>(storage_[i]) != i) continue;
+    if (node.op == &kInputOp) {
       auto found = inputs.find(node.name);
       if (found == inputs.end()) fail(ErrorKind::internal, "input '" + node.name + "' is missing");
       const Tensor& tensor = found->second;
@@ -58,11 +56,17 @@ std::vector<void*> Executable::bind(const std::map<std::string, Tensor>& inputs,
       }
     } else if (device && fixed_[i]) {
       memory[i] = fixed_[i].get();
+    } else if (device && streamed_[i]) {
+      memory[i] = arena + offsets_[i];
     } else if (node.value.defined()) {
       memory[i] = const_cast<void*>(node.value.raw());
     } else {
       memory[i] = arena + offsets_[i];
     }
+  }
+  for (size_t i = 0; i < g.nodes().size(); ++i) {  // those that lie in another's
+    auto home = static_cast<size_t>(storage_[i]);
+    if (home != i) memory[i] = memory[home] ? static_cast<std::byte*>(memory[home]) + offsets_[i] : nullptr;
   }
   return memory;
 }
@@ -103,21 +107,29 @@ void Executable::run_step(const Planned& planned, std::span<void* const> memory,
                     context_.device ? context_.device->queue() : nullptr});
 }
 
+void Executable::run_steps(std::span<void* const> memory, std::byte* arena, const std::function<void()>& each) const {
+  StreamRun stream(stream_, *graph_, memory, context_.device.get(), *context_.pool);
+  for (const Planned& planned : steps_) {
+    stream.before(planned.id);
+    run_step(planned, memory, arena);
+    stream.after(planned.id);
+    if (each) each();
+  }
+}
+
 void Executable::execute(std::span<void* const> memory, std::byte* arena) const {
-  auto run_steps = [&] {
-    for (const Planned& planned : steps_) run_step(planned, memory, arena);
-  };
-  if (!context_.device) return run_steps();
+  // What is streamed passes through the host, which no recording can hold.
+  if (!context_.device || !stream_.chunks.empty()) return run_steps(memory, arena);
   if (context_.stop && context_.stop->load(std::memory_order_relaxed)) fail(ErrorKind::cancelled, "stopped");
   // The addresses in a recording are those of its arena.
   if (!recording_ || recorded_arena_ != arena) {
-    recording_ = context_.device->record(run_steps);
+    recording_ = context_.device->record([&] { run_steps(memory, arena); });
     recorded_arena_ = arena;
   }
   if (recording_) {
     recording_->enqueue();
   } else {
-    run_steps();
+    run_steps(memory, arena);
   }
 }
 
@@ -127,12 +139,12 @@ std::vector<Executable::StepTime> Executable::profile(const std::map<std::string
   execute(memory, arena);
   std::vector<StepTime> times;
   if (!context_.device) {
-    for (const Planned& planned : steps_) {
-      auto start = std::chrono::steady_clock::now();
-      run_step(planned, memory, arena);
-      std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-      times.push_back({planned.id, spent.count()});
-    }
+    auto start = std::chrono::steady_clock::now();
+    run_steps(memory, arena, [&] {
+      auto now = std::chrono::steady_clock::now();
+      times.push_back({steps_[times.size()].id, std::chrono::duration<double>(now - start).count()});
+      start = now;
+    });
     return times;
   }
   // The device is kept busy while the steps are enqueued, so that it never waits for one. A run may write over its
@@ -144,10 +156,7 @@ std::vector<Executable::StepTime> Executable::profile(const std::map<std::string
   bind(inputs, arena);
   std::vector<std::unique_ptr<Device::Mark>> marks;
   marks.push_back(context_.device->mark());
-  for (const Planned& planned : steps_) {
-    run_step(planned, memory, arena);
-    marks.push_back(context_.device->mark());
-  }
+  run_steps(memory, arena, [&] { marks.push_back(context_.device->mark()); });
   context_.device->wait();
   for (size_t i = 0; i < steps_.size(); ++i) {
     times.push_back({steps_[i].id, marks[i + 1]->seconds_after(*marks[i])});

@@ -2,6 +2,7 @@
 // ops, folding of constants, memory plan, library plans) happens in compile(); run() only computes.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <map>
@@ -10,9 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "core/quantize.h"
 #include "core/threads.h"
 #include "graph/device.h"
 #include "graph/graph.h"
+#include "graph/streaming.h"
 
 namespace kinora {
 
@@ -23,6 +26,8 @@ struct StepSpec {
   std::vector<const Tensor*> values;  // per input: its host tensor when it is a parameter or constant, else null
   int threads = 1;                    // size of the pool that will run it
   std::vector<Ints> strides = {};     // per input: elements between neighbours of each axis; see Kernel::strided
+  Ints out_strides = {};              // the same of the output; see Kernel::strided_out
+  bool placed = true;                 // false: where tensors lie is not known yet, so strides may still change
 
   const TensorSpec& output() const { return node.spec; }
 };
@@ -43,12 +48,18 @@ struct Step {
 
 // One row of a backend's kernel table. `supports` null: everything that the op's own checks let through. Inputs are
 // contiguous unless the kernel says `strided`: then each may be a slice of a larger tensor, given by StepSpec::strides,
-// with the last axis contiguous.
+// with the last axis contiguous. The output is contiguous unless the kernel says `strided_out`: then it may be some
+// columns of a larger matrix, with evenly spaced rows that begin at multiples of 16 bytes (StepSpec::out_strides).
+// Of an op's rows, the first is taken that supports a node and `prefers` it (null: it does), else the first that
+// supports it; a caller may ask for the rows of one `variant` by name (ExecutionContext::variant).
 struct Kernel {
   const OpDef* op;
-  Step (*make)(const StepSpec& spec);
+  Step (*make)(const StepSpec& spec);  // null: this row stands for the op's decomposition
   bool (*supports)(const StepSpec& spec) = nullptr;
   bool strided = false;
+  std::string_view variant = {};
+  bool strided_out = false;
+  bool (*prefers)(const StepSpec& spec) = nullptr;
 };
 
 struct Backend {
@@ -56,6 +67,9 @@ struct Backend {
   std::span<const Kernel> kernels;
   std::span<Graph (*const)(const Graph&)> passes = {};  // rewrites made before anything else, in this order
   const Backend* host = nullptr;  // of a device: what folds small constants; null: this backend itself
+  // The format that weights stored in this one are to be read in: int8 and fp8 may become the same without quantizing
+  // x. Null: any as it is.
+  QuantFormat (*runnable)(QuantFormat format) = nullptr;
 };
 
 // Working memory that executables of one session share, one running at a time: it grows to the largest need.
@@ -77,6 +91,8 @@ struct ExecutionContext {
   std::shared_ptr<Arena> arena;
   const std::atomic<bool>* stop = nullptr;  // when it becomes true, run() throws Error(cancelled)
   std::shared_ptr<Device> device;           // null: the host
+  std::string variant = "auto";             // of the kernels to take, where an op has several
+  StreamOptions stream;                     // of the parameters of what is compiled with this context
 };
 
 // Where run() leaves its outputs.
@@ -97,7 +113,10 @@ class Executable {
   std::vector<StepTime> profile(const std::map<std::string, Tensor>& inputs) const;
 
   size_t arena_bytes() const { return arena_bytes_; }
-  const Graph& graph() const { return *graph_; }  // as compiled
+  const StreamPlan& stream() const { return stream_; }  // its window lies in a device's arena
+  const Graph& graph() const { return *graph_; }        // as compiled
+  // How many nodes each named variant of a kernel computes.
+  const std::map<std::string, int64_t>& variants() const { return variants_; }
 
  private:
   friend class Compiler;
@@ -108,19 +127,36 @@ class Executable {
   std::vector<void*> bind(const std::map<std::string, Tensor>& inputs, std::byte* arena) const;
   void execute(std::span<void* const> memory, std::byte* arena) const;
   void run_step(const Planned& planned, std::span<void* const> memory, std::byte* arena) const;
+  void run_steps(std::span<void* const> memory, std::byte* arena, const std::function<void()>& each = {}) const;
 
   std::unique_ptr<Graph> graph_;
   ExecutionContext context_;
   std::vector<Planned> steps_;
   std::vector<NodeId> storage_;  // per node: the node whose memory it uses (reshapes and slices may share)
   std::vector<size_t> offsets_;  // per node: bytes from the start of that memory; per storage node: place in the arena
+  StreamPlan stream_;
+  std::vector<bool> streamed_;                // per node: a parameter that comes and goes
   std::vector<std::shared_ptr<void>> fixed_;  // on a device, per node: weights, constants and what they alone give
   size_t arena_bytes_ = 0, scratch_offset_ = 0;
+  std::map<std::string, int64_t> variants_;
   // On a device, what the first run recorded, and the arena that it is for.
   mutable std::unique_ptr<Device::Recording> recording_;
   mutable std::byte* recorded_arena_ = nullptr;
 };
 
+// The backend's rewrites alone, which compile() begins with; making them twice changes nothing more.
+Graph apply_passes(const Graph& graph, const Backend& backend);
+
+// Throws Error(resource) when the context's budget for parameters is less than streaming them needs.
 Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context);
+
+// What an executable would take, in bytes, without making it: on a device nothing is allocated or copied.
+struct MemoryNeed {
+  size_t weights = 0, working = 0;                 // all parameters (or what they give on a device), and the arena
+  size_t least_weights = 0, streamed_working = 0;  // the same when as many parameters as can be come and go
+  size_t all() const { return weights + working; }
+  size_t least() const { return std::min(all(), least_weights + streamed_working); }
+};
+MemoryNeed memory_need(const Graph& graph, const Backend& backend, ExecutionContext context);
 
 }  // namespace kinora

@@ -23,7 +23,7 @@ std::vector<int> count_users(const Graph& graph) {
   return users;
 }
 
-static Value copy_node(Graph& target, const Node& node, std::span<const Value> inputs) {
+Value copy_node(Graph& target, const Node& node, std::span<const Value> inputs) {
   if (node.op == &kInputOp) return target.input(node.name, node.spec.shape, node.spec.dtype);
   if (node.op == &kParameterOp) return target.parameter(node.name, node.value);
   if (node.op == &kConstantOp) return target.constant(node.value);

@@ -14,6 +14,9 @@ using RewriteNode = std::function<Value(Graph& target, const Node& node, std::sp
 // Rebuilds `graph`, leaving out nodes that no output needs (inputs are always kept).
 Graph rewrite(const Graph& graph, const RewriteNode& node_rule);
 
+// The same node in another graph, on values of that graph.
+Value copy_node(Graph& target, const Node& node, std::span<const Value> inputs);
+
 // True for every node that an output depends on.
 std::vector<bool> live_nodes(const Graph& graph);
 

@@ -71,6 +71,8 @@ class Selector {
       by_patterns();
     } else if (names_.count("model_index.json")) {
       pipeline();
+    } else if (!film_transformer().empty()) {
+      film();
     } else if (names_.count("config.json") && !variants_in("").empty()) {
       component("", "the model");
       demand_variant();
@@ -121,6 +123,72 @@ class Selector {
     demand_variant();
   }
 
+  // The film models of Open-Sora 2.0 as they are published: single files by name, and folders of text encoders.
+  std::string film_transformer() const {
+    for (const char* name : {"Open_Sora_v2", "Open_Sora_v2_Video_DC_AE"}) {
+      for (const char* ending : {".safetensors", ".safetensors.index.json"}) {
+        if (names_.count(std::string(name) + ending)) return std::string(name) + ending;
+      }
+    }
+    return "";
+  }
+
+  void film() {
+    auto wanted = [&](const std::string& what) {
+      const auto& only = options_.components;
+      return only.empty() || std::find(only.begin(), only.end(), what) != only.end();
+    };
+    std::string transformer = film_transformer();
+    for (const char* name : kRootFiles) {
+      if (names_.count(name)) taken_.insert(name);
+    }
+    if (wanted("transformer")) single(transformer);
+    if (wanted("vae"))
+      any_of({"hunyuan_vae.safetensors", "F32T4C128_AE.safetensors"}, "the film autoencoder (hunyuan_vae.safetensors)");
+    if (wanted("flux") && names_.count("flux1-dev.safetensors")) {  // draws first pictures
+      single("flux1-dev.safetensors");
+      any_of({"flux1-dev-ae.safetensors", "ae.safetensors"}, "Flux's autoencoder (flux1-dev-ae.safetensors)");
+    }
+    // The pair of the 4x32x32 kind is published without encoders: they are those of the other repository.
+    bool encoders = holds("google/t5-v1_1-xxl/") || holds("openai/clip-vit-large-patch14/");
+    for (const char* folder : {"google/t5-v1_1-xxl/", "openai/clip-vit-large-patch14/"}) {
+      if (encoders && (wanted("text_encoder") || wanted("tokenizer"))) encoder(folder, wanted("text_encoder"));
+    }
+    demand_variant();
+  }
+
+  // A file of weights, or an index and its shards; and the config that may stand beside it.
+  void single(const std::string& name) {
+    taken_.insert(name);
+    if (name.ends_with(".index.json")) take_shards("", name);
+    std::string json = name.substr(0, name.find(".safetensors")) + ".json";
+    if (names_.count(json)) taken_.insert(json);
+  }
+
+  void any_of(std::initializer_list<const char*> choices, const std::string& what) {
+    for (const char* name : choices) {
+      if (names_.count(name)) return single(name);
+    }
+    missing_.push_back(what);
+  }
+
+  bool holds(const std::string& folder) const {
+    return std::any_of(names_.begin(), names_.end(), [&](const auto& name) { return name.starts_with(folder); });
+  }
+
+  // A text encoder's weights and config, and its tokenizer's small files.
+  void encoder(const std::string& folder, bool weights) {
+    if (!holds(folder)) {
+      missing_.push_back(folder);
+      return;
+    }
+    if (weights) component(folder, folder);
+    for (const char* name : {"tokenizer.json", "tokenizer_config.json", "spiece.model", "special_tokens_map.json",
+                             "vocab.json", "merges.txt", "added_tokens.json"}) {
+      if (names_.count(folder + name)) taken_.insert(folder + name);
+    }
+  }
+
   // One folder of a pipeline: its weights in one variant and its config; or, without weights, all of it.
   void component(const std::string& folder, const std::string& what) {
     std::vector<std::string> order{options_.variant, ""};
@@ -164,17 +232,21 @@ class Selector {
                                       folder + weight_name(base, variant, ".safetensors.index.json")}) {
         if (!names_.count(name)) continue;
         taken_.insert(name);
-        for (const std::string& shard : shards_of(name)) {
-          if (names_.count(folder + shard)) {
-            taken_.insert(folder + shard);
-          } else {
-            missing_.push_back(folder + shard);
-          }
-        }
+        take_shards(folder, name);
         return true;
       }
     }
     return false;
+  }
+
+  void take_shards(const std::string& folder, const std::string& index) {
+    for (const std::string& shard : shards_of(index)) {
+      if (names_.count(folder + shard)) {
+        taken_.insert(folder + shard);
+      } else {
+        missing_.push_back(folder + shard);
+      }
+    }
   }
 
   std::set<std::string> shards_of(const std::string& index) {

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "io/file.h"
+#include "io/quantized.h"
 
 namespace kinora {
 namespace {
@@ -196,16 +197,17 @@ Tensor SafetensorsFile::tensor(const SafetensorsEntry& entry) const {
   return copy;
 }
 
-void write_safetensors(const std::string& path, const std::vector<std::pair<std::string, Tensor>>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+void write_safetensors(const std::string& path, const std::vector<SafetensorsSpec>& specs,
+                       const std::map<std::string, std::string>& metadata,
+                       const std::function<void(const std::function<void(const Tensor&)>& write)>& produce) {
   Json header = Json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   size_t at = 0;
-  for (const auto& [name, tensor] : tensors) {
-    std::vector<int64_t> dims(tensor.shape().dims().begin(), tensor.shape().dims().end());
-    header[name] = {
-        {"dtype", dtype_name(tensor.dtype())}, {"shape", dims}, {"data_offsets", {at, at + tensor.bytes()}}};
-    at += tensor.bytes();
+  for (const SafetensorsSpec& spec : specs) {
+    std::vector<int64_t> dims(spec.shape.dims().begin(), spec.shape.dims().end());
+    size_t end = at + static_cast<size_t>(spec.shape.numel()) * dtype_size(spec.dtype);
+    header[spec.name] = {{"dtype", dtype_name(spec.dtype)}, {"shape", dims}, {"data_offsets", {at, end}}};
+    at = end;
   }
   std::string text = header.dump();
   text.append((8 - text.size() % 8) % 8, ' ');
@@ -213,7 +215,23 @@ void write_safetensors(const std::string& path, const std::vector<std::pair<std:
     uint64_t length = text.size();
     write_all(fd, &length, 8, path);
     write_all(fd, text.data(), text.size(), path);
-    for (const auto& [name, tensor] : tensors) write_all(fd, tensor.raw(), tensor.bytes(), path);
+    size_t next = 0;
+    produce([&](const Tensor& tensor) {
+      check(next < specs.size() && tensor.dtype() == specs[next].dtype && tensor.shape() == specs[next].shape,
+            "write_safetensors: a tensor is not the one announced");
+      ++next;
+      write_all(fd, tensor.raw(), tensor.bytes(), path);
+    });
+    check(next == specs.size(), "write_safetensors: a tensor is missing");
+  });
+}
+
+void write_safetensors(const std::string& path, const std::vector<std::pair<std::string, Tensor>>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  std::vector<SafetensorsSpec> specs;
+  for (const auto& [name, tensor] : tensors) specs.push_back({name, tensor.dtype(), tensor.shape()});
+  write_safetensors(path, specs, metadata, [&](const auto& write) {
+    for (const auto& [name, tensor] : tensors) write(tensor);
   });
 }
 
@@ -223,6 +241,14 @@ namespace fs = std::filesystem;
 
 void add_file(Weights& weights, const SafetensorsFile& file) {
   for (const SafetensorsEntry& entry : file.header().entries) weights.add(entry.name, file.tensor(entry), file.path());
+}
+
+// After all files, as scales may be in another than their codes.
+void add_formats(Weights& weights, const SafetensorsFile& file) {
+  for (const auto& [layer, format] : read_quantization(file.header().metadata, file.path()).layers) {
+    check_quantized(weights, layer + ".weight", format);
+    weights.set_format(layer + ".weight", format);
+  }
 }
 
 Weights open_sharded(const std::string& folder, const std::string& index_path) {
@@ -247,6 +273,7 @@ Weights open_sharded(const std::string& folder, const std::string& index_path) {
     shards[name].insert(tensor);
   }
   Weights weights;
+  std::vector<SafetensorsFile> files;
   for (const auto& [name, expected] : shards) {
     SafetensorsFile file = SafetensorsFile::open((fs::path(folder) / name).string());
     for (const std::string& tensor : expected) {
@@ -258,7 +285,9 @@ Weights open_sharded(const std::string& folder, const std::string& index_path) {
         fail(ErrorKind::model, file.path() + " holds '" + entry.name + "', which " + index_path + " does not list");
     }
     add_file(weights, file);
+    files.push_back(std::move(file));
   }
+  for (const SafetensorsFile& file : files) add_formats(weights, file);
   return weights;
 }
 
@@ -273,7 +302,9 @@ Weights open_weights(const std::string& folder, const std::string& base, const s
     fs::path single = root / (base + dotted + ".safetensors");
     if (fs::exists(single)) {
       Weights weights;
-      add_file(weights, SafetensorsFile::open(single.string()));
+      SafetensorsFile file = SafetensorsFile::open(single.string());
+      add_file(weights, file);
+      add_formats(weights, file);
       weights.set_source(single.string());
       return weights;
     }

@@ -3,6 +3,7 @@
 // out.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -49,6 +50,18 @@ class SafetensorsFile {
   std::shared_ptr<void> mapping_;
   const std::byte* data_ = nullptr;
 };
+
+struct SafetensorsSpec {
+  std::string name;
+  DType dtype;
+  Shape shape;
+};
+
+// Written atomically, one tensor after another: `produce` calls its argument with each, in the order of the specs, so
+// that not all need be in memory at once. Throws Error(io).
+void write_safetensors(const std::string& path, const std::vector<SafetensorsSpec>& specs,
+                       const std::map<std::string, std::string>& metadata,
+                       const std::function<void(const std::function<void(const Tensor&)>& write)>& produce);
 
 // Written atomically, tensors in the given order. Throws Error(io).
 void write_safetensors(const std::string& path, const std::vector<std::pair<std::string, Tensor>>& tensors,

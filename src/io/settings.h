@@ -16,7 +16,8 @@
 
 namespace kinora {
 
-enum class SettingType { text, choice, integer, real, boolean };
+// `integers`: one whole number or several, separated by commas; a file may also write a list.
+enum class SettingType { text, choice, integer, integers, real, boolean };
 
 // One key. The table of these is what flags, checks, `kinora config`, the JSON Schema and the reference page come from.
 struct SettingDef {
@@ -37,12 +38,15 @@ const SettingDef* find_setting(std::string_view key);  // null when there is non
 // Types and limits in words: "a whole number from 1 to 1000".
 std::string describe_setting(const SettingDef& def);
 
-using SettingValue = std::variant<std::string, int64_t, double, bool>;  // text and choice: std::string
+using SettingValue = std::variant<std::string, int64_t, double, bool>;  // text, choice and integers: std::string
 
 // A value as a file, a flag or --set wrote it -> the value; throws Error(kind), "WHERE must be …, not …".
 // `plain`: not in quotes, so it may be a number.
 SettingValue parse_setting(const SettingDef& def, const std::string& text, bool plain, ErrorKind kind,
                            const std::string& where);
+
+// The numbers of a value of type `integers`: "1,2,5" -> 1, 2, 5.
+std::vector<int64_t> parse_integers(const std::string& text);
 
 // The key to suggest for an unknown one, "" when none is near.
 std::string nearest_setting(std::string_view key);

@@ -67,10 +67,23 @@ class Reader {
       return report(node.key_place, "'" + key + "' in one word is for --set; in a file, write " +
                                         key.substr(key.rfind('.') + 1) + " under " + key.substr(0, key.rfind('.')));
     }
+    if (node.kind == Kind::list && def->type == SettingType::integers) return read_list(*def, node, entries);
     if (node.kind == Kind::list || node.kind == Kind::map)
       return report(node.place, key + " must be " + describe_setting(*def) + ", not " + describe(node));
     SettingEntry entry{key, node.text, node.plain, node.kind == Kind::null, node.place};
     if (!entry.reset && entry.text.find("${") == std::string::npos) check_value(*def, entry);
+    entries.push_back(std::move(entry));
+  }
+
+  // [1, 2, 5] as if it were written 1,2,5.
+  void read_list(const SettingDef& def, const YamlNode& node, std::vector<SettingEntry>& entries) const {
+    SettingEntry entry{std::string(def.key), "", true, false, node.place};
+    for (const YamlNode& part : node.children) {
+      if (part.kind != Kind::scalar)
+        return report(part.place, entry.key + " must be " + describe_setting(def) + ", not " + describe(part));
+      entry.text += (entry.text.empty() ? "" : ",") + part.text;
+    }
+    if (entry.text.find("${") == std::string::npos) check_value(def, entry);
     entries.push_back(std::move(entry));
   }
 

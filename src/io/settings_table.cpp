@@ -41,6 +41,13 @@ constexpr SettingDef kTable[] = {
      .doc = "Type of activations; auto: float32 on the CPU, bfloat16 on a GPU",
      .fallback = "auto",
      .choices = "auto|float32|bfloat16|float16"},
+    {.key = "compute.attention",
+     .type = choice,
+     .flags = "--attention",
+     .commands = "generate inspect eval bench",
+     .doc = "Kernels for softmax attention: our own, cuDNN's, or plain products; auto: the fastest for each shape",
+     .fallback = "auto",
+     .choices = "auto|flash|cudnn|math"},
     {.key = "compute.threads",
      .type = integer,
      .flags = "-t,--threads",
@@ -48,6 +55,19 @@ constexpr SettingDef kTable[] = {
      .doc = "Threads; 0 for one per core",
      .fallback = "0",
      .high = 4096},
+    {.key = "compute.quantize",
+     .type = choice,
+     .flags = "--quantize",
+     .commands = "generate inspect eval bench",
+     .doc = "Store the weights of text encoder and transformer in 8 or 4 bits while they are loaded",
+     .fallback = "none",
+     .choices = "none|int8|int8-weights|fp8|fp8-weights|nvfp4"},
+    {.key = "compute.quantize_layers",
+     .type = text,
+     .flags = "--quantize-layers",
+     .commands = "generate inspect eval bench",
+     .doc = "Formats of layers by name, before the built-in table: PATTERN=FORMAT or PATTERN=keep, separated by commas",
+     .otherwise = "the built-in table alone"},
     {.key = "prompt.text",
      .type = text,
      .flags = "prompt",
@@ -65,7 +85,7 @@ constexpr SettingDef kTable[] = {
      .type = text,
      .flags = "--prompt-file",
      .commands = "generate",
-     .doc = "A file with one prompt a line",
+     .doc = "A file with one prompt a line, or JSON lines with options for each",
      .otherwise = "none",
      .instead_of = "prompt.text"},
     {.key = "sampling.steps",
@@ -91,10 +111,10 @@ constexpr SettingDef kTable[] = {
      .otherwise = "the model's",
      .choices = "dpm++|euler|scm"},
     {.key = "sampling.seed",
-     .type = integer,
-     .flags = "-s,--seed",
+     .type = integers,
+     .flags = "-s,--seed,--seeds",
      .commands = "generate",
-     .doc = "Seed of the noise; the same seed gives the same bytes",
+     .doc = "Seed of the noise, the same seed gives the same bytes; or several, as 1,2,5",
      .fallback = "0",
      .high = std::numeric_limits<int64_t>::max()},
     {.key = "sampling.count",
@@ -126,6 +146,13 @@ constexpr SettingDef kTable[] = {
      .doc = "How far to go from the start picture",
      .fallback = "0.6",
      .high = 1},
+    {.key = "sampling.refine_strength",
+     .type = real,
+     .flags = "--refine-strength",
+     .commands = "generate",
+     .doc = "Share of noise that a draft is given before it is refined; with --from-resolution",
+     .fallback = "0.8",
+     .high = 1},
     {.key = "size.width",
      .type = integer,
      .flags = "-W,--width",
@@ -142,6 +169,12 @@ constexpr SettingDef kTable[] = {
      .otherwise = "the model's",
      .low = 1,
      .high = kSide},
+    {.key = "size.from_resolution",
+     .type = text,
+     .flags = "--from-resolution",
+     .commands = "generate",
+     .doc = "Draw small first, at 256px, another Npx or WxH, then enlarge and refine",
+     .otherwise = "the whole size at once"},
     {.key = "memory.tile",
      .type = integer,
      .flags = "--tile",
@@ -150,6 +183,14 @@ constexpr SettingDef kTable[] = {
      .otherwise = "the whole picture at once",
      .low = 32,
      .high = 8192},
+    {.key = "memory.max",
+     .type = text,
+     .flags = "--max-memory",
+     .commands = "generate",
+     .doc =
+         "Memory to stay within, as 12GB: of the GPU, or of the whole program on the CPU; weights that do not fit come "
+         "and go",
+     .otherwise = "no limit"},
     {.key = "noise.rng",
      .type = choice,
      .flags = "--rng",
@@ -161,7 +202,8 @@ constexpr SettingDef kTable[] = {
      .type = text,
      .flags = "--noise",
      .commands = "generate",
-     .doc = "Safetensors file with the initial noise, tensor 'latents' [batch, channels, h, w]",
+     .doc = "Safetensors file with the initial noise, tensor 'latents' [batch, channels, h, w]; film: [1, "
+            "channels, t, h, w]",
      .otherwise = "the seed's noise"},
     {.key = "noise.save",
      .type = text,
@@ -179,7 +221,7 @@ constexpr SettingDef kTable[] = {
      .type = text,
      .flags = "--preview",
      .commands = "generate",
-     .doc = "Write the picture so far to this file after every step",
+     .doc = "Write the picture so far, or some frames of the film, to this file after every step",
      .otherwise = "none"},
     {.key = "film.make",
      .type = boolean,
@@ -237,6 +279,19 @@ constexpr SettingDef kTable[] = {
      .doc = "How much a film's noise levels lean to noise",
      .otherwise = "what its size and length ask for",
      .high = 1000000},
+    {.key = "film.first_picture",
+     .type = text,
+     .flags = "--first-picture",
+     .commands = "generate",
+     .doc = "Draw the first picture of a film from its prompt with this model, a Sana model or a folder with the "
+            "published Flux files; auto: Flux when it is beside the film model, else the Sana model that came along",
+     .otherwise = "none"},
+    {.key = "film.picture_resolution",
+     .type = text,
+     .flags = "--picture-resolution",
+     .commands = "generate",
+     .doc = "Size of the picture that --first-picture draws: 768px, another Npx or WxH",
+     .otherwise = "768px with Flux, else the model's"},
     {.key = "film.tail_image",
      .type = text,
      .flags = "--tail-image",
@@ -349,7 +404,7 @@ constexpr SettingDef kTable[] = {
      .commands = "bench",
      .doc = "This one alone",
      .otherwise = "all",
-     .choices = "text_encoder|transformer|vae.decode|picture"},
+     .choices = "text_encoder|clip|transformer|vae.decode|picture|film"},
     {.key = "bench.json",
      .type = boolean,
      .flags = "--json",
@@ -417,13 +472,12 @@ const SettingDef* find_setting(std::string_view key) {
 }
 
 std::string describe_setting(const SettingDef& def) {
-  std::string range = "from " + std::to_string(def.low) + " to " + std::to_string(def.high);
+  bool open = def.high == std::numeric_limits<int64_t>::max();
+  std::string range = "from " + std::to_string(def.low) + " to " + (open ? "2^63 - 1" : std::to_string(def.high));
   switch (def.type) {
     case text: return "a text";
-    case integer:
-      return def.high == std::numeric_limits<int64_t>::max()
-                 ? "a whole number from " + std::to_string(def.low) + " to 2^63 - 1"
-                 : "a whole number " + range;
+    case integer: return "a whole number " + range;
+    case integers: return "whole numbers " + range + ", separated by commas";
     case real: return "a number " + range;
     case boolean: return "true or false";
     case choice: break;
@@ -437,7 +491,7 @@ std::string describe_setting(const SettingDef& def) {
 SettingValue parse_setting(const SettingDef& def, const std::string& given, bool plain, ErrorKind kind,
                            const std::string& where) {
   auto wrong = [&] {
-    bool unclear = !plain && def.type != choice;  // "30" in quotes
+    bool unclear = !plain && def.type != choice && def.type != integers;  // "30" in quotes
     fail(kind, where + " must be " + describe_setting(def) + ", not " + (unclear ? "the text " : "") + shown(given));
   };
   YamlType type = plain ? yaml_type(given) : YamlType::text;
@@ -455,6 +509,19 @@ SettingValue parse_setting(const SettingDef& def, const std::string& given, bool
       if (type != YamlType::integer || !parse_number(given, value) || value < def.low || value > def.high) wrong();
       return value;
     }
+    case integers: {
+      std::string list;
+      for (std::string part : split(given, ',')) {
+        while (part.starts_with(' ')) part.erase(0, 1);
+        while (part.ends_with(' ')) part.pop_back();
+        int64_t value = 0;
+        if (yaml_type(part) != YamlType::integer || !parse_number(part, value) || value < def.low || value > def.high)
+          wrong();
+        list += (list.empty() ? "" : ",") + std::to_string(value);
+      }
+      if (list.empty()) wrong();
+      return list;
+    }
     case real: {
       double value = 0;
       bool good = (type == YamlType::integer || type == YamlType::real) && parse_number(given, value);
@@ -468,6 +535,16 @@ SettingValue parse_setting(const SettingDef& def, const std::string& given, bool
       return given[0] == 't' || given[0] == 'T';
   }
   fail(ErrorKind::internal, "setting " + std::string(def.key) + " has no type");
+}
+
+std::vector<int64_t> parse_integers(const std::string& text) {
+  std::vector<int64_t> numbers;
+  for (const std::string& part : split(text, ',')) {
+    int64_t value = 0;
+    check(parse_number(part, value), "parse_integers: the text was not checked");
+    numbers.push_back(value);
+  }
+  return numbers;
 }
 
 std::string nearest_word(std::string_view word, std::span<const std::string> known) {

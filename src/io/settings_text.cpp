@@ -57,6 +57,11 @@ Json value_schema(const SettingDef& def) {
     case SettingType::text: schema = {{"type", Json::array({"string", "number", "boolean"})}}; break;
     case SettingType::choice: schema = {{"enum", Json::array()}}; break;
     case SettingType::integer: schema = {{"type", "integer"}, {"minimum", def.low}, {"maximum", def.high}}; break;
+    case SettingType::integers:
+      schema = {{"type", Json::array({"integer", "array"})},
+                {"minimum", def.low},
+                {"items", {{"type", "integer"}, {"minimum", def.low}}}};
+      break;
     case SettingType::real: schema = {{"type", "number"}, {"minimum", def.low}, {"maximum", def.high}}; break;
     case SettingType::boolean: schema = {{"type", "boolean"}}; break;
   }
@@ -68,7 +73,11 @@ Json value_schema(const SettingDef& def) {
       any[0]["enum"].push_back(choice);
     }
   }
-  if (def.type != SettingType::text) any.push_back({{"type", "string"}, {"pattern", R"(\$\{.*\})"}});
+  if (def.type == SettingType::integers) {
+    any.push_back({{"type", "string"}});
+  } else if (def.type != SettingType::text) {
+    any.push_back({{"type", "string"}, {"pattern", R"(\$\{.*\})"}});
+  }
   any.push_back({{"type", "null"}});
   Json result{{"description", std::string(def.doc)}, {"anyOf", any}};
   if (def.fallback) {

@@ -12,6 +12,26 @@ const Tensor* Weights::find(const std::string& name) const {
   return found == entries_.end() ? nullptr : &found->second.tensor;
 }
 
+void Weights::replace(const std::string& name, Tensor tensor) {
+  Entry& entry = entries_.at(name);
+  entry.tensor = std::move(tensor);
+  entry.format.reset();
+}
+
+void Weights::set_format(const std::string& name, QuantFormat format) { entries_.at(name).format = format; }
+
+std::optional<QuantFormat> Weights::format(const std::string& name) const {
+  auto found = entries_.find(name);
+  return found == entries_.end() ? std::nullopt : found->second.format;
+}
+
+Shape Weights::shape_of(const std::string& name) const {
+  const Tensor* tensor = find(name);
+  check(tensor != nullptr, "Weights::shape_of: no such tensor");
+  std::optional<QuantFormat> quantized = format(name);
+  return quantized ? decoded_shape(*quantized, tensor->shape()) : tensor->shape();
+}
+
 const std::string& Weights::file_of(const std::string& name) const {
   auto found = entries_.find(name);
   return found == entries_.end() ? source_ : found->second.file;
@@ -31,6 +51,10 @@ size_t Weights::bytes() const {
 
 void Weights::release_pages() const {
   for (const auto& [name, entry] : entries_) entry.tensor.release_pages();
+}
+
+void Weights::drop_repacked() {
+  for (auto& [name, entry] : entries_) entry.tensor.drop_repacked();
 }
 
 void Weights::keep_repacked() {

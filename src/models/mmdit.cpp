@@ -21,7 +21,7 @@ Shape shape_of(const Weights& weights, const std::string& name, int rank) {
     fail(ErrorKind::model, weights.source() + " holds no Open-Sora or Flux transformer: tensor '" + name + "' " +
                                (tensor ? "has shape " + tensor->shape().str() : "is missing"));
   }
-  return tensor->shape();
+  return weights.shape_of(name);
 }
 
 void check_config(const MmditConfig& c, const std::string& where) {
@@ -146,16 +146,16 @@ namespace {
 struct Shared {
   const MmditConfig& c;
   Value vec;       // [batch, D]: silu of the sum of time, guidance and pooled text
-  Value cos, sin;  // [text + image tokens, head_dim]
+  Value cos, sin;  // [image tokens, head_dim]; in the one-stream blocks [text + image tokens, head_dim]
 };
 
 struct Heads {
-  Value q, k, v;  // [batch, tokens, heads, head_dim]
+  Value q, k;  // [batch, tokens, heads, head_dim]
+  Value v;     // [batch, tokens, D]
 };
 
-// The tables of text tokens, which are not turned, and of the grid of image tokens.
-Value rope_table(const MmditConfig& c, const std::array<Value, 3>& axes, int64_t text, bool sine) {
-  Graph& graph = axes[0].graph();
+// The table of the grid of image tokens.
+Value rope_table(const MmditConfig& c, const std::array<Value, 3>& axes, bool sine) {
   int64_t n[3] = {axes[0].shape()[0], axes[1].shape()[0], axes[2].shape()[0]};
   std::vector<Value> parts;
   for (int a = 0; a < 3; ++a) {
@@ -165,8 +165,13 @@ Value rope_table(const MmditConfig& c, const std::array<Value, 3>& axes, int64_t
     parts.push_back(broadcast_to(reshape(part, line), {n[0], n[1], n[2], half}));
   }
   Value grid = reshape(concat(parts, 3), {n[0] * n[1] * n[2], c.head_dim() / 2});
-  grid = c.interleaved_rope ? repeat_interleave(grid, 1, 2) : concat({grid, grid}, 1);
-  return concat({broadcast_to(graph.scalar(sine ? 0 : 1), {text, c.head_dim()}), grid}, 0);
+  return c.interleaved_rope ? repeat_interleave(grid, 1, 2) : concat({grid, grid}, 1);
+}
+
+// With text tokens before, which are not turned.
+Value with_text(Value table, int64_t text, bool sine) {
+  Value still = broadcast_to(table.graph().scalar(sine ? 0 : 1), {text, table.shape()[1]});
+  return concat({still, table}, 0);
 }
 
 Value embedder(const Params& p, Value x, int64_t width) {
@@ -186,7 +191,7 @@ Heads to_heads(const Params& norm, const MmditConfig& c, Value q, Value k, Value
   auto normed = [&](const char* name, Value x) {
     return rms_norm(heads(x), (norm / name).get("scale", {c.head_dim()}), {}, kNormEps);
   };
-  return {normed("query_norm", q), normed("key_norm", k), heads(v)};
+  return {normed("query_norm", q), normed("key_norm", k), v};
 }
 
 // Of one stream of a two-stream block; x [batch, tokens, D].
@@ -201,12 +206,16 @@ Heads stream_heads(const Params& p, const MmditConfig& c, Value x) {
   return to_heads(norm, c, project("q_proj"), project("k_proj"), project("v_proj"));
 }
 
+void turn(const MmditConfig& c, Heads& h, Value cos, Value sin) {
+  h.q = rope(h.q, cos, sin, c.interleaved_rope);
+  h.k = rope(h.k, cos, sin, c.interleaved_rope);
+}
+
 // Every token sees every token. Returns [batch, tokens, D].
-Value attend(const Shared& s, Value q, Value k, Value v) {
-  q = rope(q, s.cos, s.sin, s.c.interleaved_rope);
-  k = rope(k, s.cos, s.sin, s.c.interleaved_rope);
-  Value y = attention(q, k, v, {}, {.scale = 1 / std::sqrt(static_cast<double>(s.c.head_dim()))});
-  return reshape(y, {y.shape()[0], y.shape()[1], s.c.hidden});
+Value attend(const MmditConfig& c, const Heads& h) {
+  Value v = reshape(h.v, h.q.shape());
+  Value y = attention(h.q, h.k, v, {}, {.scale = 1 / std::sqrt(static_cast<double>(c.head_dim()))});
+  return reshape(y, h.v.shape());
 }
 
 // What a stream does with its part of the attention's result; m: the modulation's six parts.
@@ -223,7 +232,8 @@ void double_block(const Params& p, const Shared& s, Value& image, Value& text) {
   std::vector<Value> mi = modulation(p / "img_mod", s, 2), mt = modulation(p / "txt_mod", s, 2);
   Heads i = stream_heads(p / "img_attn", s.c, layer_norm(image, kNormEps, mi[1], mi[0]));
   Heads t = stream_heads(p / "txt_attn", s.c, layer_norm(text, kNormEps, mt[1], mt[0]));
-  Value y = attend(s, concat({t.q, i.q}, 1), concat({t.k, i.k}, 1), concat({t.v, i.v}, 1));
+  turn(s.c, i, s.cos, s.sin);
+  Value y = attend(s.c, {concat({t.q, i.q}, 1), concat({t.k, i.k}, 1), concat({t.v, i.v}, 1)});
   int64_t n = text.shape()[1];
   image = finish_stream(p / "img_attn", p / "img_mlp", s.c, image, slice(y, 1, n, y.shape()[1]), mi);
   text = finish_stream(p / "txt_attn", p / "txt_mlp", s.c, text, slice(y, 1, 0, n), mt);
@@ -249,7 +259,8 @@ Value single_block(const Params& p, const Shared& s, Value x) {
     mlp = linear_part(p / "v_mlp", h, d + wide, d, d + wide, true, "gelu_tanh");
   }
   Heads heads = to_heads(p / "norm", s.c, q, k, v);
-  Value attended = attend(s, heads.q, heads.k, heads.v);
+  turn(s.c, heads, s.cos, s.sin);
+  Value attended = attend(s.c, heads);
   return x + m[2] * linear_layer(p / "linear2", concat({attended, mlp}, 2), d, true);
 }
 
@@ -259,8 +270,7 @@ Shared build_shared(const Params& p, const MmditConfig& c, const MmditInputs& in
   Value vec = embedder(p / "time_in", features(in.timestep), c.hidden);
   if (c.guidance_embed) vec = vec + embedder(p / "guidance_in", features(in.guidance), c.hidden);
   vec = vec + embedder(p / "vector_in", in.pooled, c.hidden);
-  int64_t text = in.text.shape()[1];
-  return {c, silu(vec), rope_table(c, in.axes, text, false), rope_table(c, in.axes, text, true)};
+  return {c, silu(vec), rope_table(c, in.axes, false), rope_table(c, in.axes, true)};
 }
 
 }  // namespace
@@ -275,6 +285,8 @@ Value build_mmdit(const Params& p, const MmditConfig& c, const MmditInputs& in) 
 
   int64_t n = text.shape()[1];
   Value x = concat({text, image}, 1);  // [batch, text + image tokens, D]
+  s.cos = with_text(s.cos, n, false);
+  s.sin = with_text(s.sin, n, true);
   for (int i = 0; i < static_cast<int>(c.single_depth); ++i) x = single_block(p / "single_blocks" / i, s, x);
   x = slice(x, 1, n, x.shape()[1]);
 

@@ -68,6 +68,7 @@ struct Conditioning {
   Value embedded;    // [batch, D]: the time embedding before its last layer, for the output norm
   Value caption;     // [batch, tokens, D]
   Value mask_bias;   // [batch, tokens] f32, or undefined
+  Value lengths;     // [batch] i32, or undefined
 };
 
 Conditioning build_conditioning(const Params& p, const SanaConfig& c, const SanaInputs& in) {
@@ -90,6 +91,7 @@ Conditioning build_conditioning(const Params& p, const SanaConfig& c, const Sana
   y = linear_layer(caption / "linear_2", y, width, true);
   out.caption = rms_norm(y, (p / "caption_norm").get("weight", {width}), {}, 1e-5);
   if (in.mask.defined()) out.mask_bias = affine(in.mask, 10000, -10000);  // 0 for a token, -10000 for padding
+  out.lengths = in.lengths;
   return out;
 }
 
@@ -121,7 +123,7 @@ Value cross_attention(const Params& p, const SanaConfig& c, Value x, const Condi
   Value v = linear_layer(p / "to_v", cond.caption, width, true);
   AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(c.cross_head_dim))};
   Value y = attention(heads_of(q, c.cross_heads), heads_of(k, c.cross_heads), heads_of(v, c.cross_heads),
-                      cond.mask_bias, options);
+                      cond.mask_bias, options, cond.lengths);
   return linear_add_layer(p / "to_out" / 0, reshape(y, x.shape()), true, x);
 }
 

@@ -40,6 +40,7 @@ struct SanaInputs {
   Value guidance;  // [batch] f32, already multiplied by guidance_embeds_scale; only with guidance_embeds
   Value caption;   // [batch, tokens, caption_channels]
   Value mask;      // [batch, tokens] f32: 1 for a token, 0 for padding; or undefined
+  Value lengths;   // [batch] i32: the tokens of each caption, at least one, all else is padding; or undefined
 };
 
 // Appends the model; returns its prediction [batch, height, width, out_channels] in the latents' type.

@@ -1,6 +1,9 @@
 #include "nn/params.h"
 
+#include "io/quantized.h"
 #include "ops/elementwise.h"
+#include "ops/quantize.h"
+#include "ops/shaping.h"
 
 namespace kinora {
 
@@ -27,25 +30,48 @@ const Tensor& Params::checked(const std::string& name, const Shape& stored) cons
     fail(ErrorKind::model, "tensor '" + path + "' " + stored.str() + " is missing from " + weights_->source() +
                                " (does config.json belong to these weights?)");
   }
-  if (!(tensor->shape() == stored)) {
-    fail(ErrorKind::model, "tensor '" + path + "' in " + weights_->file_of(path) + " has shape " +
-                               tensor->shape().str() + ", but config.json asks for " + stored.str());
+  if (Shape shape = weights_->shape_of(path); !(shape == stored)) {
+    fail(ErrorKind::model, "tensor '" + path + "' in " + weights_->file_of(path) + " has shape " + shape.str() +
+                               ", but config.json asks for " + stored.str());
   }
-  if (!is_float(tensor->dtype())) {
+  if (!is_float(tensor->dtype()) && !weights_->format(path)) {
     fail(ErrorKind::model, "tensor '" + path + "' in " + weights_->file_of(path) + " is stored as " +
-                               std::string(dtype_name(tensor->dtype())) + "; F32, F16 and BF16 weights can be used");
+                               std::string(dtype_name(tensor->dtype())) +
+                               "; F32, F16 and BF16 weights can be used, and what `kinora quantize` makes of them");
   }
   used_->insert(path);
   return *tensor;
 }
 
+Value Params::dequantized(const std::string& name, QuantFormat format, int64_t begin, int64_t end,
+                          const std::string& range) const {
+  auto part = [&](const std::string& path, bool by_rows) {
+    used_->insert(path);
+    const Tensor& whole = *weights_->find(path);
+    Tensor tensor = !by_rows || range.empty() ? whole : whole.rows(begin, end);
+    const Shape& s = tensor.shape();
+    return graph_->parameter(path + range, s.rank() > 2 ? tensor.reshaped({s[0], s[1]}) : tensor);
+  };
+  std::string path = full(name);
+  QuantizedWeight weight{format, part(path, true), part(scale_name(path), true), {}};
+  if (format == QuantFormat::nvfp4) weight.scale_2 = part(scale_2_name(path), false);
+  return dequantize(weight);
+}
+
 Value Params::get_as(const std::string& name, const Shape& stored, const Shape& wanted) const {
-  return graph_->parameter(full(name), checked(name, stored).reshaped(wanted));
+  const Tensor& tensor = checked(name, stored);
+  if (auto format = weights_->format(full(name))) {
+    Value value = dequantized(name, *format, 0, stored[0], "");
+    return value.shape() == wanted ? value : reshape(value, wanted);
+  }
+  return graph_->parameter(full(name), tensor.reshaped(wanted));
 }
 
 Value Params::get_rows(const std::string& name, const Shape& stored, int64_t begin, int64_t end) const {
+  const Tensor& tensor = checked(name, stored);
   std::string range = "[" + std::to_string(begin) + ":" + std::to_string(end) + "]";
-  return graph_->parameter(full(name) + range, checked(name, stored).rows(begin, end));
+  if (auto format = weights_->format(full(name))) return dequantized(name, *format, begin, end, range);
+  return graph_->parameter(full(name) + range, tensor.rows(begin, end));
 }
 
 Value Params::get(const std::string& name, const Shape& shape) const { return get_as(name, shape, shape); }

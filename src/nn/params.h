@@ -18,7 +18,8 @@ class Params {
   Params operator/(const std::string& name) const;
   Params operator/(int index) const { return *this / std::to_string(index); }
 
-  // The tensor "<path>.<name>" in its stored type. Throws Error(model) naming the file and both shapes.
+  // The tensor "<path>.<name>" in its stored type; a quantized weight as float32, by `dequantize`. Throws Error(model)
+  // naming the file and both shapes.
   Value get(const std::string& name, const Shape& shape) const;
   // The same elements as another shape: a 1x1 convolution's [n, k, 1, 1] read as [n, k].
   Value get_as(const std::string& name, const Shape& stored, const Shape& wanted) const;
@@ -42,6 +43,9 @@ class Params {
  private:
   // The stored tensor, checked and marked as used.
   const Tensor& checked(const std::string& name, const Shape& stored) const;
+  // Rows of a quantized weight [n, k, ..] (of all its n rows: `range` is empty) as [rows, k].
+  Value dequantized(const std::string& name, QuantFormat format, int64_t begin, int64_t end,
+                    const std::string& range) const;
   std::string full(const std::string& name) const { return path_.empty() ? name : path_ + "." + name; }
   Graph* graph_;
   const Weights* weights_;

@@ -1,7 +1,11 @@
 #include "ops/attention.h"
 
+#include <algorithm>
+#include <array>
+
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
+#include "ops/norm.h"
 #include "ops/reduce.h"
 #include "ops/shaping.h"
 #include "ops/table.h"
@@ -25,7 +29,7 @@ Value decompose_softmax(Inputs in, const Attrs&) {
 }
 
 TensorSpec infer_attention(Specs in, const Attrs& attrs) {
-  expect_inputs(in, 3, 4);
+  expect_inputs(in, 3, 5);
   const Shape &q = in[0].shape, &k = in[1].shape;
   if (q.rank() != 4 || k.rank() != 4 || k[0] != q[0] || k[3] != q[3] || k[2] < 1 || q[2] % k[2] != 0) {
     fail(ErrorKind::internal, "q [b, n, heads, d] and k [b, m, kv_heads, d] are needed");
@@ -33,10 +37,14 @@ TensorSpec infer_attention(Specs in, const Attrs& attrs) {
   expect_shape("v", in[2].shape, k);
   expect_float(in[0]);
   if (in[1].dtype != in[0].dtype || in[2].dtype != in[0].dtype) fail(ErrorKind::internal, "q, k, v differ in type");
-  if (in.size() == 4) {
+  AttentionExtras extras = attention_extras(in);
+  size_t expected = 3 + size_t{extras.bias > 0} + size_t{extras.lengths > 0};
+  if (in.size() != expected) fail(ErrorKind::internal, "one bias and one tensor of lengths are the most");
+  if (extras.lengths) expect_shape("lengths", in[extras.lengths].shape, {q[0]});
+  if (extras.bias) {
     Shape scores{q[0], q[2], q[1], k[1]};
-    const Shape& bias = in[3].shape;
-    if (bias.rank() != 4 || bias[3] != k[1] || !(broadcast(bias, scores) == scores) || in[3].dtype != DType::f32) {
+    const auto& [bias, dtype] = in[extras.bias];
+    if (bias.rank() != 4 || bias[3] != k[1] || !(broadcast(bias, scores) == scores) || dtype != DType::f32) {
       fail(ErrorKind::internal, "bias must be f32 and broadcast to [batch, heads, queries, keys] " + scores.str() +
                                     ", all keys given, not " + bias.str());
     }
@@ -57,6 +65,16 @@ Value causal_bias(Graph& graph, int64_t queries, int64_t keys, int64_t window, i
   return graph.constant(Tensor::from({queries, keys}, bias));
 }
 
+// [batch, 1, 1, keys]: 0 for the keys before lengths[b], far below what causality hides for those behind.
+Value length_bias(Value lengths, int64_t keys) {
+  std::vector<float> rows(static_cast<size_t>((keys + 1) * keys), 0);  // by length
+  for (int64_t n = 0; n <= keys; ++n) {
+    std::fill(rows.begin() + n * keys + std::max<int64_t>(n, 1), rows.begin() + (n + 1) * keys, -1e35f);
+  }
+  Value table = lengths.graph().constant(Tensor::from({keys + 1, keys}, rows));
+  return reshape(gather(table, lengths), {lengths.shape()[0], 1, 1, keys});
+}
+
 Value decompose_attention(Inputs in, const Attrs& attrs) {
   int64_t group = in[0].shape()[2] / in[1].shape()[2];
   auto heads_first = [](Value x) { return cast(permute(x, {0, 2, 1, 3}), DType::f32); };
@@ -69,7 +87,11 @@ Value decompose_attention(Inputs in, const Attrs& attrs) {
     scores =
         scores + causal_bias(q.graph(), q.shape()[2], k.shape()[2], attrs.integer("window"), attrs.integer("block"));
   }
-  if (in.size() == 4) scores = scores + in[3];
+  std::vector<TensorSpec> specs;
+  for (const Value& x : in) specs.push_back({x.shape(), x.dtype()});
+  AttentionExtras extras = attention_extras(specs);
+  if (extras.bias) scores = scores + in[extras.bias];
+  if (extras.lengths) scores = scores + length_bias(in[extras.lengths], k.shape()[2]);
   return cast(permute(matmul(softmax(scores), v), {0, 2, 1, 3}), in[0].dtype());
 }
 
@@ -112,6 +134,18 @@ Value decompose_rope(Inputs in, const Attrs& attrs) {
   return cast(x * reshape(in[1], table) + turned * reshape(in[2], table), in[0].dtype());
 }
 
+TensorSpec infer_rms_norm_rope(Specs in, const Attrs& attrs) {
+  expect_inputs(in, 4);
+  expect_float(in[1]);
+  expect_shape("weight", in[1].shape, {in[0].shape[-1]});
+  return infer_rope(std::array{in[0], in[2], in[3]}, attrs);
+}
+
+Value decompose_rms_norm_rope(Inputs in, const Attrs& attrs) {
+  Value normed = rms_norm(cast(in[0], DType::f32), in[1], {}, attrs.real("eps"), attrs.real("offset"));
+  return cast(rope(normed, in[2], in[3], attrs.integer("interleaved") != 0), in[0].dtype());
+}
+
 TensorSpec infer_glu(Specs in, const Attrs&) {
   expect_inputs(in, 1);
   expect_float(in[0]);
@@ -130,19 +164,30 @@ const OpDef kSoftmax{"softmax", infer_softmax, nullptr, decompose_softmax};
 const OpDef kAttention{"attention", infer_attention, nullptr, decompose_attention};
 const OpDef kLinearAttention{"linear_attention", infer_linear_attention, nullptr, decompose_linear_attention};
 const OpDef kRope{"rope", infer_rope, nullptr, decompose_rope};
+const OpDef kRmsNormRope{"rms_norm_rope", infer_rms_norm_rope, nullptr, decompose_rms_norm_rope};
 const OpDef kGlu{"glu", infer_glu, nullptr, decompose_glu};
 
 Value softmax(Value x) { return apply(kSoftmax, {x}); }
 
-Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& o) {
+AttentionExtras attention_extras(std::span<const TensorSpec> inputs) {
+  AttentionExtras extras;
+  for (size_t i = 3; i < inputs.size(); ++i) (inputs[i].dtype == DType::i32 ? extras.lengths : extras.bias) = i;
+  return extras;
+}
+
+Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& o, Value lengths) {
   Attrs attrs{{"scale", o.scale},
               {"softcap", o.softcap},
               {"causal", int64_t{o.causal}},
               {"window", o.window},
               {"block", o.block}};
-  if (!bias.defined()) return apply(kAttention, {q, k, v}, attrs);
-  const Shape s = bias.shape();
-  return apply(kAttention, {q, k, v, s.rank() == 2 ? reshape(bias, {s[0], 1, 1, s[1]}) : bias}, attrs);
+  std::vector<Value> inputs{q, k, v};
+  if (bias.defined()) {
+    const Shape s = bias.shape();
+    inputs.push_back(s.rank() == 2 ? reshape(bias, {s[0], 1, 1, s[1]}) : bias);
+  }
+  if (lengths.defined()) inputs.push_back(lengths);
+  return apply(kAttention, inputs, attrs);
 }
 
 Value linear_attention(Value q, Value k, Value v, double eps) {
@@ -150,6 +195,10 @@ Value linear_attention(Value q, Value k, Value v, double eps) {
 }
 Value rope(Value x, Value cos, Value sin, bool interleaved) {
   return apply(kRope, {x, cos, sin}, {{"interleaved", int64_t{interleaved}}});
+}
+Value rms_norm_rope(Value x, Value weight, Value cos, Value sin, double eps, double offset, bool interleaved) {
+  return apply(kRmsNormRope, {x, weight, cos, sin},
+               {{"eps", eps}, {"offset", offset}, {"interleaved", int64_t{interleaved}}});
 }
 Value glu(Value x) { return apply(kGlu, {x}); }
 

@@ -18,8 +18,15 @@ struct AttentionOptions {
 };
 // `bias` f32 is added to the scores (after scale and softcap), or undefined: [batch | 1, heads | 1, queries | 1, keys],
 // an extent of 1 standing for all, or [batch, keys] for [batch, 1, 1, keys]. heads is a multiple of kv_heads.
-// Returns [batch, queries, heads, dim].
-Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& options);
+// `lengths` [batch] i32, from 1 to keys, or undefined: item b has the keys before lengths[b] alone; the others weigh
+// nothing. Returns [batch, queries, heads, dim].
+Value attention(Value q, Value k, Value v, Value bias, const AttentionOptions& options, Value lengths = {});
+
+// Which of an attention's inputs are its bias and lengths; 0: it has none.
+struct AttentionExtras {
+  size_t bias = 0, lengths = 0;
+};
+AttentionExtras attention_extras(std::span<const TensorSpec> inputs);
 
 // ReLU linear attention (Sana, EfficientViT): with q, k through ReLU and v extended by a one,
 // S = Σ_n v'_n k_nᵀ and out = (S q)[:d] / ((S q)[d] + eps). All three [batch, tokens, heads, dim].
@@ -29,9 +36,14 @@ Value linear_attention(Value q, Value k, Value v, double eps = 1e-15);
 // turn(x) is [-x₂, x₁] of the two halves, or, interleaved, (-x₂, x₁) of each pair of neighbours.
 Value rope(Value x, Value cos, Value sin, bool interleaved = false);
 
+// rope(rms_norm(x, weight), cos, sin), rounded once: how a head's queries and keys are made ready. weight [dim] of any
+// float type; eps and offset as rms_norm's.
+Value rms_norm_rope(Value x, Value weight, Value cos, Value sin, double eps, double offset = 0,
+                    bool interleaved = false);
+
 // [.., 2C] -> first half · silu(second half) [.., C].
 Value glu(Value x);
 
-extern const OpDef kSoftmax, kAttention, kLinearAttention, kRope, kGlu;
+extern const OpDef kSoftmax, kAttention, kLinearAttention, kRope, kRmsNormRope, kGlu;
 
 }  // namespace kinora

@@ -15,6 +15,11 @@ Shape oihw(const Shape& weight, const std::string& layout) {
   if (layout != "ohwi") fail(ErrorKind::internal, "weight_layout \"" + layout + "\" is not known (oihw, ohwi)");
   return {weight[0], weight[3], weight[1], weight[2]};
 }
+Shape oithw(const Shape& weight, const std::string& layout) {
+  if (weight.rank() != 5 || layout == "oithw") return weight;
+  if (layout != "othwi") fail(ErrorKind::internal, "weight_layout \"" + layout + "\" is not known (oithw, othwi)");
+  return {weight[0], weight[4], weight[1], weight[2], weight[3]};
+}
 
 TensorSpec infer_conv2d(std::span<const TensorSpec> in, const Attrs& attrs) {
   expect_inputs(in, 2, 3);
@@ -85,7 +90,7 @@ Attrs depthwise_attrs(const Shape& weight) {
 TensorSpec infer_conv3d(std::span<const TensorSpec> in, const Attrs& attrs) {
   expect_inputs(in, 2, 3);
   for (const TensorSpec& spec : in) expect_float(spec);
-  const Shape &x = in[0].shape, &w = in[1].shape;
+  const Shape x = in[0].shape, w = oithw(in[1].shape, attrs.text("weight_layout"));
   const Ints &stride = attrs.ints("stride"), &padding = attrs.ints("padding");
   int64_t groups = attrs.integer("groups");
   if (x.rank() != 5 || w.rank() != 5 || stride.size() != 3 || padding.size() != 3)
@@ -105,6 +110,13 @@ TensorSpec infer_conv3d(std::span<const TensorSpec> in, const Attrs& attrs) {
 
 // The sum over the kernel's frames of 2D convolutions of shifted films.
 Value decompose_conv3d(std::span<const Value> in, const Attrs& attrs) {
+  if (attrs.text("weight_layout") == "othwi") {
+    std::vector<Value> inputs(in.begin(), in.end());
+    inputs[1] = permute(in[1], {0, 4, 1, 2, 3});
+    Attrs stored = attrs;
+    stored.set("weight_layout", std::string("oithw"));
+    return apply(kConv3d, inputs, stored);
+  }
   const Ints &stride = attrs.ints("stride"), &padding = attrs.ints("padding");
   if (const std::string& act = attrs.text("act"); act != "none") {
     Attrs plain = attrs;
@@ -176,11 +188,35 @@ Value decompose_interleave_phases(std::span<const Value> in, const Attrs&) {
   return reshape(concat(rows, 2), {s[0], 2 * h, 2 * w, c});
 }
 
+TensorSpec infer_interleave_phases3d(std::span<const TensorSpec> in, const Attrs&) {
+  expect_inputs(in, 1);
+  const Shape& s = in[0].shape;
+  if (s.rank() != 5 || s[1] < 1 || s[2] < 2 || s[3] < 2 || s[4] % 8 != 0) {
+    fail(ErrorKind::internal, "[batch, frames, h + 1, w + 1, 8 channels] is needed");
+  }
+  return {{s[0], 2 * s[1] - 1, 2 * (s[2] - 1), 2 * (s[3] - 1), s[4] / 8}, in[0].dtype};
+}
+
+// As of pictures, with the two phases of a frame one after the other; the first phase of the first frame is not there.
+Value decompose_interleave_phases3d(std::span<const Value> in, const Attrs&) {
+  const Shape s = in[0].shape();
+  int64_t pictures = s[0] * s[1], c = s[4] / 2;
+  std::vector<Value> phases;
+  for (Value half : split(in[0], 4, 2)) {
+    Value y = interleave_phases(reshape(half, {pictures, s[2], s[3], c}));
+    phases.push_back(reshape(y, {s[0], s[1], 1, y.shape().product(1, 4)}));
+  }
+  Value frames = reshape(concat(phases, 2), {s[0], 2 * s[1], 2 * (s[2] - 1), 2 * (s[3] - 1), c / 4});
+  return slice(frames, 1, 1, 2 * s[1]);
+}
+
 }  // namespace
 
 const OpDef kConv2d{"conv2d", infer_conv2d, nullptr, decompose_conv2d};
 const OpDef kConv3d{"conv3d", infer_conv3d, nullptr, decompose_conv3d};
 const OpDef kInterleavePhases{"interleave_phases", infer_interleave_phases, nullptr, decompose_interleave_phases};
+const OpDef kInterleavePhases3d{"interleave_phases3d", infer_interleave_phases3d, nullptr,
+                                decompose_interleave_phases3d};
 const OpDef kDepthwiseGlu{"depthwise_glu", infer_depthwise_glu, nullptr, decompose_depthwise_glu};
 
 Value conv2d(Value x, Value weight, Value bias, const Conv2dOptions& o) {
@@ -196,7 +232,8 @@ Value conv3d(Value x, Value weight, Value bias, const Conv3dOptions& o) {
   Attrs attrs{{"stride", Ints(o.stride.begin(), o.stride.end())},
               {"padding", Ints(o.padding.begin(), o.padding.end())},
               {"groups", o.groups},
-              {"act", o.act}};
+              {"act", o.act},
+              {"weight_layout", o.weight_layout}};
   return bias.defined() ? apply(kConv3d, {x, weight, bias}, attrs) : apply(kConv3d, {x, weight}, attrs);
 }
 
@@ -206,5 +243,6 @@ Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act) {
 }
 
 Value interleave_phases(Value x) { return apply(kInterleavePhases, {x}); }
+Value interleave_phases3d(Value x) { return apply(kInterleavePhases3d, {x}); }
 
 }  // namespace kinora

@@ -25,10 +25,12 @@ struct Conv3dOptions {
   std::array<int64_t, 3> padding{0, 0, 0};  // zeros before and after each axis, fewer than the kernel is long
   int64_t groups = 1;
   std::string act = "none";
+  std::string weight_layout = "oithw";  // or "othwi"
 };
 
-// x [batch, frames, height, width, in], weight [out, in/groups, kt, kh, kw] (the checkpoint's order), bias [out] or
-// undefined -> act(conv) [batch, frames', height', width', out] in x's dtype, each extent (n + 2p - k)/s + 1.
+// x [batch, frames, height, width, in], weight [out, in/groups, kt, kh, kw] (the checkpoint's order) or with
+// weight_layout "othwi" [out, kt, kh, kw, in/groups], bias [out] or undefined
+// -> act(conv) [batch, frames', height', width', out] in x's dtype, each extent (n + 2p - k)/s + 1.
 // A causal convolution has no padding here: `pad_edge` comes before it.
 Value conv3d(Value x, Value weight, Value bias, const Conv3dOptions& options);
 
@@ -43,6 +45,11 @@ Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act = 
 // (2r + s)C and on.
 Value interleave_phases(Value x);
 
-extern const OpDef kConv2d, kConv3d, kDepthwiseGlu, kInterleavePhases;
+// The same of a film and eight 2x2x2 filters, for one 3x3x3 filter over the film at twice its size and number of
+// frames, except that the first frame stays one: x [batch, t, h + 1, w + 1, 8C] -> [batch, 2t - 1, 2h, 2w, C], where
+// pixel (2f + q - 1, 2i + r, 2j + s) is x[f, i + r, j + s] of channels (4q + 2r + s)C and on.
+Value interleave_phases3d(Value x);
+
+extern const OpDef kConv2d, kConv3d, kDepthwiseGlu, kInterleavePhases, kInterleavePhases3d;
 
 }  // namespace kinora

@@ -1,11 +1,14 @@
 #include "ops/fuse.h"
 
+#include <array>
 #include <map>
 
 #include "graph/rewrite.h"
+#include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 #include "ops/shaping.h"
 
 namespace kinora {
@@ -74,16 +77,29 @@ Value join(const Graph& graph, Graph& target, const LinearGroup& group, Value x)
 const Node& source(const Value& value) { return value.graph().node(value.id()); }
 Value input_of(const Value& value, size_t k) { return Value(&value.graph(), source(value).inputs[k]); }
 
-// The fused form of a sum whose term `inputs[k]` is read by nobody else; undefined when there is none.
-Value fused_sum(Inputs inputs, size_t k) {
+// A norm of float32 that writes its result in another type; undefined when it is none.
+Value norm_to(Graph& target, DType to, Value value) {
+  const Node& n = source(value);
+  if (n.op != &kRmsNorm || value.dtype() != DType::f32 || n.attrs.has("to")) return Value();
+  std::vector<Value> inputs;
+  for (NodeId id : n.inputs) inputs.emplace_back(&target, id);
+  Attrs attrs = n.attrs;
+  attrs.set("to", static_cast<int64_t>(to));
+  return target.append(kRmsNorm, inputs, attrs);
+}
+
+// The fused form of a sum whose term `inputs[k]` is read by nobody else; undefined when there is none. `linear_only`:
+// the terms differ in type, which a linear without bias alone can bring together.
+Value fused_sum(Inputs inputs, size_t k, bool linear_only = false) {
   Value term = inputs[k], other = inputs[1 - k];
+  if (linear_only && (source(term).op != &kLinear || source(term).inputs.size() != 2)) return Value();
   const Node& n = source(term);
   size_t count = n.inputs.size();
   if (n.op == &kMul && term.shape() == other.shape()) return mul_add(input_of(term, 0), input_of(term, 1), other);
   if (n.op == &kLinear && n.attrs.text("act") == "none" && term.shape() == other.shape()) {
     return linear_add(input_of(term, 0), input_of(term, 1), count == 3 ? input_of(term, 2) : Value(), other);
   }
-  if (n.op == &kRmsNorm && term.shape() == other.shape()) {
+  if (n.op == &kRmsNorm && term.shape() == other.shape() && !n.attrs.has("to")) {
     return rms_norm_add(input_of(term, 0), other, count > 1 ? input_of(term, 1) : Value(),
                         count > 2 ? input_of(term, 2) : Value(), n.attrs.real("eps"), n.attrs.real("offset"));
   }
@@ -102,9 +118,17 @@ Graph split_gates(const Graph& graph) {
 Graph match_weight_types(const Graph& graph) {
   return rewrite(graph, [](Graph& target, const Node& node, Inputs inputs) {
     bool product = node.op == &kLinear || node.op == &kLinearAdd || node.op == &kRmsNorm;
-    if (!product) return Value();
+    bool quantized = node.op == &kQuantizedLinear || node.op == &kQuantizedLinearRows;
+    if (!product && !quantized) return Value();
     std::vector<Value> matched(inputs.begin(), inputs.end());
-    for (size_t i = 1; i < matched.size(); ++i) matched[i] = cast(matched[i], inputs[0].dtype());
+    if (quantized) {
+      size_t bias = QuantizedInputs(node.attrs).bias;
+      if (!bias) return Value();
+      matched[bias] = cast(matched[bias], node.spec.dtype);
+      return target.append(*node.op, matched, node.attrs);
+    }
+    size_t x = node.op == &kLinearAdd ? 1 : 0;
+    for (size_t i = x + 1; i < matched.size(); ++i) matched[i] = cast(matched[i], inputs[x].dtype());
     return target.append(*node.op, matched, node.attrs);
   });
 }
@@ -154,6 +178,37 @@ Graph drop_rejoined_slices(const Graph& graph) {
   });
 }
 
+Graph join_before_slicing(const Graph& graph) {
+  return rewrite(graph, [](Graph&, const Node& node, Inputs inputs) {
+    if (node.op != &kConcat || inputs.size() < 2) return Value();
+    int64_t axis = node.attrs.integer("axis");
+    if (node.spec.shape.product(0, static_cast<int>(axis)) != 1) return Value();  // parts would lie in pieces
+    const Attrs& first = source(inputs[0]).attrs;
+    std::vector<Value> wholes;
+    for (const Value& part : inputs) {
+      const Node& n = source(part);
+      if (n.op != &kSlice || !(n.attrs == first) || n.attrs.integer("stride") != 1) return Value();
+      Value whole = input_of(part, 0);
+      if (n.attrs.integer("axis") == axis || source(whole).op != &kLinear) return Value();
+      if (!wholes.empty() && whole.shape()[-1] != wholes[0].shape()[-1]) return Value();
+      wholes.push_back(whole);
+    }
+    return slice(concat(wholes, static_cast<int>(axis)), static_cast<int>(first.integer("axis")),
+                 first.integer("start"), first.integer("stop"));
+  });
+}
+
+Graph fuse_norm_rope(const Graph& graph) {
+  std::vector<int> users = count_users(graph);
+  return rewrite(graph, [&](Graph&, const Node& node, Inputs inputs) {
+    if (node.op != &kRope || users[static_cast<size_t>(node.inputs[0])] != 1) return Value();
+    const Node& norm = source(inputs[0]);
+    if (norm.op != &kRmsNorm || norm.inputs.size() != 2 || norm.attrs.has("to")) return Value();
+    return rms_norm_rope(input_of(inputs[0], 0), input_of(inputs[0], 1), inputs[1], inputs[2], norm.attrs.real("eps"),
+                         norm.attrs.real("offset"), node.attrs.integer("interleaved") != 0);
+  });
+}
+
 Graph fuse_pointwise(const Graph& graph) {
   std::vector<int> users = count_users(graph);
   auto alone = [&](const Node& node, size_t k) { return users[static_cast<size_t>(node.inputs[k])] == 1; };
@@ -168,10 +223,16 @@ Graph fuse_pointwise(const Graph& graph) {
     return Value();
   });
   users = count_users(gated);
-  return rewrite(gated, [&](Graph&, const Node& node, Inputs inputs) {
+  return rewrite(gated, [&](Graph& target, const Node& node, Inputs inputs) {
+    if (node.op == &kCast && alone(node, 0)) return norm_to(target, node.spec.dtype, inputs[0]);
     if (node.op != &kAdd) return Value();
     for (size_t k : {size_t{1}, size_t{0}}) {
       if (!alone(node, k)) continue;
+      const Node& term = gated.node(node.inputs[k]);
+      if (term.op == &kCast && node.spec.dtype == DType::f32 && alone(term, 0)) {
+        if (Value wide = fused_sum(std::array{inputs[1 - k], input_of(inputs[k], 0)}, 1, true); wide.defined())
+          return wide;
+      }
       if (Value fused = fused_sum(inputs, k); fused.defined()) return fused;
     }
     return Value();

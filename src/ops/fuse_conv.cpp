@@ -80,6 +80,15 @@ Value repeat_by_broadcast(Value a, Value repeated) {
   return reshape(reshape(a, wide.shape()) + input_of(wide), s);
 }
 
+// Zeros behind the channels of x, weight [out, t, h, w, in] and bias, up to a multiple of eight.
+void fill_channels(std::vector<Value>& inputs) {
+  auto missing = [](int64_t channels) { return (8 - channels % 8) % 8; };
+  int64_t in = missing(inputs[1].shape()[4]), out = missing(inputs[1].shape()[0]);
+  inputs[0] = pad(inputs[0], 4, 0, in);
+  inputs[1] = pad(pad(inputs[1], 4, 0, in), 0, 0, out);
+  if (inputs.size() == 3) inputs[2] = pad(inputs[2], 0, 0, out);
+}
+
 }  // namespace
 
 Graph fold_upsampling(const Graph& graph) {
@@ -116,17 +125,17 @@ Graph add_without_repeating(const Graph& graph) {
 
 Graph channels_last_weights(const Graph& graph) {
   return rewrite(graph, [](Graph&, const Node& node, Inputs in) {
-    if (node.op != &kConv2d || node.attrs.integer("groups") != 1 || node.attrs.text("weight_layout") != "oihw") {
-      return Value();
-    }
-    const Shape& w = in[1].shape();
-    if (w[2] * w[3] == 1) return Value();
+    bool film = node.op == &kConv3d;
+    if ((node.op != &kConv2d && !film) || node.attrs.integer("groups") != 1) return Value();
+    const Shape w = in[1].shape();
+    if (node.attrs.text("weight_layout") != (film ? "oithw" : "oihw") || w.product(2, w.rank()) == 1) return Value();
     std::vector<Value> inputs(in.begin(), in.end());
     for (size_t i = 1; i < inputs.size(); ++i) inputs[i] = cast(inputs[i], in[0].dtype());
-    inputs[1] = permute(inputs[1], {0, 2, 3, 1});
+    inputs[1] = permute(inputs[1], film ? Ints{0, 2, 3, 4, 1} : Ints{0, 2, 3, 1});
+    if (film && in[0].dtype() != DType::f32) fill_channels(inputs);
     Attrs attrs = node.attrs;
-    attrs.set("weight_layout", std::string("ohwi"));
-    return apply(kConv2d, inputs, attrs);
+    attrs.set("weight_layout", std::string(film ? "othwi" : "ohwi"));
+    return slice(apply(*node.op, inputs, attrs), w.rank() - 1, 0, w[0]);
   });
 }
 

@@ -5,8 +5,9 @@
 
 namespace kinora {
 
-// Gives every conv2d of one group and more than one kernel position its weight as "ohwi", by a permute that depends on
-// the weight alone; weight and bias become x's dtype.
+// Gives every conv2d and conv3d of one group and more than one kernel position its weight as "ohwi" or "othwi", by a
+// permute that depends on the weight alone; weight and bias become x's dtype. Channels of films in 16-bit types are
+// filled up with zeros to multiples of eight, the least that tensor cores read.
 Graph channels_last_weights(const Graph& graph);
 
 // glu(conv2d(x)) with one 3x3 kernel a channel, stride 1, padding 1 becomes depthwise_glu(x), where nothing else reads

@@ -70,13 +70,14 @@ TensorSpec infer_linear_add(Specs in, const Attrs& attrs) {
   if (biased) product.push_back(in.back());
   TensorSpec out = infer_linear(product, attrs);
   expect_shape("residual", in[0].shape, out.shape);
-  if (in[0].dtype != out.dtype) fail(ErrorKind::internal, "the residual differs from x in type");
+  if (in[0].dtype != out.dtype && in[0].dtype != DType::f32)
+    fail(ErrorKind::internal, "the residual is neither of x's type nor float32");
   if (gated) {
     const Shape& gate = in[3].shape;
     bool fits = gate.rank() >= 1 && gate[-1] == out.shape[-1] && broadcast(gate, out.shape) == out.shape;
     if (!fits || in[3].dtype != out.dtype) fail(ErrorKind::internal, "the gate does not fit " + out.shape.str());
   }
-  return out;
+  return in[0];
 }
 
 Value decompose_linear_add(Inputs in, const Attrs& attrs) {

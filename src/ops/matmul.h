@@ -13,8 +13,8 @@ Value matmul(Value a, Value b, bool transpose_a = false, bool transpose_b = fals
 Value linear(Value x, Value weight, Value bias = {}, const std::string& act = "none");
 
 // residual + gate·(x·weightᵀ + bias), rounded once: how a layer's result joins the stream beside it. residual has the
-// result's shape and x's dtype; gate has that dtype and broadcasts against it with a full last axis, or is undefined
-// (one); bias [N] or undefined.
+// result's shape and dtype: x's, or float32 beside a 16-bit x; gate has x's dtype and broadcasts against it with a full
+// last axis, or is undefined (one); bias [N] or undefined.
 Value linear_add(Value x, Value weight, Value bias, Value residual, Value gate = {});
 
 // table [V, D], ids i32 [..] in [0, V) -> [.., D] of `dtype`. An id out of range is an Error(internal) at run time.

@@ -27,14 +27,17 @@ Value decompose_layer_norm(std::span<const Value> in, const Attrs& attrs) {
   return cast(y, in[0].dtype());
 }
 
-TensorSpec infer_rms_norm(std::span<const TensorSpec> in, const Attrs&) {
+TensorSpec infer_rms_norm(std::span<const TensorSpec> in, const Attrs& attrs) {
   expect_inputs(in, 1, 3);
   expect_float(in[0]);
   for (size_t i = 1; i < in.size(); ++i) {
     expect_float(in[i]);
     expect_shape(i == 1 ? "weight" : "bias", in[i].shape, {in[0].shape[-1]});
   }
-  return in[0];
+  TensorSpec out = in[0];
+  if (attrs.has("to")) out.dtype = static_cast<DType>(attrs.integer("to"));
+  expect_float(out);
+  return out;
 }
 
 Value decompose_rms_norm(std::span<const Value> in, const Attrs& attrs) {
@@ -42,7 +45,7 @@ Value decompose_rms_norm(std::span<const Value> in, const Attrs& attrs) {
   Value y = x * rsqrt(affine(mean(x * x, {-1}), 1, attrs.real("eps")));
   if (in.size() > 1) y = y * affine(cast(in[1], DType::f32), 1, attrs.real("offset"));
   if (in.size() > 2) y = y + cast(in[2], DType::f32);
-  return cast(y, in[0].dtype());
+  return cast(y, attrs.has("to") ? static_cast<DType>(attrs.integer("to")) : in[0].dtype());
 }
 
 TensorSpec infer_group_norm(std::span<const TensorSpec> in, const Attrs& attrs) {
@@ -67,6 +70,20 @@ Value decompose_group_norm(std::span<const Value> in, const Attrs& attrs) {
   return cast(activation(y, attrs.text("act")), in[0].dtype());
 }
 
+TensorSpec infer_group_norm_pad(std::span<const TensorSpec> in, const Attrs& attrs) {
+  TensorSpec padded = infer_group_norm(in, attrs);
+  const Ints &before = attrs.ints("before"), &after = attrs.ints("after");
+  auto rank = static_cast<size_t>(padded.shape.rank());
+  if (before.size() != rank || after.size() != rank || before[0] + after[0] + before.back() + after.back() != 0)
+    fail(ErrorKind::internal, "a padding for each axis is needed, none for the batch and the channels");
+  return kPadEdge.infer({&padded, 1}, attrs);
+}
+
+Value decompose_group_norm_pad(std::span<const Value> in, const Attrs& attrs) {
+  Value y = group_norm(in[0], in[1], in[2], attrs.integer("groups"), attrs.real("eps"), attrs.text("act"));
+  return pad_edge(y, attrs.ints("before"), attrs.ints("after"));
+}
+
 // Inputs: x, residual, then as rms_norm.
 TensorSpec infer_rms_norm_add(std::span<const TensorSpec> in, const Attrs& attrs) {
   expect_inputs(in, 2, 4);
@@ -87,6 +104,7 @@ Value decompose_rms_norm_add(std::span<const Value> in, const Attrs& attrs) {
 const OpDef kLayerNorm{"layer_norm", infer_layer_norm, nullptr, decompose_layer_norm};
 const OpDef kRmsNorm{"rms_norm", infer_rms_norm, nullptr, decompose_rms_norm};
 const OpDef kGroupNorm{"group_norm", infer_group_norm, nullptr, decompose_group_norm};
+const OpDef kGroupNormPad{"group_norm_pad", infer_group_norm_pad, nullptr, decompose_group_norm_pad};
 const OpDef kRmsNormAdd{"rms_norm_add", infer_rms_norm_add, nullptr, decompose_rms_norm_add};
 
 Value layer_norm(Value x, double eps, Value scale, Value shift) {
@@ -102,6 +120,13 @@ Value rms_norm(Value x, Value weight, Value bias, double eps, double offset) {
 
 Value group_norm(Value x, Value weight, Value bias, int64_t groups, double eps, const std::string& act) {
   return apply(kGroupNorm, {x, weight, bias}, {{"groups", groups}, {"eps", eps}, {"act", act}});
+}
+
+Value group_norm_pad(Value x, Value weight, Value bias, int64_t groups, double eps, const std::string& act, Ints before,
+                     Ints after) {
+  return apply(
+      kGroupNormPad, {x, weight, bias},
+      {{"groups", groups}, {"eps", eps}, {"act", act}, {"before", std::move(before)}, {"after", std::move(after)}});
 }
 
 Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps, double offset) {

@@ -9,16 +9,20 @@ namespace kinora {
 Value layer_norm(Value x, double eps, Value scale = {}, Value shift = {});
 
 // x / sqrt(mean(x²) + eps) · (offset + weight) + bias; weight and bias [C] of any float type, or undefined.
-// Gemma's norm has offset 1.
+// Gemma's norm has offset 1. The node's attribute "to", where it has one, is the result's type in place of x's.
 Value rms_norm(Value x, Value weight, Value bias, double eps, double offset = 0);
 
 // torch.nn.GroupNorm on channels-last x [batch, .., C]: each of `groups` runs of neighbouring channels is normalised by
 // its mean and variance over all positions of one batch item; then · weight + bias ([C], any float type), then `act`.
 Value group_norm(Value x, Value weight, Value bias, int64_t groups, double eps, const std::string& act = "none");
 
+// pad_edge(group_norm(x, …), before, after), with none around the batch and the channels.
+Value group_norm_pad(Value x, Value weight, Value bias, int64_t groups, double eps, const std::string& act, Ints before,
+                     Ints after);
+
 // residual + rms_norm(x, …), rounded once; residual is like x.
 Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps, double offset = 0);
 
-extern const OpDef kLayerNorm, kRmsNorm, kRmsNormAdd, kGroupNorm;
+extern const OpDef kLayerNorm, kRmsNorm, kRmsNormAdd, kGroupNorm, kGroupNormPad;
 
 }  // namespace kinora

@@ -22,6 +22,17 @@ TensorSpec infer_reshape(Specs in, const Attrs& attrs) {
   return {shape, in[0].dtype};
 }
 
+TensorSpec infer_part(Specs in, const Attrs& attrs) {
+  expect_inputs(in, 1);
+  TensorSpec spec{Shape(std::span<const int64_t>(attrs.ints("shape"))), static_cast<DType>(attrs.integer("dtype"))};
+  int64_t offset = attrs.integer("offset"), end = offset + static_cast<int64_t>(spec.bytes());
+  if (offset < 0 || offset % 16 != 0 || end > static_cast<int64_t>(in[0].bytes())) {
+    fail(ErrorKind::internal, "bytes " + std::to_string(offset) + " to " + std::to_string(end) + " of " +
+                                  std::to_string(in[0].bytes()) + " are no part");
+  }
+  return spec;
+}
+
 TensorSpec infer_permute(Specs in, const Attrs& attrs) {
   expect_inputs(in, 1);
   const Ints& order = attrs.ints("order");
@@ -99,6 +110,7 @@ TensorSpec infer_upsample2(Specs in, const Attrs&) {
   return {s.with(1, 2 * s[1]).with(2, 2 * s[2]), in[0].dtype};
 }
 
+std::vector<Value> no_gradient(Inputs in, const Attrs&, Value, Value) { return std::vector<Value>(in.size()); }
 std::vector<Value> grad_reshape(Inputs in, const Attrs&, Value, Value g) { return {reshape(g, in[0].shape())}; }
 
 std::vector<Value> grad_permute(Inputs, const Attrs& attrs, Value, Value g) {
@@ -153,6 +165,7 @@ Value decompose_upsample2(Inputs in, const Attrs&) { return repeat_interleave(re
 }  // namespace
 
 const OpDef kReshape{"reshape", infer_reshape, grad_reshape};
+const OpDef kPart{"part", infer_part, no_gradient};
 const OpDef kPermute{"permute", infer_permute, grad_permute};
 const OpDef kSlice{"slice", infer_slice, grad_slice};
 const OpDef kConcat{"concat", infer_concat, grad_concat};
@@ -166,6 +179,9 @@ static int64_t positive(const Value& x, int axis) { return axis < 0 ? axis + x.s
 
 Value reshape(Value x, const Shape& shape) {
   return x.shape() == shape ? x : apply(kReshape, {x}, {{"shape", as_ints(shape)}});
+}
+Value part(Value x, int64_t offset, const Shape& shape, DType dtype) {
+  return apply(kPart, {x}, {{"offset", offset}, {"shape", as_ints(shape)}, {"dtype", static_cast<int64_t>(dtype)}});
 }
 Value permute(Value x, Ints order) { return apply(kPermute, {x}, {{"order", std::move(order)}}); }
 

@@ -6,6 +6,9 @@
 namespace kinora {
 
 Value reshape(Value x, const Shape& shape);
+// The bytes of x from `offset` on, a multiple of 16, as another tensor: how one step gives two results. Moves nothing,
+// and has no gradient.
+Value part(Value x, int64_t offset, const Shape& shape, DType dtype);
 Value permute(Value x, Ints order);  // result axis i is x's axis order[i]
 Value transpose_last(Value x);       // swaps the last two axes
 // Elements [start, stop) of one axis, every `stride`-th.
@@ -32,6 +35,6 @@ Value upsample_nearest3d(Value x, bool frames);
 Value pixel_shuffle3d(Value x, int64_t rt, int64_t r);
 Value pixel_unshuffle3d(Value x, int64_t rt, int64_t r);
 
-extern const OpDef kReshape, kPermute, kSlice, kConcat, kBroadcast, kPad, kPadEdge, kUpsample2;
+extern const OpDef kReshape, kPart, kPermute, kSlice, kConcat, kBroadcast, kPad, kPadEdge, kUpsample2;
 
 }  // namespace kinora

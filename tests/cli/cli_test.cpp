@@ -70,6 +70,20 @@ TEST_F(Cli, ImageToImage) {
   expect_error("generate dog --init-image start.jpg --strength 1.5", 2, "strength");
 }
 
+TEST_F(Cli, DraftsAreRefined) {
+  std::string fox = "generate 'a fox' --steps 4 ";
+  ASSERT_EQ(run(fox + "--from-resolution 128px --refine-strength 0.7 -o fox.jpg").status, 0) << text("err.txt");
+  EXPECT_NE(text("err.txt").find("drawn small in "), std::string::npos);
+  ASSERT_EQ(run("generate --from fox.jpg -o again.jpg").status, 0) << text("err.txt");
+  EXPECT_EQ(text("again.jpg"), text("fox.jpg"));
+  ASSERT_EQ(run(fox + "--scheduler euler -o direct.jpg").status, 0);
+  ASSERT_EQ(run(fox + "--scheduler euler --from-resolution 128x96 --refine-strength 1 -o noise.jpg").status, 0);
+  EXPECT_EQ(load_image(temp_.path("noise.jpg")).rgb,
+            load_image(temp_.path("direct.jpg")).rgb);  // nothing is left of it
+  expect_error(fox + "--from-resolution 512px", 2, "must be smaller");
+  expect_error(fox + "--from-resolution 128x90", 2, "multiples of 16");
+}
+
 TEST_F(Cli, WrongUse) {
   expect_error("", 2, "subcommand is required");
   expect_error("paint", 2, "paint");
@@ -290,6 +304,12 @@ TEST_F(Cli, EvalInspectAndTokenize) {
   o = run("inspect");
   EXPECT_EQ(o.status, 0);
   EXPECT_NE(o.out.find("transformer"), std::string::npos);
+  EXPECT_NE(o.out.find("attention on cpu (--attention auto): text_encoder flash 4; transformer flash"),
+            std::string::npos)
+      << o.out;
+  o = run("inspect --attention math");
+  EXPECT_NE(o.out.find("(--attention math): text_encoder math 4; transformer linear"), std::string::npos) << o.out;
+  EXPECT_EQ(run("inspect --attention fast").status, 2);
   o = run("inspect --graph transformer");
   EXPECT_NE(o.out.find("linear_attention"), std::string::npos) << o.out.substr(0, 2000);
   o = run("tokenize 'a red apple'");
@@ -330,6 +350,33 @@ TEST_F(CliMmdit, EvaluatesTheVideoTransformer) {
   EXPECT_EQ(text("again.safetensors"), text("out.safetensors"));
   ASSERT_EQ(run("eval model flux in.safetensors -o bf16.safetensors --dtype bfloat16").status, 0);
   EXPECT_NE(text("bf16.safetensors"), text("out.safetensors"));
+}
+
+TEST_F(CliMmdit, TimesRunsAndShowsWhereTimeGoes) {
+  Outcome o = run("eval model flux in.safetensors -o out.safetensors --repeats 3 --by-op --attention math");
+  ASSERT_EQ(o.status, 0) << o.err;
+  auto report = nlohmann::json::parse(o.out.substr(0, o.out.find('\n')));
+  EXPECT_GT(report["median_s"].get<double>(), 0);
+  EXPECT_LE(report["best_s"].get<double>(), report["median_s"].get<double>());
+  EXPECT_TRUE(report["attention"].get<std::string>().starts_with("math ")) << o.out;
+  EXPECT_NE(o.out.find("kinds of steps"), std::string::npos);
+  EXPECT_NE(o.out.find("layer_norm"), std::string::npos);
+}
+
+TEST_F(Cli, InspectsTheTransformerOfFilms) {
+  auto golden = SafetensorsFile::open(KINORA_SOURCE_DIR "/tests/golden/mmdit_opensora.safetensors");
+  std::vector<std::pair<std::string, Tensor>> weights;
+  for (const SafetensorsEntry& entry : golden.header().entries) {
+    if (entry.name.starts_with("w.")) weights.emplace_back(entry.name.substr(2), golden.tensor(entry));
+  }
+  std::filesystem::create_directory(temp_.path("film"));
+  write_safetensors(temp_.path("film/Open_Sora_v2.safetensors"), weights);
+  temp_.write("film/Open_Sora_v2.json", golden.header().metadata.at("config"));
+  Outcome o = run("inspect film");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_NE(o.out.find("attention on cpu (--attention auto): transformer flash"), std::string::npos) << o.out;
+  o = run("inspect film --graph transformer");
+  EXPECT_NE(o.out.find("= attention("), std::string::npos) << o.out.substr(0, 2000);
 }
 
 TEST_F(CliMmdit, NamesWhatIsWrongWithTensorsAndFolders) {

@@ -3,49 +3,12 @@
 #include <set>
 #include <tuple>
 
-#include "cli/cli.h"
-#include "film_folder.h"
-#include "io/video.h"
+#include "cli/film_cli.h"
 
 namespace kinora::test {
 namespace {
 
 const std::string kMiniVideo = KINORA_SOURCE_DIR "/models/kinora-mini-video";
-
-class FilmCli : public Cli {
- protected:
-  FilmCli() : model_(temp_.path("model")) {}
-
-  // `arguments` begin after "generate --video --model model".
-  Outcome film(const std::string& arguments, const std::string& before = "") {
-    return run("generate --video --model model --device cpu " + arguments, before);
-  }
-  void expect_film_error(const std::string& arguments, int status, const std::string& word,
-                         const std::string& before = "") {
-    expect_error("generate --video --model model --device cpu " + arguments, status, word, before);
-    expect_no_film(arguments);
-  }
-  void expect_no_film(const std::string& what) {
-    for (const auto& entry : std::filesystem::directory_iterator(temp_.path())) {
-      std::string name = entry.path().filename();
-      EXPECT_TRUE(name == "model" || name == "out.txt" || name == "err.txt" || name.starts_with("given"))
-          << what << " left " << name;
-    }
-  }
-  std::vector<Image> frames(const std::string& name) {
-    VideoReader reader = VideoReader::open(temp_.path(name));
-    std::vector<Image> frames;
-    for (Image frame; reader.next(frame);) frames.push_back(frame);
-    return frames;
-  }
-  void write_picture(const std::string& name, int width = 40, int height = 48) {
-    Image image{width, height, {}};
-    for (int i = 0; i < width * height * 3; ++i) image.rgb.push_back(static_cast<uint8_t>(i * 7 % 251));
-    save_image(temp_.path(name), image);
-  }
-
-  FilmFolder model_;
-};
 
 TEST_F(FilmCli, MakesAFilmAndTheSameBytesAgain) {
   Outcome o = film(
@@ -70,6 +33,90 @@ TEST_F(FilmCli, MakesAFilmAndTheSameBytesAgain) {
   o = run("generate --from film.mp4 -o again.mp4 --threads 1");
   ASSERT_EQ(o.status, 0) << o.err;
   EXPECT_EQ(text("again.mp4"), text("film.mp4"));
+}
+
+// Of the program, with and without a limit; the tiny weights themselves hardly count.
+TEST_F(FilmCli, MemoryIsLimited) {
+  ASSERT_EQ(film("star --frames 9 -o film.mp4").status, 0) << text("err.txt");
+  ASSERT_EQ(film("star --frames 9 --max-memory 2GB -o limited.mp4").status, 0) << text("err.txt");
+  EXPECT_EQ(text("limited.mp4"), text("film.mp4"));
+  ASSERT_EQ(run("generate cat --steps 1 -o cat.jpg").status, 0);
+  ASSERT_EQ(run("generate cat --steps 1 --max-memory 1.5GiB -o limited.jpg").status, 0) << text("err.txt");
+  EXPECT_EQ(text("limited.jpg"), text("cat.jpg"));
+  for (const char* made : {"film.mp4", "limited.mp4", "cat.jpg", "limited.jpg"})
+    std::filesystem::remove(temp_.path(made));
+  expect_film_error("star --max-memory 20MB -o film.mp4", 6, "too small for T5");
+  expect_film_error("star -W 1024 -H 1024 --frames 65 --max-memory 200MB -o film.mp4", 6, "fewer frames");
+  expect_film_error("star --max-memory lots -o film.mp4", 2, "as 12GB; not 'lots'");
+  expect_film_error("star --max-memory 0 -o film.mp4", 2, "as 12GB");
+  expect_error("generate cat -W 2048 -H 2048 --max-memory 300MB", 6, "a smaller size, --tile");
+}
+
+TEST_F(FilmCli, Previews) {
+  ASSERT_EQ(film("star --frames 9 -W 48 -H 32 --preview given.jpg -o film.mp4").status, 0) << text("err.txt");
+  EXPECT_EQ(load_image(temp_.path("given.jpg")).width, 3 * 52 - 4);  // of three latent frames
+  EXPECT_EQ(load_image(temp_.path("given.jpg")).height, 32);
+  ASSERT_EQ(film("star --frames 9 -W 48 -H 32 -o plain.mp4").status, 0);
+  EXPECT_EQ(text("plain.mp4"), text("film.mp4"));
+  for (const char* made : {"film.mp4", "plain.mp4"}) std::filesystem::remove(temp_.path(made));
+  expect_film_error("star --preview strip.doc -o film.mp4", 2, "strip.doc");
+  expect_film_error("star --preview none/strip.png -o film.mp4", 5, "none/strip.png");
+}
+
+TEST_F(FilmCli, InspectAndBench) {
+  Outcome o = run("inspect model --device cpu");
+  ASSERT_EQ(o.status, 0) << o.err;
+  for (const char* word : {"Open-Sora, 32x32, 5 frames", "t5 ", "clip ", "transformer ", "vae ", "F32", "336x192, 5",
+                           "1024x576", "the autoencoder, decoding"})
+    EXPECT_NE(o.out.find(word), std::string::npos) << word << "\n" << o.out;
+  for (const char* part : {"text_encoder", "transformer", "vae.decode", "vae.encode"}) {
+    o = run("inspect model --device cpu --graph " + std::string(part));
+    EXPECT_EQ(o.status, 0) << o.err;
+    EXPECT_NE(o.out.find("linear("), std::string::npos) << part;
+  }
+  o = run("bench --model model --device cpu --repeats 1 --steps 1 --json");
+  ASSERT_EQ(o.status, 0) << o.err;
+  auto json = nlohmann::json::parse(o.out);
+  ASSERT_EQ(json["rows"].size(), 5u);
+  for (const auto& row : json["rows"]) {
+    EXPECT_GT(row["median_s"].get<double>(), 0) << row;
+    EXPECT_GT(row["peak_mib"].get<double>(), 0) << row;
+  }
+  EXPECT_GT(json["last_film"]["decode_s"].get<double>(), 0);
+  o = run("bench --model model --device cpu --repeats 1 --component transformer --by-op");
+  EXPECT_EQ(std::count(o.out.begin(), o.out.end(), '%') > 3, true) << o.out << o.err;
+  expect_error("inspect model --device cpu --dtype int3", 2, "int3");
+}
+
+TEST_F(FilmCli, NoiseFiles) {
+  ASSERT_EQ(film("star --seed 3 --save-noise given.safetensors -o film.mp4").status, 0) << text("err.txt");
+  EXPECT_EQ(SafetensorsFile::open(temp_.path("given.safetensors")).tensor("latents").shape(), (Shape{1, 4, 2, 4, 4}));
+  ASSERT_EQ(film("star --noise given.safetensors -o other.mp4").status, 0) << text("err.txt");
+  std::vector<Image> a = frames("film.mp4"), b = frames("other.mp4");
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(a[i].rgb, b[i].rgb);
+  ASSERT_EQ(run("generate --from other.mp4 -o again.mp4").status, 0) << text("err.txt");
+  EXPECT_EQ(text("again.mp4"), text("other.mp4"));
+  for (const char* made : {"film.mp4", "other.mp4", "again.mp4"}) std::filesystem::remove(temp_.path(made));
+  expect_film_error("star --frames 9 --noise given.safetensors -o film.mp4", 3, "needs [1, 4, 3, 4, 4]");
+  expect_film_error("star --noise none.safetensors -o film.mp4", 5, "none.safetensors");
+  temp_.write("given.txt", "no noise");
+  expect_film_error("star --noise given.txt -o film.mp4", 4, "given.txt");
+}
+
+TEST_F(FilmCli, DraftsAreRefined) {
+  Outcome o =
+      film("star --resolution 64px --aspect-ratio 1:1 --from-resolution 32px --refine-strength 0.6 -o film.mp4");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_NE(o.err.find("made small in "), std::string::npos) << o.err;
+  EXPECT_EQ(frames("film.mp4")[0].width, 64);
+  ASSERT_EQ(run("generate --from film.mp4 -o again.mp4").status, 0) << text("err.txt");
+  EXPECT_EQ(text("again.mp4"), text("film.mp4"));
+  ASSERT_EQ(film("star -W 64 -H 64 -o direct.mp4").status, 0);
+  EXPECT_NE(text("direct.mp4"), text("film.mp4"));
+  for (const char* made : {"film.mp4", "again.mp4", "direct.mp4"}) std::filesystem::remove(temp_.path(made));
+  expect_film_error("star --from-resolution 64px -o film.mp4", 2, "must be smaller");
+  expect_film_error("star --from-resolution tiny -o film.mp4", 2, "'tiny' is no resolution (256px");
+  expect_film_error("star -W 64 -H 64 --from-resolution 32px --refine-strength 0 -o film.mp4", 2, "above 0");
 }
 
 // The frames that options give, against those without them.
@@ -109,6 +156,24 @@ TEST_F(FilmCli, PicturesBeginAndEndFilms) {
     films.insert(text(name));
   }
   EXPECT_EQ(films.size(), 5u);
+}
+
+TEST_F(FilmCli, FirstPicturesAreDrawn) {
+  for (const char* with_flux : {"", "yes"}) {
+    if (*with_flux) model_.add_flux();  // auto: the model that came along, then Flux
+    std::string size = *with_flux ? "--picture-resolution 64px" : "--picture-resolution 64x64";
+    Outcome o = film("'a red apple' --first-picture auto --steps 2 " + size + " -o 'film" + with_flux + ".mp4'");
+    ASSERT_EQ(o.status, 0) << o.err;
+    std::string name = "film" + std::string(with_flux) + ".mp4";
+    ASSERT_EQ(run("generate --from " + name + " -o again.mp4").status, 0) << text("err.txt");
+    EXPECT_EQ(text("again.mp4"), text(name));
+  }
+  EXPECT_NE(text("film.mp4"), text("filmyes.mp4"));
+  for (const char* made : {"film.mp4", "filmyes.mp4", "again.mp4"}) std::filesystem::remove(temp_.path(made));
+  write_picture("given.jpg");
+  expect_film_error("star --first-picture auto -i given.jpg -o film.mp4", 2, "either given or drawn");
+  expect_film_error("star --first-picture model/google -o film.mp4", 5, "model_index.json");
+  expect_film_error("star --first-picture auto --picture-resolution huge -o film.mp4", 2, "'huge' is no resolution");
 }
 
 TEST_F(FilmCli, FilmsAreExtended) {
@@ -207,6 +272,16 @@ TEST_F(FilmCli, WrongRequestsAreOneLineAndLeaveNothing) {
   expect_film_error("star --contact-sheet sheet.doc -o film.mp4", 2, "sheet.doc");
   expect_film_error("star --scheduler euler -o film.mp4", 2, "--scheduler is for pictures");
   expect_film_error("star --frames 65 -o film.mp4", 5, "film.mp4", "ulimit -f 1;");  // a full disk
+  temp_.write("given-empty.jpg", "");
+  expect_film_error("star -i given-empty.jpg -o film.mp4", 3, "given-empty.jpg");
+  temp_.write("given-cut.jpg", text("given.jpg").substr(0, 300));
+  expect_film_error("star -i given-cut.jpg -o film.mp4", 3, "given-cut.jpg");
+  temp_.write("given-empty.mp4", "");
+  expect_film_error("star --frames 37 --video-head given-empty.mp4 -o film.mp4", 3, "given-empty.mp4");
+  temp_.write("given-junk.mp4", std::string(4096, 'x'));
+  expect_film_error("star --frames 37 --video-tail given-junk.mp4 -o film.mp4", 3, "given-junk.mp4");
+  expect_film_error("star --frames 65 --contact-sheet sheet.png -o film.mp4", 5, "film.mp4", "ulimit -f 1;");
+  expect_film_error("star --frames 65 --save-noise noise.safetensors -o film.gif", 5, "", "ulimit -f 2;");
   ASSERT_EQ(run("generate cat --steps 1 -o given-picture.jpg").status, 0);
   expect_error("generate --video --from given-picture.jpg -o film.mp4", 2, "leave --video out");
   expect_error("generate --from given.jpg -o film.mp4", 3, "no record");

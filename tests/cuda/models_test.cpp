@@ -17,6 +17,7 @@ DenoiseInputs sana_inputs(const Golden& golden, const SanaConfig& config) {
   if (config.guidance_embeds) in.guidance = golden.tensor("in.guidance");
   in.caption = golden.tensor("in.caption");
   in.mask = golden.tensor("in.mask");
+  in.lengths = mask_lengths(in.mask);
   return in;
 }
 
@@ -26,8 +27,11 @@ TEST_P(CudaSana, EqualsTheGolden) {
   KINORA_NEEDS_GPU();
   Golden golden(GetParam());
   Denoiser model(read_sana_config(golden.config), golden.weights, gpu_runtime());
-  Tensor got = model.predict(sana_inputs(golden, model.config()));
-  expect_close(got, golden.channels_last("out.sample"), DType::f32, kModelTerms, GetParam());
+  DenoiseInputs in = sana_inputs(golden, model.config());
+  expect_close(model.predict(in), golden.channels_last("out.sample"), DType::f32, kModelTerms, GetParam());
+  in.lengths = {};
+  expect_close(model.predict(in), golden.channels_last("out.sample"), DType::f32, kModelTerms,
+               GetParam() + std::string(" with a mask"));
 }
 
 TEST_P(CudaSana, Bfloat16IsNearFloat32) {
@@ -47,7 +51,7 @@ TEST_P(CudaSana, BatchInvariant) {
   Tensor together = model.predict(all);
   for (int64_t i = 0; i < all.latents.shape()[0]; ++i) {
     DenoiseInputs one = all;
-    for (Tensor* tensor : {&one.latents, &one.timestep, &one.guidance, &one.caption, &one.mask}) {
+    for (Tensor* tensor : {&one.latents, &one.timestep, &one.guidance, &one.caption, &one.mask, &one.lengths}) {
       if (tensor->defined()) *tensor = tensor->rows(i, i + 1);
     }
     Tensor alone = model.predict(one), same = together.rows(i, i + 1);

@@ -1,6 +1,7 @@
 // The parts of Open-Sora 2.0 joined, with tiny random models in the published layout.
 #include "diffusion/film_pipeline.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "film_folder.h"
@@ -73,6 +74,45 @@ TEST_F(Films, MemoryIsFreedAndTextsAreRemembered) {
   EXPECT_EQ(std::memcmp(first.raw(), second.raw(), first.bytes()), 0);
   r.prompt = "a cat";
   EXPECT_THROW(pipeline.generate(r, ignore_frames), Error);
+}
+
+TEST_F(Films, ADraftIsEnlargedAndRefined) {
+  FilmPipeline pipeline = open();
+  FilmRequest r = request();
+  r.width = r.height = 64;
+  r.steps = 8;
+  FilmResult direct = pipeline.generate(r, ignore_frames);
+  r.from_resolution = "32px";
+  r.refine_strength = 1;  // nothing of the draft is left
+  FilmResult from_noise = pipeline.generate(r, ignore_frames);
+  EXPECT_EQ(std::memcmp(direct.latents.raw(), from_noise.latents.raw(), direct.latents.bytes()), 0);
+  EXPECT_EQ(from_noise.forwards, 2 * direct.forwards);
+
+  // One last step from so little noise stays near the draft, which is the small film.
+  r.refine_strength = 0.01;
+  FilmResult near = pipeline.generate(r, ignore_frames);
+  EXPECT_EQ(near.forwards, direct.forwards + 2);
+  EXPECT_GT(near.times.draft, 0);
+  FilmRequest small = request();
+  small.steps = 8;
+  Tensor draft = pipeline.generate(small, ignore_frames).latents, last = near.latents;
+  Tensor enlarged = resize_latents(draft.reshaped({1, 2, 4, 4, 4}), 8, 8);
+  auto distance = [&](const Tensor& a) {
+    double sum = 0;
+    for (int64_t i = 0; i < a.numel(); ++i) sum += std::abs(a.data<float>()[i] - last.data<float>()[i]);
+    return sum;
+  };
+  EXPECT_LT(distance(enlarged), distance(direct.latents));
+
+  r.first = picture();  // given pictures are encoded at either size
+  Tensor pictured = pipeline.generate(r, ignore_frames).latents;
+  VideoAutoencoder autoencoder = load_video_autoencoder(folder_.path(), pipeline.runtime());
+  Tensor given = autoencoder.encode(to_tensor(fill_crop(picture(), 64, 64)));
+  EXPECT_EQ(std::memcmp(pictured.raw(), given.raw(), given.bytes()), 0);
+  for (const char* wrong : {"64px", "128px", "16x80", "64x64", "32x33", "32x", "x32", "big", "0x0", "-32x32"}) {
+    r.from_resolution = wrong;
+    EXPECT_THROW(pipeline.complete(r), Error) << wrong;
+  }
 }
 
 TEST_F(Films, RequestsAreCompletedFromTheFolder) {

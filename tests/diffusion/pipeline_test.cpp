@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "io/file.h"
@@ -88,6 +89,19 @@ TEST(Mini, DrawsThePixelsOfDiffusers) {
   for (int64_t i = 0; i < picture.numel(); ++i)
     worst = std::max(worst, std::abs(picture.data<uint8_t>()[i] - result.images[0].rgb[static_cast<size_t>(i)]));
   EXPECT_LE(worst, 1);
+}
+
+// What a device brings back instead of float32.
+TEST(Mini, DecodesToBytesAsToPixels) {
+  auto golden = SafetensorsFile::open(kGolden + "mini_e2e.safetensors");
+  Tensor latents = golden.tensor("noise").permuted({0, 2, 3, 1});
+  Autoencoder& autoencoder = mini().autoencoder();
+  Image expected = to_image(autoencoder.decode(latents), 0);
+  Tensor bytes = autoencoder.decode_bytes(latents);
+  EXPECT_EQ(bytes.shape(), (Shape{1, expected.height, expected.width, 3}));
+  EXPECT_TRUE(std::equal(expected.rgb.begin(), expected.rgb.end(), bytes.data<uint8_t>()));
+  latents.data<float>()[7] = std::numeric_limits<float>::infinity();
+  EXPECT_THROW(autoencoder.decode_bytes(latents), Error);
 }
 
 class MiniMore : public testing::Test {

@@ -384,5 +384,15 @@ TEST(VideoTimes, ChangeTheFilm) {
   EXPECT_NE(std::memcmp(even.raw(), uneven.raw(), even.bytes()), 0);
 }
 
+TEST(VideoSize, OfDrafts) {
+  using Size = std::pair<int64_t, int64_t>;
+  EXPECT_EQ(draft_size("256px", 1024, 576, 16), (Size{336, 192}));  // as the table has it
+  EXPECT_EQ(draft_size("256px", 576, 1024, 16), (Size{192, 336}));
+  EXPECT_EQ(draft_size("256px", 768, 768, 16), (Size{256, 256}));
+  EXPECT_EQ(draft_size("144p", 1024, 576, 16), (Size{256, 144}));
+  EXPECT_EQ(draft_size("160x96", 1024, 576, 16), (Size{160, 96}));
+  EXPECT_EQ(draft_size("16px", 8192, 16, 16), (Size{368, 16}));
+}
+
 }  // namespace
 }  // namespace kinora::test

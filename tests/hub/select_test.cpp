@@ -122,13 +122,13 @@ TEST(HubSelect, WhatIsMissingIsNamed) {
 TEST(HubSelect, OtherLayouts) {
   EXPECT_EQ(choose({{"config.json", ""}, {"model.safetensors", ""}, {"README.md", ""}}).files,
             (std::vector<std::string>{"config.json", "model.safetensors"}));
-  Files single{{"Open_Sora_v2.safetensors", ""},
+  Files single{{"Some_film.safetensors", ""},
                {"hunyuan_vae.safetensors", ""},
                {"google/t5/config.json", ""},
                {"google/t5/a.bin", ""}};
   EXPECT_THROW(choose(single), Error);
-  EXPECT_EQ(choose(single, {"", {"Open_Sora_v2.safetensors", "google/"}, {}}).files,
-            (std::vector<std::string>{"Open_Sora_v2.safetensors", "google/t5/a.bin", "google/t5/config.json"}));
+  EXPECT_EQ(choose(single, {"", {"Some_film.safetensors", "google/"}, {}}).files,
+            (std::vector<std::string>{"Some_film.safetensors", "google/t5/a.bin", "google/t5/config.json"}));
   EXPECT_EQ(choose(single, {"", {"nothing*"}, {}}).missing.size(), 1u);
   EXPECT_EQ(choose(published(), {"", {}, {"tokenizer"}}).files,
             (std::vector<std::string>{"model_index.json", "tokenizer/special_tokens_map.json",
@@ -157,6 +157,61 @@ TEST(HubSelect, HostileFilesAreRefused) {
     files["text_encoder/model.safetensors.index.json"] = map;
     EXPECT_THROW(choose(files), Error) << map;
   }
+}
+
+// As hpcai-tech/Open-Sora-v2 is: single files at the root, the encoders in folders with pickles beside.
+Files open_sora() {
+  return {{"README.md", ""},
+          {"Open_Sora_v2.safetensors", ""},
+          {"hunyuan_vae.safetensors", ""},
+          {"flux1-dev.safetensors", ""},
+          {"flux1-dev-ae.safetensors", ""},
+          {"google/t5-v1_1-xxl/config.json", ""},
+          {"google/t5-v1_1-xxl/generation_config.json", ""},
+          {"google/t5-v1_1-xxl/model.safetensors.index.json",
+           R"({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})"},
+          {"google/t5-v1_1-xxl/model-00001-of-00002.safetensors", ""},
+          {"google/t5-v1_1-xxl/model-00002-of-00002.safetensors", ""},
+          {"google/t5-v1_1-xxl/pytorch_model.bin", ""},
+          {"google/t5-v1_1-xxl/spiece.model", ""},
+          {"openai/clip-vit-large-patch14/config.json", ""},
+          {"openai/clip-vit-large-patch14/model.safetensors", ""},
+          {"openai/clip-vit-large-patch14/pytorch_model.bin", ""},
+          {"openai/clip-vit-large-patch14/tf_model.h5", ""},
+          {"openai/clip-vit-large-patch14/merges.txt", ""},
+          {"openai/clip-vit-large-patch14/vocab.json", ""}};
+}
+
+TEST(HubSelect, FilmModelsAsTheyArePublished) {
+  Files files = open_sora();
+  hub::Selection s = choose(files);
+  std::vector<std::string> expected;
+  for (const auto& [name, text] : files) {
+    bool extra = name == "README.md" || name.ends_with(".bin") || name.ends_with(".h5") ||
+                 name.ends_with("generation_config.json");
+    if (!extra) expected.push_back(name);
+  }
+  EXPECT_EQ(s.files, expected);
+  EXPECT_TRUE(s.missing.empty());
+  EXPECT_EQ(s.left_out.size() + s.files.size(), files.size());
+
+  s = choose(files, {.components = {"tokenizer"}});
+  EXPECT_EQ(s.files,
+            (std::vector<std::string>{"google/t5-v1_1-xxl/spiece.model", "openai/clip-vit-large-patch14/merges.txt",
+                                      "openai/clip-vit-large-patch14/vocab.json"}));
+  s = choose(files, {.components = {"transformer", "vae"}});
+  EXPECT_EQ(s.files, (std::vector<std::string>{"Open_Sora_v2.safetensors", "hunyuan_vae.safetensors"}));
+
+  // The other pair comes without encoders.
+  s = choose({{"Open_Sora_v2_Video_DC_AE.safetensors", ""}, {"F32T4C128_AE.safetensors", ""}, {"README.md", ""}});
+  EXPECT_EQ(s.files, (std::vector<std::string>{"F32T4C128_AE.safetensors", "Open_Sora_v2_Video_DC_AE.safetensors"}));
+  EXPECT_TRUE(s.missing.empty());
+
+  files.erase("hunyuan_vae.safetensors");
+  files.erase("flux1-dev-ae.safetensors");
+  files.erase("openai/clip-vit-large-patch14/model.safetensors");
+  files.erase("google/t5-v1_1-xxl/model-00002-of-00002.safetensors");
+  EXPECT_EQ(choose(files).missing.size(), 4u);
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ TEST_F(SettingsFiles, TypesAndDefaults) {
   EXPECT_FALSE(s.has("prompt.negative"));
   EXPECT_EQ(s.get<int64_t>("sampling.steps"), 30);
   EXPECT_EQ(s.get<double>("sampling.guidance"), 10);
-  EXPECT_EQ(s.get<int64_t>("sampling.seed"), INT64_MAX);
+  EXPECT_EQ(s.get<std::string>("sampling.seed"), "9223372036854775807");
   EXPECT_EQ(s.get<std::string>("sampling.scheduler"), "euler");
   EXPECT_EQ(s.get<bool>("bench.json"), true);
   EXPECT_EQ(s.get<int64_t>("sampling.count"), 1);
@@ -102,6 +102,20 @@ TEST_F(SettingsFiles, WrongValuesAreNamedWithTheirPlace) {
   expect_error("sampling: 30\n", "my.yaml:1:11: 'sampling' is a section, a map of keys, not a value");
   expect_error("profiles: {a: {size: {width: 0}}}\n",
                "my.yaml:1:30: size.width must be a whole number from 1 to 1048576, not '0'");
+}
+
+TEST_F(SettingsFiles, SeveralSeeds) {
+  for (std::string good : {"[1, 2, 5]", "1,2,5", "'1, 2,5'", "\n  - 1\n  - 2\n  - 5"}) {
+    Settings s = resolve("sampling:\n  seed: " + good + "\n");
+    EXPECT_EQ(s.get<std::string>("sampling.seed"), "1,2,5") << good;
+    EXPECT_EQ(parse_integers(s.get<std::string>("sampling.seed")), (std::vector<int64_t>{1, 2, 5}));
+  }
+  for (std::string bad : {"[]", "''", "1,", ",1", "1,,2", "1,x", "[1, -2]", "[1, [2]]", "[1, {a: 2}]", "1.5", "1;2",
+                          "9223372036854775808"})
+    EXPECT_THROW(resolve("sampling: {seed: " + (bad[0] == '[' ? bad : "'" + bad + "'") + "}\n"), Error) << bad;
+  expect_error("sampling: {seed: [1, x]}\n",
+               "my.yaml:1:18: sampling.seed must be whole numbers from 0 to 2^63 - 1, separated by commas, not '1,x'");
+  EXPECT_EQ(resolve(settings_yaml(resolve("sampling: {seed: [3, 4]}\n"))).get<std::string>("sampling.seed"), "3,4");
 }
 
 TEST_F(SettingsFiles, ChoicesMayBeNumbered) {
@@ -148,10 +162,10 @@ TEST_F(SettingsFiles, PrecedenceHoldsForEveryLayer) {
   SettingsRequest request{.profile = "p", .sets = {"sampling.steps=6", "sampling.count=5", "sampling.count=6"}};
   request.flags = {{"sampling.steps", "7"}};
   Settings s = resolve(mine, request);
-  EXPECT_EQ(s.get<int64_t>("sampling.steps"), 7);  // a flag
-  EXPECT_EQ(s.get<int64_t>("sampling.count"), 6);  // --set, the later
-  EXPECT_EQ(s.get<int64_t>("sampling.batch"), 5);  // the profile
-  EXPECT_EQ(s.get<int64_t>("sampling.seed"), 3);   // a base's part of the profile, over the file
+  EXPECT_EQ(s.get<int64_t>("sampling.steps"), 7);       // a flag
+  EXPECT_EQ(s.get<int64_t>("sampling.count"), 6);       // --set, the later
+  EXPECT_EQ(s.get<int64_t>("sampling.batch"), 5);       // the profile
+  EXPECT_EQ(s.get<std::string>("sampling.seed"), "3");  // a base's part of the profile, over the file
   EXPECT_EQ(s.get<int64_t>("bench.size"), 3);
   EXPECT_EQ(s.get<int64_t>("size.width"), 4);    // the file
   EXPECT_EQ(s.get<int64_t>("size.height"), 2);   // the later base
@@ -161,7 +175,7 @@ TEST_F(SettingsFiles, PrecedenceHoldsForEveryLayer) {
   EXPECT_EQ(source(s, "sampling.batch"), "my.yaml:6:43 (profile p)");
   EXPECT_EQ(source(s, "sampling.seed"), "high.yaml:4:54 (profile p)");
   EXPECT_EQ(source(s, "size.height"), "high.yaml:2:26");
-  EXPECT_EQ(resolve(mine).get<int64_t>("sampling.seed"), 4);  // without the profile
+  EXPECT_EQ(resolve(mine).get<std::string>("sampling.seed"), "4");  // without the profile
 
   SettingsRequest two{.files = {temp_.path("my.yaml"), temp_.path("low.yaml")}};
   EXPECT_EQ(resolve_settings(two).get<int64_t>("sampling.steps"), 1);  // the later of two files
@@ -435,7 +449,8 @@ TEST(SettingsTable, IsInOrder) {
     last = section;
     EXPECT_NE(def.fallback != nullptr, !def.otherwise.empty()) << key;
     EXPECT_EQ(def.type == SettingType::choice, !def.choices.empty()) << key;
-    bool number = def.type == SettingType::integer || def.type == SettingType::real;
+    bool number =
+        def.type == SettingType::integer || def.type == SettingType::integers || def.type == SettingType::real;
     EXPECT_EQ(number, def.high > def.low) << key;
     EXPECT_FALSE(def.flags.empty() || def.commands.empty() || def.doc.empty() || def.doc.ends_with('.')) << key;
     if (!def.instead_of.empty()) {

@@ -54,6 +54,28 @@ TEST(ChannelsLastWeights, RewritesDenseKernelsOnly) {
   expect_same(graph, after);
 }
 
+TEST(ChannelsLastWeights, FillsTheChannelsOfFilms) {
+  for (DType dtype : {DType::bf16, DType::f32}) {
+    Graph graph;
+    Value x = cast(graph.input("x", {1, 3, 4, 5, 3}), dtype);
+    Value y = conv3d(x, parameter(graph, "w", {9, 3, 3, 3, 3}, DType::bf16), parameter(graph, "bias", {9}),
+                     {.padding = {1, 1, 1}, .act = "silu"});
+    y = conv3d(y, parameter(graph, "grouped", {9, 1, 1, 1, 1}), {}, {.groups = 9});
+    graph.output("y", cast(conv3d(y, parameter(graph, "ww", {2, 9, 2, 2, 2}), {}, {}), DType::f32));
+    Graph after = channels_last_weights(graph);
+    std::vector<const Node*> convs = nodes_of(after, kConv3d);
+    ASSERT_EQ(convs.size(), 3u);
+    bool filled = dtype == DType::bf16;
+    auto weight = [&](size_t i) { return after.node(convs[i]->inputs[1]).spec; };
+    EXPECT_EQ(weight(0).shape, filled ? Shape({16, 3, 3, 3, 8}) : Shape({9, 3, 3, 3, 3}));
+    EXPECT_EQ(weight(0).dtype, dtype);
+    EXPECT_EQ(weight(1).shape, Shape({9, 1, 1, 1, 1}));
+    EXPECT_EQ(weight(2).shape, filled ? Shape({8, 2, 2, 2, 16}) : Shape({2, 2, 2, 2, 9}));
+    std::map<std::string, Tensor> feed{{"x", random_tensor({1, 3, 4, 5, 3}, 5)}};
+    expect_close(run_graph(after, feed).at("y"), run_graph(graph, feed).at("y"), dtype, 81, "film");
+  }
+}
+
 TEST(FoldUpsampling, TurnsThreeTapsOverTheLargeIntoTwoOverTheSmall) {
   Graph graph;
   Value x = graph.input("x", {2, 3, 4, 8});

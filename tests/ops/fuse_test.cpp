@@ -2,8 +2,11 @@
 #include "ops/fuse.h"
 
 #include "graph/rewrite.h"
+#include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
+#include "ops/norm.h"
+#include "ops/shaping.h"
 #include "support.h"
 
 namespace kinora::test {
@@ -75,6 +78,69 @@ TEST(FusePointwise, LeavesALinearThatOthersRead) {
   l.graph.output("y", l.residual + product);
   l.graph.output("product", product);
   EXPECT_TRUE(nodes_of(fuse_pointwise(l.graph), kLinearAdd).empty());
+}
+
+// A stream in float32 beside 16-bit layers, as T5 has it: the layer's result is added before it is rounded.
+TEST(FusePointwise, AddsToAWiderStream) {
+  for (bool biased : {false, true}) {
+    Graph graph;
+    Value x = graph.input("x", {2, 3, 4}), residual = graph.input("residual", {2, 3, 5});
+    Value weight = graph.parameter("weight", random_tensor({5, 4}, 1).to(DType::bf16)),
+          bias = graph.parameter("bias", random_tensor({5}, 2).to(DType::bf16));
+    graph.output("y", residual + cast(linear(cast(x, DType::bf16), weight, biased ? bias : Value()), DType::f32));
+    Graph after = fuse_pointwise(graph);
+    EXPECT_EQ(nodes_of(after, kLinearAdd).size(), biased ? 0u : 1u);
+    std::map<std::string, Tensor> feed{{"x", random_tensor({2, 3, 4}, 3)}, {"residual", random_tensor({2, 3, 5}, 4)}};
+    expect_close(run_graph(after, feed).at("y"), run_graph(graph, feed).at("y"), DType::bf16, 4, "y");
+  }
+}
+
+TEST(FusePointwise, LetsANormWriteTheTypeThatIsRead) {
+  Graph graph;
+  Value x = graph.input("x", {3, 8}), weight = graph.parameter("weight", random_tensor({8}, 1));
+  Value y = cast(rms_norm(x, weight, {}, 1e-6), DType::bf16);
+  graph.output("y", cast(y, DType::f32));
+  Graph after = fuse_pointwise(graph);
+  ASSERT_EQ(nodes_of(after, kRmsNorm).size(), 1u);
+  EXPECT_EQ(nodes_of(after, kRmsNorm)[0]->spec.dtype, DType::bf16);
+  EXPECT_EQ(nodes_of(after, kCast).size(), 1u);
+  expect_same(graph, after);
+}
+
+TEST(FuseNormRope, JoinsANormWithItsTurn) {
+  for (bool pairs : {false, true}) {
+    Graph graph;
+    Value x = graph.input("x", {2, 3, 2, 8}), weight = graph.parameter("weight", random_tensor({8}, 1));
+    Value table = graph.input("table", {3, 8});
+    Value normed = rms_norm(x, weight, {}, 1e-6);
+    graph.output("y", rope(normed, table, table, pairs));
+    Graph after = fuse_norm_rope(graph);
+    EXPECT_EQ(nodes_of(after, kRmsNormRope).size(), 1u);
+    EXPECT_TRUE(nodes_of(after, kRope).empty());
+    expect_same(graph, after);
+    graph.output("normed", normed);  // which is then needed by itself
+    EXPECT_TRUE(nodes_of(fuse_norm_rope(graph), kRmsNormRope).empty());
+  }
+}
+
+TEST(JoinBeforeSlicing, TakesColumnsOfJoinedLinears) {
+  for (int64_t batch : {1, 2}) {
+    Graph graph;
+    auto part = [&](const std::string& name, int64_t tokens, int64_t begin) {
+      Value x = graph.input(name, {batch, tokens, 4});
+      Value y = linear(x, graph.parameter("w" + name, random_tensor({6, 4}, static_cast<uint64_t>(tokens))));
+      return slice(y, 2, begin, begin + 2);
+    };
+    graph.output("y", concat({part("a", 3, 2), part("b", 5, 2)}, 1));
+    Graph after = join_before_slicing(graph);
+    EXPECT_EQ(nodes_of(after, kSlice).size(), batch == 1 ? 1u : 2u);  // of several items, parts would lie in pieces
+    expect_same(graph, after);
+  }
+  Graph other;
+  Value x = other.input("x", {1, 3, 4});
+  Value y = linear(x, other.parameter("w", random_tensor({6, 4}, 1)));
+  other.output("y", concat({slice(y, 2, 0, 2), slice(y, 2, 2, 4)}, 1));  // of different columns
+  EXPECT_EQ(nodes_of(join_before_slicing(other), kSlice).size(), 2u);
 }
 
 TEST(MatchWeightTypes, GivesEveryProductWeightsOfItsOwnType) {

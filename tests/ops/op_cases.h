@@ -23,6 +23,14 @@ struct OpCase {
 };
 
 const std::vector<OpCase>& op_cases();
+// Its parts that have files of their own.
+void add_conv_cases(std::vector<OpCase>& cases);
+void add_norm_attention_cases(std::vector<OpCase>& cases);
+void add_quantized(std::vector<OpCase>& cases);       // those of quantized_cases.cpp
+void add_quantized_rows(std::vector<OpCase>& cases);  // those of quantized_row_cases.cpp
+
+// Whether it is an attention with a bias.
+bool has_bias(const OpCase& c);
 
 using Feed = std::map<std::string, Tensor>;
 

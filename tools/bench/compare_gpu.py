@@ -1,11 +1,19 @@
 """Kinora against PyTorch (diffusers, transformers) on one NVIDIA GPU: the same random weights at full size, side by side.
 
     python tools/bench/compare_gpu.py FOLDER KINORA [--parts sana-0.6b,…] [--no-peer] [--no-compile] [--out results.json]
+    python tools/bench/compare_gpu.py FOLDER KINORA --quantize fp8,int8,nvfp4 [--parts …] [--out results.json]
 
 FOLDER receives checkpoints with random weights, made on the spot and used again when they are there; KINORA is the
 program. For each part, both programs first compute the same inputs, and each result's error against PyTorch's float32
 result is printed: ours in bfloat16 should be no larger than PyTorch's in bfloat16. Then both are timed: medians of
 device time after warm-up, PyTorch eager and compiled (with CUDA graphs). Needs diffusers on PYTHONPATH.
+
+The parts of films are in compare_gpu_film.py (mmdit-256, mmdit-768, t5-xxl: the first two need --opensora FOLDER, the folder
+that holds Open-Sora's `opensora` package, and 23 GB where FOLDER lies) and compare_gpu_vae.py (hunyuan-vae, hunyuan-vae-768:
+they need bench_film beside the program). `--tiny` tries them, small, on the CPU.
+
+With --quantize, Kinora alone: bfloat16 and then each format in turn, with its error against our bfloat16 result (and
+against PyTorch's float32 result where an earlier run has kept that in FOLDER), and what the weights take on the GPU.
 """
 import argparse
 import gc
@@ -18,6 +26,9 @@ import sys
 
 import torch
 from safetensors.torch import load_file, save_file
+
+import compare_gpu_film as film
+import compare_gpu_vae as vae
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "models" / "kinora-mini" / "tokenizer"
@@ -93,6 +104,11 @@ def make(root, name):
 
 
 def median_ms(run, repeats=10, warmup=3):
+    if not torch.cuda.is_available():  # --tiny
+        run()
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1000
     for _ in range(warmup):
         run()
     torch.cuda.synchronize()
@@ -171,6 +187,8 @@ def parts():
                      mode="default"),
         "gemma": Part("Gemma-2 2B encode, 2 × 300", "1.6b-1k", "text_encoder", load_gemma, tokens,
                       lambda fn, x: fn(x["input_ids"], attention_mask=x["attention_mask"]).last_hidden_state),
+        **film.parts(),
+        **vae.parts(),
     }
 
 
@@ -199,31 +217,98 @@ def kinora(program, *arguments):
     return done.stdout
 
 
-def ours(program, part, folder, inputs, exact, scratch, repeats):
+def evaluate(program, part, folder, inputs, scratch, *more):
     save_file({k: v.contiguous() if v.dtype == torch.int64 else v.to(torch.bfloat16).float().contiguous() for k, v in inputs.items()},
               scratch / "in.safetensors")
-    kinora(program, "eval", folder, part.component, scratch / "in.safetensors", "-o", scratch / "out.safetensors", "--device", "cuda")
-    out = next(iter(load_file(scratch / "out.safetensors").values()))
-    row = {"kinora_error": relative(out, exact)} if exact is not None else {}
+    kinora(program, "eval", folder, part.component, scratch / "in.safetensors", "-o", scratch / "out.safetensors", "--device", "cuda",
+           *more)
+    return next(iter(load_file(scratch / "out.safetensors").values()))
+
+
+def bench(program, part, folder, inputs, repeats, *more):
     shape = [] if part.component == "text_encoder" else ["--size", part.size]
     batch = next(iter(inputs.values())).shape[0]
     report = json.loads(kinora(program, "bench", "-m", folder, "--device", "cuda", "--component", part.component, "--json",
-                               "--batch", batch, "--repeats", repeats, *shape))
-    row["kinora_ms"] = report["rows"][0]["median_s"] * 1000
-    row["kinora_peak_mib"] = report["rows"][0]["device_peak_mib"]
+                               "--batch", batch, "--repeats", repeats, *shape, *more))
+    return report["rows"][0]
+
+
+def ours(program, part, folder, inputs, exact, scratch, repeats):
+    out = evaluate(program, part, folder, inputs, scratch)
+    row = {"kinora_error": relative(out, exact)} if exact is not None else {}
+    measured = bench(program, part, folder, inputs, repeats)
+    row["kinora_ms"] = measured["median_s"] * 1000
+    row["kinora_peak_mib"] = measured["device_peak_mib"]
     return row
+
+
+def measure(part, name, o):
+    folder, inputs, row = make(o.folder, part.checkpoint), part.inputs(), {}
+    kept = o.folder / f"{name}.exact.safetensors"
+    exact = load_file(kept)["exact"] if kept.exists() else None
+    if o.quantize:
+        return {"formats": formats_of(o.kinora, part, folder, inputs, exact, o.folder, o.repeats, o.quantize.split(","))}
+    if not o.no_peer:
+        measured, exact = peer(part, folder, inputs, not o.no_compile)
+        row.update(measured)
+        save_file({"exact": exact.contiguous()}, kept)
+    gc.collect()
+    torch.cuda.empty_cache()
+    row.update(ours(o.kinora, part, folder, inputs, exact, o.folder, o.repeats))
+    return row
+
+
+def device_name():
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def report(o, rows, name, row):
+    rows[name] = row
+    print(json.dumps(row), flush=True)
+    if o.out:
+        o.out.write_text(json.dumps({"device": device_name(), "torch": torch.__version__, "rows": rows}, indent=1))
+
+
+def formats_of(program, part, folder, inputs, exact, scratch, repeats, formats):
+    """One row a format, bfloat16 first and once more last: how far the two lie apart is the noise of the measurement."""
+    rows, base = [], evaluate(program, part, folder, inputs, scratch)
+    for name in ("bfloat16", *formats, "bfloat16"):
+        flags = () if name == "bfloat16" else ("--quantize", name)
+        out = evaluate(program, part, folder, inputs, scratch, *flags) if flags else base
+        measured = bench(program, part, folder, inputs, repeats, *flags)
+        row = {"format": name, "ms": measured["median_s"] * 1000, "best_ms": measured["best_s"] * 1000,
+               "weights_mib": measured["device_peak_mib"] - measured["arena_mib"], "arena_mib": measured["arena_mib"],
+               "error_against_bfloat16": relative(out, base)}
+        if exact is not None:
+            row["error"] = relative(out, exact)
+        rows.append(row)
+    return rows
+
+
+def print_formats(title, rows):
+    print(f"\n{title}\n\n| format | forward | times bfloat16 | error against bfloat16 | error against float32 | weights | of bfloat16's |")
+    print("|---|---|---|---|---|---|---|")
+    first = rows[0]
+    for row in rows:
+        error = f"{row['error']:.2e}" if "error" in row else "-"
+        print(f"| {row['format']} | {row['ms']:.2f} ms | {first['ms'] / row['ms']:.2f} | {row['error_against_bfloat16']:.2e} | {error} | "
+              f"{row['weights_mib']:.0f} MiB | {row['weights_mib'] / first['weights_mib']:.2f} |")
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=pathlib.Path)
     p.add_argument("kinora")
-    p.add_argument("--parts", default=",".join(parts()))
+    p.add_argument("--parts", default=",".join(name for name in parts() if not name.startswith("mmdit")))
     p.add_argument("--no-peer", action="store_true", help="Kinora alone; errors need a float32 result kept in FOLDER")
     p.add_argument("--no-compile", action="store_true")
+    p.add_argument("--quantize", metavar="FORMATS", help="Kinora alone: these formats, separated by commas, against its bfloat16")
     p.add_argument("--repeats", type=int, default=20)
     p.add_argument("--out", type=pathlib.Path)
+    p.add_argument("--tiny", action="store_true", help="the film parts alone, in little, on the CPU: does the script run?")
+    film.add_options(p)
     o = p.parse_args()
+    film.complete(o)
     torch.set_grad_enabled(False)
     o.folder.mkdir(parents=True, exist_ok=True)
     rows = {}
@@ -231,23 +316,20 @@ def main():
         part = parts()[name]
         row = {"part": part.title}
         try:
-            folder, inputs = make(o.folder, part.checkpoint), part.inputs()
-            kept = o.folder / f"{name}.exact.safetensors"
-            exact = load_file(kept)["exact"] if kept.exists() else None
-            if not o.no_peer:
-                measured, exact = peer(part, folder, inputs, not o.no_compile)
-                row.update(measured)
-                save_file({"exact": exact.contiguous()}, kept)
-            gc.collect()
-            torch.cuda.empty_cache()
-            row.update(ours(o.kinora, part, folder, inputs, exact, o.folder, o.repeats))
+            if o.quantize and hasattr(part, "run"):
+                raise ValueError("--quantize measures no parts of films")
+            row.update(part.run(o, median_ms) if hasattr(part, "run") else measure(part, name, o))
         except Exception as error:
             row["failed"] = f"{type(error).__name__}: {error}"[:500]
-        rows[name] = row
-        print(json.dumps(row), flush=True)
-        if o.out:
-            o.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, indent=1))
-    print(f"\n{torch.cuda.get_device_name()}, PyTorch {torch.__version__}\n")
+        report(o, rows, name, row)
+    print(f"\n{device_name()}, PyTorch {torch.__version__}\n")
+    if o.quantize:
+        for row in rows.values():
+            if "failed" in row:
+                print(f"\n{row['part']} failed: {row['failed']}")
+            else:
+                print_formats(row["part"], row["formats"])
+        return
     print("| work | PyTorch eager | compiled | Kinora | times compiled | times eager | PyTorch's error | Kinora's error | peak |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in rows.values():

@@ -1,9 +1,10 @@
 """How many of the asked things and backgrounds are in the pictures:
 
     kinora generate --prompt-file PROMPTS -o 'FOLDER/{index}.png'     (the prompts of eval_prompts.jsonl, one a line)
-    python evaluate.py FOLDER [--data FOLDER_WITH_THINGS]
+    python evaluate.py FOLDER [--data FOLDER_WITH_THINGS] [--compare FOLDER]
 
-With --data it first measures the classifier itself on composed scenes.
+With --data it first measures the classifier itself on composed scenes; --compare also gives the PSNR to the pictures of the same
+names in another folder.
 """
 import argparse
 import json
@@ -51,6 +52,17 @@ def background_of(picture):
     return min(data.BACKGROUNDS, key=lambda name: np.square(np.array(data.BACKGROUNDS[name]) - middle).sum())
 
 
+def compare(folder, other):
+    """Peak signal to noise ratio, in dB: of the mean squared error over all pictures, and the median of each picture's."""
+    errors = []
+    for path in sorted(pathlib.Path(folder).glob("*.png")):
+        if (pathlib.Path(other) / path.name).exists():
+            a, b = (np.asarray(Image.open(p).convert("RGB"), dtype=np.float64) for p in (path, pathlib.Path(other) / path.name))
+            errors.append(np.square(a - b).mean())
+    psnr = lambda error: 10 * np.log10(255**2 / max(error, 1e-9))
+    print(f"{len(errors)} pictures: PSNR {psnr(np.mean(errors)):.1f} dB over all, {psnr(np.median(errors)):.1f} dB at the median")
+
+
 @torch.no_grad()
 def main(folder, scenes):
     names = data.thing_names()
@@ -79,6 +91,9 @@ def main(folder, scenes):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
+    parser.add_argument("--compare")
     parser.add_argument("--data", default="")
     options = parser.parse_args()
     main(options.folder, options.data)
+    if options.compare:
+        compare(options.folder, options.compare)

@@ -10,10 +10,12 @@ struct HeadStrides {
   int64_t batch = 0, token = 0, head = 0;  // in elements
 };
 
+#ifdef __CUDACC__
 template <class T>
 __device__ inline const T* head_of(const void* base, const HeadStrides& at, int batch, int head) {
   return static_cast<const T*>(base) + batch * at.batch + head * at.head;
 }
+#endif
 
 inline Ints strides_of(const StepSpec& spec, size_t input) {
   return input < spec.strides.size() ? spec.strides[input] : contiguous_strides(spec.inputs[input].shape);
@@ -25,6 +27,14 @@ inline HeadStrides head_strides(const StepSpec& spec, size_t input) {
   Ints strides = strides_of(spec, input);
   auto at = [&](int axis) { return shape[axis] == 1 ? 0 : strides[static_cast<size_t>(axis)]; };
   return {at(0), at(1), at(2)};
+}
+
+// Of the output: where each token's heads, one after another, begin.
+inline HeadStrides output_strides(const StepSpec& spec) {
+  const Shape& shape = spec.output().shape;
+  Ints strides = spec.out_strides.empty() ? contiguous_strides(shape) : spec.out_strides;
+  auto at = [&](int axis) { return shape[axis] == 1 ? 0 : strides[static_cast<size_t>(axis)]; };
+  return {at(0), at(1), shape[3]};
 }
 
 inline bool all_multiples(const HeadStrides& s, int64_t elements) {

@@ -1,0 +1,391 @@
+// Two descriptions of one formula. cuDNN from 9.13.1 on has an operation for the whole of attention; before, it
+// recognises the products, the softmax taken apart, and their order (the second one in Hopper's engines is the same).
+#include "cuda/cudnn_attention.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <tuple>
+
+#include "core/log.h"
+#include "cuda/cudnn_descriptor.h"
+#include "cuda/kernels.h"
+#include "ops/attention.h"
+
+namespace kinora::cuda {
+using namespace cudnn;
+namespace {
+
+constexpr int64_t kWorkspaceLimit = int64_t{1} << 30;
+
+// Names of tensors in a graph; from kBetween on, those that are never stored.
+enum : int64_t { kQ = 1, kK, kV, kOut, kScale, kQueries, kKeys, kBetween };
+
+enum class Form { whole, taken_apart };
+
+// The operations of one form, and all descriptors that they are made of.
+class GraphBuilder {
+ public:
+  GraphBuilder(const AttentionProblem& problem, Form form) : p_(problem) {
+    if (form == Form::whole) {
+      whole();
+    } else {
+      taken_apart();
+    }
+  }
+
+  // Refused operations give a refused graph.
+  Descriptor finish(cudnnHandle_t handle) {
+    std::vector<cudnnBackendDescriptor_t> raw;
+    bool sound = true;
+    for (const Descriptor& op : operations_) {
+      raw.push_back(op.raw());
+      sound = sound && op.ok();
+    }
+    if (!sound) raw.clear();
+    Descriptor graph(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
+    if (handle) graph.set(CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, handle);
+    graph.set_all(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(raw.size()),
+                  raw.data());
+    graph.finalize();
+    return graph;
+  }
+
+ private:
+  // Keeps a descriptor for as long as the builder lives.
+  const Descriptor& keep(Descriptor d) { return *kept_.emplace_back(std::make_unique<Descriptor>(std::move(d))); }
+
+  // Axes are batch, heads, tokens, dim.
+  const Descriptor& tensor(int64_t id, cudnnDataType_t type, const Ints& extents, const Ints& strides,
+                           int64_t alignment = 16) {
+    Descriptor d(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
+    d.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, id);
+    d.set(CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, type);
+    d.set(CUDNN_ATTR_TENSOR_DIMENSIONS, extents).set(CUDNN_ATTR_TENSOR_STRIDES, strides);
+    d.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, alignment);
+    if (id >= kBetween) d.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, true);
+    if (id == kScale) d.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, true);
+    d.finalize();
+    return keep(std::move(d));
+  }
+
+  const Descriptor& stored(int64_t id, int64_t tokens, int64_t heads, const HeadStrides& at, bool transposed = false) {
+    int64_t all = std::max(tokens * at.token, heads * at.head);  // to the batch item that is not there
+    Ints extents{1, heads, tokens, p_.dim}, strides{all, at.head, at.token, 1};
+    if (transposed) {
+      std::swap(extents[2], extents[3]);
+      std::swap(strides[2], strides[3]);
+    }
+    return tensor(id, data_type(p_.dtype), extents, strides);
+  }
+
+  // How many queries or keys there are, at any number's address.
+  const Descriptor& length(int64_t id) { return tensor(id, CUDNN_DATA_INT32, {1, 1, 1, 1}, {1, 1, 1, 1}, 4); }
+
+  const Descriptor& scale() { return tensor(kScale, CUDNN_DATA_FLOAT, {1, 1, 1, 1}, {1, 1, 1, 1}); }
+
+  void whole() {
+    const Descriptor &q = stored(kQ, p_.queries, p_.heads, p_.q), &k = stored(kK, p_.keys, p_.kv_heads, p_.k),
+                     &v = stored(kV, p_.keys, p_.kv_heads, p_.v), &out = stored(kOut, p_.queries, p_.heads, p_.out);
+    Descriptor op(CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR);
+    op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, q).set(CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, k);
+    op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, v).set(CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, out);
+    op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, scale());
+    if (p_.cut) {  // it takes both or neither
+      op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_QDESC, length(kQueries));
+      op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_KVDESC, length(kKeys));
+    }
+    op.finalize();
+    operations_.push_back(std::move(op));
+  }
+
+  // A result that is not stored, of all scores or of one number a query.
+  const Descriptor& between(bool all, cudnnDataType_t type = CUDNN_DATA_FLOAT) {
+    int64_t row = all ? p_.keys : 1;
+    return tensor(kBetween + count_++, type, {1, p_.heads, p_.queries, row},
+                  {p_.heads * p_.queries * row, p_.queries * row, row, 1});
+  }
+
+  void product(const Descriptor& a, const Descriptor& b, const Descriptor& c) {
+    Descriptor kind(CUDNN_BACKEND_MATMUL_DESCRIPTOR);
+    kind.set(CUDNN_ATTR_MATMUL_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT).finalize();
+    Descriptor op(CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR);
+    op.set(CUDNN_ATTR_OPERATION_MATMUL_ADESC, a).set(CUDNN_ATTR_OPERATION_MATMUL_BDESC, b);
+    op.set(CUDNN_ATTR_OPERATION_MATMUL_CDESC, c);
+    op.set(CUDNN_ATTR_OPERATION_MATMUL_DESC, keep(std::move(kind))).finalize();
+    operations_.push_back(std::move(op));
+  }
+
+  const Descriptor& pointwise(cudnnPointwiseMode_t mode, const Descriptor& x, const Descriptor* b,
+                              const Descriptor& y) {
+    Descriptor kind(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
+    kind.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, mode);
+    kind.set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT).finalize();
+    Descriptor op(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
+    op.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, keep(std::move(kind)));
+    op.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x).set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y);
+    if (b) op.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, *b);
+    op.finalize();
+    operations_.push_back(std::move(op));
+    return y;
+  }
+
+  const Descriptor& reduction(cudnnReduceTensorOp_t mode, const Descriptor& x) {
+    const Descriptor& y = between(false);
+    Descriptor kind(CUDNN_BACKEND_REDUCTION_DESCRIPTOR);
+    kind.set(CUDNN_ATTR_REDUCTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT);
+    kind.set(CUDNN_ATTR_REDUCTION_OPERATOR, CUDNN_TYPE_REDUCTION_OPERATOR_TYPE, mode).finalize();
+    Descriptor op(CUDNN_BACKEND_OPERATION_REDUCTION_DESCRIPTOR);
+    op.set(CUDNN_ATTR_OPERATION_REDUCTION_DESC, keep(std::move(kind)));
+    op.set(CUDNN_ATTR_OPERATION_REDUCTION_XDESC, x).set(CUDNN_ATTR_OPERATION_REDUCTION_YDESC, y).finalize();
+    operations_.push_back(std::move(op));
+    return y;
+  }
+
+  // The logarithm of the sum is part of the pattern that cuDNN knows, though nobody reads it.
+  void taken_apart() {
+    const Descriptor& products = between(true);
+    product(stored(kQ, p_.queries, p_.heads, p_.q), stored(kK, p_.keys, p_.kv_heads, p_.k, true), products);
+    const Descriptor& scores = pointwise(CUDNN_POINTWISE_MUL, products, &scale(), between(true));
+    const Descriptor& top = reduction(CUDNN_REDUCE_TENSOR_MAX, scores);
+    const Descriptor& below = pointwise(CUDNN_POINTWISE_SUB, scores, &top, between(true));
+    const Descriptor& weights = pointwise(CUDNN_POINTWISE_EXP, below, nullptr, between(true));
+    const Descriptor& sum = reduction(CUDNN_REDUCE_TENSOR_ADD, weights);
+    const Descriptor& log_sum = pointwise(CUDNN_POINTWISE_LOG, sum, nullptr, between(false));
+    pointwise(CUDNN_POINTWISE_ADD, top, &log_sum, between(false));
+    const Descriptor& shares = pointwise(CUDNN_POINTWISE_DIV, weights, &sum, between(true, data_type(p_.dtype)));
+    product(shares, stored(kV, p_.keys, p_.kv_heads, p_.v), stored(kOut, p_.queries, p_.heads, p_.out));
+  }
+
+  const AttentionProblem& p_;
+  int64_t count_ = 0;
+  std::vector<std::unique_ptr<Descriptor>> kept_;
+  std::vector<Descriptor> operations_;
+};
+
+// On the device; not by the default stream, which must not be used while another one records.
+std::shared_ptr<const int32_t> numbers_there(const std::vector<int32_t>& numbers) {
+  void* memory = nullptr;
+  size_t bytes = numbers.size() * sizeof(int32_t);
+  check(cudaMalloc(&memory, bytes));
+  std::shared_ptr<const int32_t> result(static_cast<const int32_t*>(memory),
+                                        [](const int32_t* p) { cudaFree(const_cast<int32_t*>(p)); });
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  cudaError_t copied = cudaMemcpyAsync(memory, numbers.data(), bytes, cudaMemcpyHostToDevice, stream);
+  cudaError_t done = cudaStreamSynchronize(stream);
+  check(cudaStreamDestroy(stream));
+  check(copied);
+  check(done);
+  return result;
+}
+
+class Plan final : public FusedAttentionPlan {
+ public:
+  // `counts`: of queries and of keys, when the problem is cut.
+  Plan(Descriptor plan, cudnnHandle_t handle, size_t workspace, std::shared_ptr<const int32_t> counts)
+      : plan_(std::move(plan)), handle_(handle), workspace_(workspace), counts_(std::move(counts)) {}
+
+  size_t workspace_bytes() const override { return workspace_; }
+
+  void run(cudaStream_t stream, const void* q, const void* k, const void* v, void* out, float scale, void* workspace,
+           const int32_t* keys) const override {
+    std::lock_guard guard(lock());
+    check_cudnn(execute(stream, q, k, v, out, scale, workspace, keys), "attention failed");
+  }
+
+  // `keys` null: all of them.
+  cudnnStatus_t execute(cudaStream_t stream, const void* q, const void* k, const void* v, void* out, float scale,
+                        void* workspace, const int32_t* keys) const {
+    Ints ids{kQ, kK, kV, kOut, kScale};
+    std::vector<const void*> data{q, k, v, out, &scale};
+    if (counts_) {
+      ids.insert(ids.end(), {kQueries, kKeys});
+      data.insert(data.end(), {counts_.get(), keys ? keys : counts_.get() + 1});
+    }
+    Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
+    pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, ids);
+    pack.set_all(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, static_cast<int64_t>(data.size()),
+                 data.data());
+    pack.set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, workspace).finalize();
+    if (!pack.ok()) return pack.status();
+    cudnnStatus_t status = api().set_stream(handle_, stream);
+    return status == CUDNN_STATUS_SUCCESS ? api().execute(handle_, plan_.raw(), pack.raw()) : status;
+  }
+
+ private:
+  Descriptor plan_;
+  cudnnHandle_t handle_;
+  size_t workspace_;
+  std::shared_ptr<const int32_t> counts_;
+};
+
+// From the first element to behind the last one.
+int64_t span(const HeadStrides& at, int64_t tokens, int64_t heads, int64_t dim) {
+  return (tokens - 1) * at.token + (heads - 1) * at.head + dim;
+}
+
+// Runs a plan once, as in cudnn.cpp, with one piece of memory as all four tensors.
+bool runs(const Plan& plan, const AttentionProblem& p) {
+  int64_t most = std::max({span(p.q, p.queries, p.heads, p.dim), span(p.out, p.queries, p.heads, p.dim),
+                           span(p.k, p.keys, p.kv_heads, p.dim), span(p.v, p.keys, p.kv_heads, p.dim)});
+  Trial trial;
+  void* data = trial.take(most * static_cast<int64_t>(dtype_size(p.dtype)));
+  void* workspace = trial.take(static_cast<int64_t>(plan.workspace_bytes()));
+  if (!trial.enough()) return true;
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  cudnnStatus_t status = plan.execute(stream, data, data, data, data, 1.0f, workspace, nullptr);
+  cudaError_t done = cudaStreamSynchronize(stream);
+  check(cudaStreamDestroy(stream));
+  check(done);
+  return status == CUDNN_STATUS_SUCCESS;
+}
+
+// The plan of one engine configuration; null when it does not do.
+std::shared_ptr<const Plan> try_engine(const Descriptor& config, cudnnHandle_t handle,
+                                       const AttentionProblem& problem) {
+  Descriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
+  cudnnBackendDescriptor_t raw = engine.raw();
+  if (config.get(CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &raw) != 1) return nullptr;
+  cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
+  int64_t count =
+      engine.get(CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, CUDNN_NUMERICAL_NOTE_TYPE_COUNT, notes);
+  for (int64_t i = 0; i < std::min<int64_t>(count, CUDNN_NUMERICAL_NOTE_TYPE_COUNT); ++i) {
+    if (notes[i] == CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) return nullptr;
+  }
+  Descriptor plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+  plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, handle);
+  plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config).finalize();
+  int64_t workspace = 0;
+  if (plan.get(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &workspace) != 1) return nullptr;
+  if (workspace > kWorkspaceLimit) return nullptr;
+  std::shared_ptr<const int32_t> counts;
+  if (problem.cut) counts = numbers_there({static_cast<int32_t>(problem.queries), static_cast<int32_t>(problem.keys)});
+  auto made = std::make_shared<Plan>(std::move(plan), handle, static_cast<size_t>(workspace), std::move(counts));
+  return runs(*made, problem) ? made : nullptr;
+}
+
+std::shared_ptr<const Plan> find_plan(const AttentionProblem& problem, cudnnHandle_t handle) {
+  for (Form form : {Form::whole, Form::taken_apart}) {
+    if (problem.cut && form != Form::whole) continue;
+    GraphBuilder builder(problem, form);
+    Descriptor graph = builder.finish(handle);
+    for (cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK}) {
+      for (const Descriptor& config : engine_configs(graph, mode)) {
+        if (auto plan = try_engine(config, handle, problem)) return plan;
+      }
+    }
+  }
+  log(LogLevel::debug, "cuDNN has no attention for " + std::to_string(problem.queries) + " queries, " +
+                           std::to_string(problem.keys) + " keys, " + std::to_string(problem.heads) + " heads of " +
+                           std::to_string(problem.dim));
+  return nullptr;
+}
+
+}  // namespace
+
+bool AttentionProblem::operator<(const AttentionProblem& o) const {
+  auto all = [](const AttentionProblem& p) {
+    return std::tie(p.dtype, p.queries, p.keys, p.heads, p.kv_heads, p.dim, p.q.token, p.q.head, p.k.token, p.k.head,
+                    p.v.token, p.v.head, p.out.token, p.out.head, p.cut);
+  };
+  return all(*this) < all(o);
+}
+
+std::shared_ptr<const FusedAttentionPlan> fused_attention_plan(const AttentionProblem& problem) {
+  // Never destroyed, as the handles.
+  static auto& plans = *new std::map<std::pair<int, AttentionProblem>, std::shared_ptr<const FusedAttentionPlan>>;
+  int device = 0;
+  check(cudaGetDevice(&device));
+  std::lock_guard guard(lock());
+  auto [entry, fresh] = plans.try_emplace({device, problem});
+  if (!fresh) return entry->second;
+  try {
+    entry->second = find_plan(problem, handle_of(device));
+  } catch (const Error& error) {
+    log(LogLevel::debug, std::string("attention goes without cuDNN: ") + error.what());
+  }
+  return entry->second;
+}
+
+namespace {
+
+// Each batch item is its own run of one plan, as in conv.cpp: its bits do not depend on its company.
+AttentionProblem describe(const StepSpec& spec) {
+  const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
+  AttentionProblem p;
+  p.dtype = spec.output().dtype;
+  p.queries = q[1], p.keys = k[1], p.heads = q[2], p.kv_heads = k[2], p.dim = q[3];
+  // An axis of one element has no stride of its own; a neat one is easier on the engines.
+  auto neat = [](HeadStrides at, const Shape& shape) {
+    if (shape[2] == 1) at.head = shape[3];
+    if (shape[1] == 1) at.token = shape[2] * at.head;
+    at.batch = 0;
+    return at;
+  };
+  p.q = neat(head_strides(spec, 0), q), p.k = neat(head_strides(spec, 1), k), p.v = neat(head_strides(spec, 2), k);
+  p.out = neat(output_strides(spec), q);
+  p.cut = attention_extras(spec.inputs).lengths > 0;
+  return p;
+}
+
+}  // namespace
+
+// Long sequences, where its wgmma kernels are ahead of ours by far; a short one is over before it starts. Captions with
+// lengths are short, but a picture's every token looks at them.
+bool prefers_cudnn_attention(const StepSpec& spec) {
+  constexpr int64_t kLong = 1024, kLongCaption = 256;
+  const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
+  int64_t keys = attention_extras(spec.inputs).lengths ? kLongCaption : kLong;
+  return q[1] >= kLong && k[1] >= keys && q[3] >= 64;
+}
+
+bool supports_cudnn_attention(const StepSpec& spec) {
+  const Attrs& attrs = spec.node.attrs;
+  const Shape& q = spec.inputs[0].shape;
+  bool plain = !attention_extras(spec.inputs).bias && !attrs.integer("causal") && attrs.real("softcap") <= 0;
+  if (!plain || spec.output().dtype == DType::f32 || q[3] % 8 != 0 || q[3] > 128 || device_limits().major < 8) {
+    return false;
+  }
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  const Shape& k = spec.inputs[1].shape;
+  if (q.numel() == 0 || k.numel() == 0 || q[1] > kMost || k[1] > kMost) return false;
+  for (size_t i = 0; i < 3; ++i) {
+    if (!all_multiples(head_strides(spec, i), 8)) return false;
+  }
+  if (!all_multiples(output_strides(spec), 8)) return false;
+  return !spec.placed || fused_attention_plan(describe(spec)) != nullptr;  // a plan takes a second to make
+}
+
+Step make_cudnn_attention(const StepSpec& spec) {
+  std::shared_ptr<const FusedAttentionPlan> plan = fused_attention_plan(describe(spec));
+  kinora::check(plan != nullptr, "attention: cuDNN has no plan for it");
+  int64_t batch = spec.inputs[0].shape[0];
+  HeadStrides at[] = {head_strides(spec, 0), head_strides(spec, 1), head_strides(spec, 2), output_strides(spec)};
+  auto size = static_cast<int64_t>(dtype_size(spec.output().dtype));
+  auto scale = static_cast<float>(spec.node.attrs.real("scale"));
+  size_t lengths = attention_extras(spec.inputs).lengths;
+  // A slice may begin where cuDNN cannot read.
+  Step own = supports_attention(spec) ? make_attention(spec) : Step{};
+  Step step;
+  step.scratch_bytes = plan->workspace_bytes();
+  step.run = [=, q = at[0], k = at[1], v = at[2], out = at[3]](const StepArgs& args) {
+    bool aligned = is_aligned(args.in[0], 16) && is_aligned(args.in[1], 16) && is_aligned(args.in[2], 16);
+    if (!aligned || !is_aligned(args.out, 16)) {
+      kinora::check(static_cast<bool>(own.run), "attention: a slice lies where cuDNN cannot read it");
+      return own.run(args);
+    }
+    for (int64_t b = 0; b < batch; ++b) {
+      auto item = [&](size_t i, const HeadStrides& s) {
+        return static_cast<const std::byte*>(args.in[i]) + b * s.batch * size;
+      };
+      plan->run(stream_of(args), item(0, q), item(1, k), item(2, v),
+                static_cast<std::byte*>(args.out) + b * out.batch * size, scale, args.scratch,
+                lengths ? static_cast<const int32_t*>(args.in[lengths]) + b : nullptr);
+    }
+  };
+  return step;
+}
+
+}  // namespace kinora::cuda

@@ -1,0 +1,28 @@
+// What follows a product of codes: scales, bias, activation, gate and residual, in float32 and rounded once.
+#pragma once
+
+#include "cuda/epilogue.h"
+#include "cuda/layout.h"
+
+namespace kinora::cuda {
+
+struct ProductFinish {
+  DType sums = DType::f32;  // f32, i32 or what `dtype` is
+  DType dtype = DType::f32, bias_type = DType::f32;
+  Act act = Act::none;
+  int64_t columns = 0;
+  Layout<1> gates{};  // where the gate of each row begins
+
+  // Null pointers: not there. `residual` and `out` [rows, columns] and `sums` may be the same memory, when the types
+  // are; `first_row`: of the result, which the gates belong to. All of device memory, 16-byte aligned but for the gate.
+  struct Data {
+    const void* sums;
+    const float *row_scale, *column_scale;
+    const void *bias, *gate, *residual;
+    void* out;
+    int64_t rows, first_row;
+  };
+  void enqueue(cudaStream_t stream, const Data& data) const;
+};
+
+}  // namespace kinora::cuda

@@ -1,0 +1,104 @@
+// kinora quantize and --quantize, from the command line.
+#include <algorithm>
+
+#include "cli/cli.h"
+#include "diffusion/quantize_model.h"
+#include "film_folder.h"
+#include "golden.h"
+#include "io/image.h"
+#include "io/safetensors.h"
+
+namespace kinora::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+class CliQuantize : public Cli {
+ protected:
+  std::string tiny() {
+    if (!fs::exists(temp_.path("tiny"))) copy_tiny_sprint(temp_.path("tiny"));
+    return "tiny";
+  }
+};
+
+TEST_F(CliQuantize, AFolderDrawsWhatLoadingDraws) {
+  for (std::string format : {"int8", "nvfp4"}) {
+    Outcome o = run("quantize " + tiny() + " --to " + format + " -o " + format);
+    ASSERT_EQ(o.status, 0) << o.err;
+    EXPECT_NE(o.out.find("transformer.transformer_blocks.0.attn1.to_q"), std::string::npos) << o.out;
+    EXPECT_NE(o.out.find("layers quantized"), std::string::npos);
+    ASSERT_EQ(run("generate 'a cat' --steps 2 -o a.png --model " + format).status, 0);
+    ASSERT_EQ(run("generate 'a cat' --steps 2 -o b.png --model tiny --quantize " + format).status, 0);
+    ASSERT_EQ(run("generate --from b.png -o c.png --threads 1").status, 0);
+    EXPECT_EQ(load_image(temp_.path("a.png")).rgb, load_image(temp_.path("b.png")).rgb) << format;
+    EXPECT_EQ(text("b.png"), text("c.png")) << format;
+    o = run("inspect " + format);
+    EXPECT_NE(o.out.find("; " + format + ": "), std::string::npos) << o.out << o.err;
+    for (const char* made : {"a.png", "b.png", "c.png"}) fs::remove(temp_.path(made));
+    expect_error("generate cat --model " + format + " --quantize fp8 -o d.png", 2, "is quantized already");
+    expect_error("quantize " + format + " --to fp8 -o again", 2, "is quantized already");
+  }
+  EXPECT_FALSE(fs::exists(temp_.path("again")));
+}
+
+TEST_F(CliQuantize, KeepsWhatItIsTold) {
+  tiny();
+  Outcome o = run("quantize tiny --to fp8 -o out --keep '*attn1*' --layers 'transformer.*attn2*=int8'");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(o.out.find("attn1"), std::string::npos) << o.out;
+  Weights weights = open_weights(temp_.path("out/transformer"), "diffusion_pytorch_model");
+  EXPECT_EQ(weights.format("transformer_blocks.0.attn2.to_q.weight"), QuantFormat::int8);
+  EXPECT_FALSE(weights.format("transformer_blocks.0.attn1.to_q.weight"));
+  EXPECT_NE(text("out/transformer/config.json").find("\"quant_method\": \"kinora\""), std::string::npos);
+  EXPECT_EQ(text("out/vae/config.json"), text("tiny/vae/config.json"));
+}
+
+TEST_F(CliQuantize, FilesOfOpenSora) {
+  FilmFolder folder(temp_.path("film"));
+  std::string film = "generate cat --video --seed 3 --quiet ";
+  Outcome o = run("quantize film --to int8 -o out");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_TRUE(fs::exists(temp_.path("out/Open_Sora_v2.safetensors")));
+  EXPECT_NE(o.out.find("t5 "), std::string::npos) << o.out;
+  ASSERT_EQ(run(film + "--model out -o a.webp").status, 0) << text("err.txt");
+  ASSERT_EQ(run(film + "--model film --quantize int8 -o b.webp").status, 0) << text("err.txt");
+  ASSERT_EQ(run("quantize film/Open_Sora_v2.safetensors --to int8 -o one -q").status, 0) << text("err.txt");
+  EXPECT_EQ(text("one/Open_Sora_v2.safetensors"), text("out/Open_Sora_v2.safetensors"));
+}
+
+TEST_F(CliQuantize, Refusals) {
+  tiny();
+  expect_error("quantize tiny --to int3 -o out", 2, "unknown quantization format 'int3'");
+  expect_error("quantize tiny --to none -o out", 2, "--to takes");
+  expect_error("quantize tiny --to fp8 -o tiny", 2, "exists already");
+  expect_error("quantize tiny --to fp8 -o tiny/inner", 2, "lies in the model's own folder");
+  expect_error("quantize tiny --to fp8 -o no/where", 5, "create it first");
+  expect_error("quantize tiny/vae --to fp8 -o out", 5, "nothing that can be quantized");
+  expect_error("quantize tiny --to fp8 -o out --layers '=fp8'", 2, "no pattern");
+  expect_error("generate cat -o x.png --quantize int3", 2, "int3");
+  expect_error("generate cat -o x.png --quantize-layers 'a=fp8'", 2, "no format");
+  EXPECT_FALSE(fs::exists(temp_.path("out")));
+}
+
+TEST_F(CliQuantize, WhatFailsOrIsStoppedHalfWayLeavesNothing) {
+  tiny();
+  expect_error("quantize tiny --to int8 -o out", 5, "", "ulimit -f 64 &&");
+  std::atomic<bool> stop = false;
+  QuantizeModelOptions options{.model = temp_.path("tiny"), .output = temp_.path("out")};
+  options.quantization = parse_quantization("int8", "");
+  options.stop = &stop;
+  options.on_layer = [&](const LayerReport&) { stop = true; };
+  ThreadPool pool(1);
+  try {
+    quantize_model(options, pool);
+    ADD_FAILURE() << "not stopped";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::cancelled);
+  }
+  EXPECT_FALSE(fs::exists(temp_.path("out")));
+  EXPECT_TRUE(std::none_of(fs::directory_iterator(temp_.path()), fs::directory_iterator(),
+                           [](const auto& entry) { return entry.path().filename().string().starts_with(".kinora"); }));
+}
+
+}  // namespace
+}  // namespace kinora::test
