@@ -58,6 +58,7 @@ struct ModelRequest {
   std::string variant;                  // "fp16", "bf16"
   bool yes = false;                     // download without asking
   std::vector<std::string> components;  // these alone; empty: all
+  bool films = false;                   // of those that came with the program, the one that makes films
 };
 void add_yes(CLI::App* command, bool& yes);
 

@@ -318,11 +318,7 @@ int generate_films(const GenerateOptions& o, const std::vector<Job>& jobs) {
   FilmPaths paths = paths_of(jobs);
   size_t films = paths.films.size();
   if (!o.preview.empty()) check_image_path(o.preview);
-  if (o.model.empty() && !std::getenv("KINORA_MODEL"))
-    fail(ErrorKind::usage,
-         "no model that makes films: give --model FOLDER with the published files of Open-Sora 2.0, or set "
-         "KINORA_MODEL");
-  std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
+  std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes, .films = true});
   FilmRun run(o, FilmPipeline::load(folder, o.load), hub::name_of_folder(folder), std::move(paths));
   std::vector<std::vector<std::string>> texts(jobs.size());
   for (size_t i = 0; i < jobs.size(); ++i) at_line(jobs[i], [&] { texts[i] = run.check(jobs[i].options); });

@@ -15,6 +15,7 @@
 #include <set>
 
 #include "cli.h"
+#include "diffusion/video_denoiser.h"
 #include "io/config.h"
 #include "io/safetensors.h"
 
@@ -191,21 +192,36 @@ struct Facts {
   size_t weights = 0;
 };
 
+// The parts of a pipeline's folder, or those of a folder in Open-Sora's layout, which has no index.
+std::vector<Weights> parts_of(const fs::path& folder, std::string& type) {
+  std::vector<Weights> parts;
+  if (has_mmdit(folder, MmditRole::film)) {
+    type = "OpenSora";
+    parts.push_back(open_mmdit(folder, MmditRole::film).weights);
+    parts.push_back(open_weights(folder, "hunyuan_vae"));
+    for (const char* encoder : {"t5", "clip"}) parts.push_back(open_weights(folder / encoder, "model"));
+    return parts;
+  }
+  Config index = Config::load((folder / "model_index.json").string());
+  type = index.class_name("_class_name");
+  std::error_code error;
+  for (const std::string& part : index.keys()) {
+    if (part[0] == '_' || part.find('/') != std::string::npos || !fs::exists(folder / part / "config.json", error))
+      continue;
+    std::string base = "model";  // transformers' name for weights, unless there are files by diffusers' name
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder / part, error)) {
+      if (entry.path().filename().string().starts_with("diffusion_pytorch_model")) base = "diffusion_pytorch_model";
+    }
+    parts.push_back(open_weights((folder / part).string(), base));
+  }
+  return parts;
+}
+
 Facts facts_of(const fs::path& folder) {
   Facts facts;
   std::map<std::string, size_t> by_type;
   try {
-    Config index = Config::load((folder / "model_index.json").string());
-    facts.type = index.class_name("_class_name");
-    std::error_code error;
-    for (const std::string& part : index.keys()) {
-      if (part[0] == '_' || part.find('/') != std::string::npos || !fs::exists(folder / part / "config.json", error))
-        continue;
-      std::string base = "model";  // transformers' name for weights, unless there are files by diffusers' name
-      for (const fs::directory_entry& entry : fs::directory_iterator(folder / part, error)) {
-        if (entry.path().filename().string().starts_with("diffusion_pytorch_model")) base = "diffusion_pytorch_model";
-      }
-      Weights weights = open_weights((folder / part).string(), base);
+    for (const Weights& weights : parts_of(folder, facts.type)) {
       facts.weights += weights.bytes();
       for (const std::string& name : weights.names()) {
         const Tensor& tensor = *weights.find(name);
@@ -243,7 +259,7 @@ int list_models(bool as_json) {
   std::error_code error;
   if (std::string beside = models_beside_program(); !beside.empty()) {
     for (const fs::directory_entry& entry : fs::directory_iterator(beside, error)) {
-      if (fs::exists(entry.path() / "model_index.json", error))
+      if (fs::exists(entry.path() / "model_index.json", error) || has_mmdit(entry.path(), MmditRole::film))
         rows.push_back(row_of(entry.path().filename(), "", entry.path(), size_of_folder(entry.path())));
     }
   }

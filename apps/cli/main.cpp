@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "cli.h"
+#include "diffusion/video_denoiser.h"
 
 namespace kinora::cli {
 
@@ -57,7 +58,13 @@ std::string model_folder(const std::string& given, const ModelRequest& request) 
   if (const char* name = std::getenv("KINORA_MODEL"); name && *name) return folder_from_hub(name, request);
   std::string models = models_beside_program();
   if (models.empty()) fail(ErrorKind::usage, "no model: give --model FOLDER or ORG/NAME, or set KINORA_MODEL");
-  return models + "/kinora-mini";
+  if (!request.films) return models + "/kinora-mini";
+  std::string folder = models + "/kinora-mini-video";
+  if (!has_mmdit(folder, MmditRole::film))
+    fail(ErrorKind::usage,
+         "no model that makes films: give --model FOLDER with the published files of Open-Sora 2.0, or set "
+         "KINORA_MODEL");
+  return folder;
 }
 
 // Not getrusage's figure, which begins with what the parent process held when it started this one.

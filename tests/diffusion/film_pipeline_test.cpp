@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "film_folder.h"
+#include "io/safetensors.h"
 
 namespace kinora::test {
 namespace {
@@ -146,6 +147,35 @@ TEST_F(Films, FramesAreGivenOutInParts) {
     parts.push_back(frames.shape()[0]);
   });
   EXPECT_EQ(parts, (std::vector<int64_t>{13, 12, 4}));
+}
+
+// kinora-mini-video against PyTorch (tools/mini-video/make_golden.py): prompt, noise, sampling and decoding.
+TEST(MiniVideo, MatchesPyTorch) {
+  const std::string folder = source_folder() + "/models/kinora-mini-video";
+  const std::string golden_file = source_folder() + "/tests/golden/mini_video_e2e.safetensors";
+  if (!std::filesystem::exists(folder) || !std::filesystem::exists(golden_file)) GTEST_SKIP() << "no " << folder;
+  constexpr int64_t kTerms = 1 << 16;  // sums that follow one another through the whole pipeline
+  auto golden = SafetensorsFile::open(golden_file);
+  FilmPipeline pipeline = FilmPipeline::load(folder, {.device = "cpu", .threads = 2});
+  const std::map<std::string, std::string>& said = golden.header().metadata;
+  FilmRequest r;
+  r.prompt = said.at("prompt");
+  r.seed = std::stoull(said.at("seed"));
+  r.steps = std::stoll(said.at("steps"));
+  r.guidance = std::stod(said.at("guidance"));
+  std::vector<Image> frames;
+  auto take = [&](const Tensor& part) {
+    for (int64_t i = 0; i < part.shape()[0]; ++i) frames.push_back(to_image(part, i));
+  };
+  expect_close(pipeline.generate(r, take).latents, golden.tensor("latents"), DType::f32, kTerms, "latents");
+  ASSERT_EQ(frames.size(), 33u);
+  Tensor ends = golden.tensor("frames");  // the first and the last, u8
+  int worst = 0;
+  for (size_t i = 0, n = frames[0].rgb.size(); i < 2 * n; ++i) {
+    uint8_t got = i < n ? frames.front().rgb[i] : frames.back().rgb[i - n];
+    worst = std::max(worst, std::abs(ends.data<uint8_t>()[i] - got));
+  }
+  EXPECT_LE(worst, 1);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import data
-from models import Classifier
+from classifier import Classifier
 
 HERE = pathlib.Path(__file__).parent
 

@@ -3,7 +3,6 @@ import random
 
 import torch
 from diffusers import AutoencoderDC, SanaTransformer2DModel
-from torch import nn
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 TOKENS = 48  # of a prompt, padding included
@@ -57,24 +56,6 @@ def make_tokenizer(prompts, vocabulary=1400):
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
                                    unk_token="<unk>", padding_side="right")
-
-
-class Classifier(nn.Module):
-    """Which things are in a picture: [B, 3, 256, 256] in [-1, 1] -> one logit for each thing."""
-
-    def __init__(self, things, widths=(32, 64, 128, 192, 256)):
-        super().__init__()
-        layers, before = [nn.Conv2d(3, widths[0], 3, 2, 1), nn.ReLU()], widths[0]
-        for width in widths:
-            layers += [nn.Conv2d(before, width, 3, 2 if width != widths[0] else 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-                       nn.Conv2d(width, width, 3, 1, 1, groups=width, bias=False), nn.Conv2d(width, width, 1, bias=False),
-                       nn.BatchNorm2d(width), nn.ReLU()]
-            before = width
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Conv2d(before, things, 1)
-
-    def forward(self, x):
-        return self.head(self.features(x)).amax(dim=(2, 3))
 
 
 def seed_everything(seed):

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import data
-from models import TOKENS, Classifier, make_autoencoder, make_text_encoder, make_tokenizer, make_transformer, seed_everything
+from classifier import Classifier
+from models import TOKENS, make_autoencoder, make_text_encoder, make_tokenizer, make_transformer, seed_everything
 
 
 class Scenes(torch.utils.data.IterableDataset):
