@@ -98,7 +98,7 @@ TEST_P(CudaQuantizedSana, BatchInvariant) {
     Tensor together = model.predict(all);
     for (int64_t i = 0; i < all.latents.shape()[0]; ++i) {
       DenoiseInputs one = all;
-      for (Tensor* tensor : {&one.latents, &one.timestep, &one.guidance, &one.caption, &one.mask}) {
+      for (Tensor* tensor : {&one.latents, &one.timestep, &one.guidance, &one.caption, &one.mask, &one.lengths}) {
         if (tensor->defined()) *tensor = tensor->rows(i, i + 1);
       }
       EXPECT_EQ(distance(model.predict(one), together.rows(i, i + 1)), 0)
