@@ -38,8 +38,8 @@ std::pair<std::string, Tensor> evaluate_mmdit(const std::string& model, const st
                                               const SafetensorsFile& in, const Runtime& runtime,
                                               const EvalTiming& timing);
 
-// kinora inspect of a folder with a transformer of films: what its graph for a film of 129 frames and 192 x 336 pixels
-// needs and which attention it uses or, with `graph`, that graph as compiled.
+// kinora inspect of a folder with the transformer of films alone: what its graph for a film of 129 frames and 192 x 336
+// pixels needs and which attention it uses or, with `graph`, that graph as compiled.
 bool is_mmdit_folder(const std::string& folder);
 int inspect_mmdit(const std::string& folder, bool graph, const Runtime& runtime);
 

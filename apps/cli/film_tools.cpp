@@ -31,6 +31,16 @@ void print_graph(const FilmPipeline& p, const std::string& component, const Film
                                             shape.layout.channels}));
 }
 
+void print_attention(const FilmPipeline& p, const FilmRequest& r, const std::string& asked) {
+  MmditFiles files = open_mmdit(p.folder(), MmditRole::film);
+  VideoDenoiser denoiser(files.config, std::move(files.weights), p.runtime());
+  VideoShape shape = video_shape(p.layout(), r.width, r.height, r.frames);
+  const Executable& exe =
+      denoiser.compiled({1, shape.latent_frames, shape.rows(), shape.columns(), p.defaults().text_tokens});
+  std::printf("  attention on %s (--attention %s): transformer %s\n", device_name(p.runtime()).c_str(), asked.c_str(),
+              attention_of(exe).c_str());
+}
+
 // What one size takes, part by part.
 void print_memory(const FilmPipeline& p, const FilmRequest& r) {
   std::printf("    %lldx%lld, %lld frames\n", static_cast<long long>(r.width), static_cast<long long>(r.height),
@@ -65,6 +75,7 @@ int inspect_film(const std::string& folder, const std::string& graph, const Load
     print_weights("flux", open_mmdit(folder, MmditRole::picture).weights);
     print_weights("flux vae", load_flux_autoencoder(folder, p.runtime()).weights());
   }
+  if (!options.max_memory) print_attention(p, own, options.attention);  // which holds all weights at once
   std::printf("  memory, one part after the other; at least: when weights come and go (--max-memory):\n");
   print_memory(p, own);
   for (const char* resolution : {"256px", "768px"}) {

@@ -66,8 +66,9 @@ TEST_F(FilmCli, Previews) {
 TEST_F(FilmCli, InspectAndBench) {
   Outcome o = run("inspect model --device cpu");
   ASSERT_EQ(o.status, 0) << o.err;
-  for (const char* word : {"Open-Sora, 32x32, 5 frames", "t5 ", "clip ", "transformer ", "vae ", "F32", "336x192, 5",
-                           "1024x576", "the autoencoder, decoding"})
+  for (const char* word : {"Open-Sora, 32x32, 5 frames", "t5 ", "clip ", "transformer ", "vae ", "F32",
+                           "attention on cpu (--attention auto): transformer flash 3", "336x192, 5", "1024x576",
+                           "the autoencoder, decoding"})
     EXPECT_NE(o.out.find(word), std::string::npos) << word << "\n" << o.out;
   for (const char* part : {"text_encoder", "transformer", "vae.decode", "vae.encode"}) {
     o = run("inspect model --device cpu --graph " + std::string(part));
