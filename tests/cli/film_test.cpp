@@ -46,10 +46,12 @@ TEST_F(FilmCli, MemoryIsLimited) {
   for (const char* made : {"film.mp4", "limited.mp4", "cat.jpg", "limited.jpg"})
     std::filesystem::remove(temp_.path(made));
   expect_film_error("star --max-memory 20MB -o film.mp4", 6, "too small for T5");
-  expect_film_error("star -W 1024 -H 1024 --frames 65 --max-memory 200MB -o film.mp4", 6, "fewer frames");
   expect_film_error("star --max-memory lots -o film.mp4", 2, "as 12GB; not 'lots'");
   expect_film_error("star --max-memory 0 -o film.mp4", 2, "as 12GB");
+#ifndef __SANITIZE_ADDRESS__  // its own memory is more than these limits
+  expect_film_error("star -W 1024 -H 1024 --frames 65 --max-memory 200MB -o film.mp4", 6, "fewer frames");
   expect_error("generate cat -W 2048 -H 2048 --max-memory 300MB", 6, "a smaller size, --tile");
+#endif
 }
 
 TEST_F(FilmCli, Previews) {
