@@ -3,23 +3,12 @@
 
 #include "cuda_support.h"
 #include "diffusion/components.h"
-#include "golden.h"
+#include "sana_golden.h"
 
 namespace kinora::test {
 namespace {
 
 constexpr int64_t kModelTerms = 1 << 14;  // as in models/golden_test.cpp
-
-DenoiseInputs sana_inputs(const Golden& golden, const SanaConfig& config) {
-  DenoiseInputs in;
-  in.latents = golden.channels_last("in.latents");
-  in.timestep = golden.tensor("in.timestep");
-  if (config.guidance_embeds) in.guidance = golden.tensor("in.guidance");
-  in.caption = golden.tensor("in.caption");
-  in.mask = golden.tensor("in.mask");
-  in.lengths = mask_lengths(in.mask);
-  return in;
-}
 
 class CudaSana : public testing::TestWithParam<const char*> {};
 

@@ -9,7 +9,6 @@
 #include "diffusion/components.h"
 #include "diffusion/text_encoders.h"
 #include "diffusion/video_autoencoder.h"
-#include "golden.h"
 #include "graph/rewrite.h"
 #include "graph/split.h"
 #include "ops/conv.h"
@@ -19,6 +18,7 @@
 #include "ops/norm.h"
 #include "ops/quantize.h"
 #include "ops/shaping.h"
+#include "sana_golden.h"
 #include "support.h"
 
 namespace kinora::test {
@@ -48,13 +48,7 @@ class CudaPassesSana : public testing::TestWithParam<const char*> {};
 TEST_P(CudaPassesSana, EqualTheGolden) {
   Golden golden(GetParam());
   Denoiser model(read_sana_config(golden.config), golden.weights, cpu_runtime());
-  DenoiseInputs in;
-  in.latents = golden.channels_last("in.latents");
-  in.timestep = golden.tensor("in.timestep");
-  if (model.config().guidance_embeds) in.guidance = golden.tensor("in.guidance");
-  in.caption = golden.tensor("in.caption");
-  in.mask = golden.tensor("in.mask");
-  in.lengths = mask_lengths(in.mask);
+  DenoiseInputs in = sana_inputs(golden, model.config());
   const Shape& s = in.latents.shape();
   auto fused = as_on_the_gpu(model.graph(s[0], s[1], s[2], in.caption.shape()[1]));
   const Graph& graph = *fused;
@@ -205,12 +199,7 @@ class CudaPassesQuantized : public testing::TestWithParam<const char*> {
 TEST_P(CudaPassesQuantized, OfSanaAreMadeOnceAndCutInTwo) {
   Golden golden("sana_base");
   Denoiser model(read_sana_config(golden.config), golden.weights, runtime());
-  DenoiseInputs in;
-  in.latents = golden.channels_last("in.latents");
-  in.timestep = golden.tensor("in.timestep");
-  in.caption = golden.tensor("in.caption");
-  in.mask = golden.tensor("in.mask");
-  in.lengths = mask_lengths(in.mask);
+  DenoiseInputs in = sana_inputs(golden, model.config());
   const Shape& s = in.latents.shape();
   Graph plain = model.graph(s[0], s[1], s[2], in.caption.shape()[1]);
   std::map<std::string, Tensor> feed = model.feed(in);

@@ -5,11 +5,11 @@
 #include "cuda_support.h"
 #include "diffusion/components.h"
 #include "diffusion/text_encoders.h"
-#include "golden.h"
 #include "graph/rewrite.h"
 #include "ops/fuse_quantized.h"
 #include "ops/matmul.h"
 #include "ops/quantize.h"
+#include "sana_golden.h"
 
 namespace kinora::test {
 namespace {
@@ -57,17 +57,6 @@ void expect_no_worse(const Compute& compute, const Tensor& exact, const char* fo
   double got = distance(compute(quantized(gpu_runtime(DType::bf16), format)), exact);
   EXPECT_LT(got, 1.5 * std::hypot(cost, rounding))
       << what << ": quantizing costs " << cost << ", rounding " << rounding;
-}
-
-DenoiseInputs sana_inputs(const Golden& golden, const SanaConfig& config) {
-  DenoiseInputs in;
-  in.latents = golden.channels_last("in.latents");
-  in.timestep = golden.tensor("in.timestep");
-  if (config.guidance_embeds) in.guidance = golden.tensor("in.guidance");
-  in.caption = golden.tensor("in.caption");
-  in.mask = golden.tensor("in.mask");
-  in.lengths = mask_lengths(in.mask);
-  return in;
 }
 
 Compute sana(const Golden& golden) {

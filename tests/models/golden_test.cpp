@@ -1,12 +1,11 @@
 // The models against diffusers and transformers: tests/golden/make_models.py made the files.
-#include "golden.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "diffusion/components.h"
 #include "graph/split.h"
+#include "sana_golden.h"
 #include "support.h"
 
 namespace kinora::test {
@@ -16,17 +15,6 @@ Runtime runtime(int threads = 2) { return {&cpu::backend(), context(threads), DT
 
 // Sums of about this many terms follow one another through a whole model.
 constexpr int64_t kModelTerms = 1 << 14;
-
-DenoiseInputs sana_inputs(const Golden& golden, const SanaConfig& config) {
-  DenoiseInputs in;
-  in.latents = golden.channels_last("in.latents");
-  in.timestep = golden.tensor("in.timestep");
-  if (config.guidance_embeds) in.guidance = golden.tensor("in.guidance");
-  in.caption = golden.tensor("in.caption");
-  in.mask = golden.tensor("in.mask");
-  in.lengths = mask_lengths(in.mask);
-  return in;
-}
 
 class SanaGolden : public testing::TestWithParam<const char*> {};
 
