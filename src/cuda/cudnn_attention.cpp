@@ -203,14 +203,7 @@ class Plan final : public FusedAttentionPlan {
       ids.insert(ids.end(), {kQueries, kKeys});
       data.insert(data.end(), {counts_.get(), keys ? keys : counts_.get() + 1});
     }
-    Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
-    pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, ids);
-    pack.set_all(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, static_cast<int64_t>(data.size()),
-                 data.data());
-    pack.set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, workspace).finalize();
-    if (!pack.ok()) return pack.status();
-    cudnnStatus_t status = api().set_stream(handle_, stream);
-    return status == CUDNN_STATUS_SUCCESS ? api().execute(handle_, plan_.raw(), pack.raw()) : status;
+    return execute_plan(handle_, stream, plan_, ids, data, workspace);
   }
 
  private:

@@ -45,6 +45,18 @@ cudnnDataType_t data_type(DType dtype) {
   }
 }
 
+cudnnStatus_t execute_plan(cudnnHandle_t handle, cudaStream_t stream, const Descriptor& plan, const Ints& ids,
+                           const std::vector<const void*>& data, void* workspace) {
+  Descriptor pack(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
+  pack.set(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, ids);
+  pack.set_all(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, static_cast<int64_t>(data.size()),
+               data.data());
+  pack.set(CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, workspace).finalize();
+  if (!pack.ok()) return pack.status();
+  cudnnStatus_t status = api().set_stream(handle, stream);
+  return status == CUDNN_STATUS_SUCCESS ? api().execute(handle, plan.raw(), pack.raw()) : status;
+}
+
 cudnnHandle_t handle_of(int device) {
   static std::map<int, cudnnHandle_t> handles;
   cudnnHandle_t& handle = handles[device];

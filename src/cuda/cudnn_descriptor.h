@@ -84,6 +84,10 @@ cudnnDataType_t data_type(DType dtype);
 // Engine configurations for an operation graph, cuDNN's favourite first; empty when there are none.
 std::vector<Descriptor> engine_configs(const Descriptor& graph, cudnnBackendHeurMode_t mode);
 
+// Enqueues a plan on tensors by their ids; data[i] belongs to ids[i]. The caller holds lock().
+cudnnStatus_t execute_plan(cudnnHandle_t handle, cudaStream_t stream, const Descriptor& plan, const Ints& ids,
+                           const std::vector<const void*>& data, void* workspace);
+
 // One per device and never destroyed: at the program's end the driver may be gone before it.
 cudnnHandle_t handle_of(int device);
 
