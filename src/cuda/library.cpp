@@ -3,8 +3,10 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
-#include <optional>
+#include <fstream>
+#include <sstream>
 
 #include "core/error.h"
 
@@ -112,6 +114,20 @@ std::vector<fs::path> other_folders() {
   return folders.take();
 }
 
+// Where the loader looks when nobody tells it otherwise.
+std::vector<fs::path> system_folders() {
+  Folders folders;
+  for (const char* folder : {"/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"})
+    folders.add(folder);
+  return folders.take();
+}
+
+int version_number(const std::vector<int>& parts) {
+  return parts.empty()
+             ? 0
+             : parts[0] * 1'000'000 + (parts.size() > 1 ? parts[1] * 1000 : 0) + (parts.size() > 2 ? parts[2] : 0);
+}
+
 struct Opened {
   void* handle = nullptr;
   std::string file;
@@ -126,6 +142,28 @@ Opened open_file(const std::string& file, bool must_exist, std::string* trouble)
   const char* reason = dlerror();
   if (must_exist && trouble && reason) *trouble += "; " + std::string(reason);
   return {};
+}
+
+// The file of the highest version in folders that nobody named; empty when fewer than two say theirs, or somebody named
+// one.
+std::string newest_file(const std::vector<std::string>& names, const std::string& prefix) {
+  std::vector<fs::path> named = own_folders(), rest = system_folders(), others = other_folders();
+  for (const std::string& folder : split(variable("LD_LIBRARY_PATH"))) named.push_back(folder);
+  rest.insert(rest.end(), others.begin(), others.end());
+  std::error_code error;
+  std::string best;
+  int highest = 0, candidates = 0;
+  for (const std::string& name : names) {
+    for (const fs::path& folder : named) {
+      if (fs::exists(folder / name, error)) return {};
+    }
+    for (const fs::path& folder : rest) {
+      int version = fs::exists(folder / name, error) ? library_version(folder / name, prefix) : 0;
+      candidates += version > 0;
+      if (version > highest) highest = version, best = (folder / name).string();
+    }
+  }
+  return candidates > 1 ? best : "";
 }
 
 Opened open_any(const std::vector<std::string>& names, std::string* trouble) {
@@ -155,10 +193,32 @@ std::vector<fs::path> library_folders() {
   return all;
 }
 
+int library_version(const fs::path& file, const std::string& prefix) {
+  std::error_code error;
+  std::string name = fs::canonical(file, error).filename().string();
+  if (size_t at = name.find(".so."); !error && at != std::string::npos) {
+    std::vector<int> parts;
+    std::istringstream text(name.substr(at + 4));
+    for (std::string part; std::getline(text, part, '.');) parts.push_back(std::atoi(part.c_str()));
+    if (parts.size() > 1) return version_number(parts);
+  }
+  std::vector<int> parts(3, 0);
+  std::ifstream header(file.parent_path().parent_path() / "include" / (prefix + "_version.h"));
+  for (std::string define, macro; header >> define;) {
+    if (define != "#define" || !(header >> macro)) continue;
+    constexpr std::array kEnds = {"_MAJOR", "_MINOR", "_PATCHLEVEL"};
+    for (size_t i = 0; i < kEnds.size(); ++i) {
+      if (macro.ends_with(kEnds[i])) header >> parts[i], header.clear();
+    }
+  }
+  return version_number(parts);
+}
+
 Library::Library(const Request& request) : request_(request) {
   for (const std::string& name : request.before) open_any({name}, nullptr);
-  std::string trouble;
-  Opened opened = open_any(request.names, &trouble);
+  std::string trouble, newest = request.newest.empty() ? "" : newest_file(request.names, request.newest);
+  Opened opened = newest.empty() ? Opened{} : open_file(newest, true, &trouble);
+  if (!opened.handle) opened = open_any(request.names, &trouble);
   handle_ = opened.handle;
   file_ = opened.file;
   if (handle_) return;
@@ -187,7 +247,8 @@ const Library& cudnn_library() {
       {.what = "cuDNN 9",
        .names = {"libcudnn.so.9"},
        .install = "install it with `pip install nvidia-cudnn-cu13` or NVIDIA's package libcudnn9-cuda-13",
-       .before = {"libcublasLt.so.13", "libnvrtc-builtins.so.13.0", "libnvrtc.so.13"}});
+       .before = {"libcublasLt.so.13", "libnvrtc-builtins.so.13.0", "libnvrtc.so.13"},
+       .newest = "cudnn"});  // newer ones have more attention, and a toolkit's or a distribution's is often old
   return library;
 }
 
