@@ -274,5 +274,5 @@ def complete(o):
     if o.tiny:
         o.device, o.text_tokens, o.grid = "cpu", 16, (3, 2, 4)
         o.width = dict(hidden_size=256, num_heads=2, context_in_dim=64, vec_in_dim=32, axes_dim=[16, 56, 56])
-        o.t5 = dict(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, vocab_size=100)
+        o.t5 = dict(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, vocab_size=1000)
         o.depths = (3, 3)
