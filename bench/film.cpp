@@ -12,6 +12,7 @@
 
 #include "core/rng.h"
 #include "diffusion/video_autoencoder.h"
+#include "graph/profile.h"
 
 using namespace kinora;
 
@@ -26,32 +27,6 @@ double median_seconds(int repeats, const std::function<void()>& body) {
   }
   std::sort(seconds.begin() + 1, seconds.end());
   return seconds[static_cast<size_t>(1 + repeats / 2)];
-}
-
-// Where the time of one run goes, by op and shapes, to stderr.
-void print_steps(const Executable& exe, const std::map<std::string, Tensor>& feed) {
-  struct Sum {
-    double seconds = 0;
-    int count = 0;
-  };
-  std::map<std::string, Sum> sums;
-  double total = 0;
-  for (const Executable::StepTime& step : exe.profile(feed)) {
-    const Node& node = exe.graph().node(step.node);
-    std::string key(node.op->name);
-    for (NodeId id : node.inputs) key += " " + exe.graph().node(id).spec.shape.str();
-    Sum& sum = sums[key + " -> " + node.spec.shape.str()];
-    sum.seconds += step.seconds;
-    ++sum.count;
-    total += step.seconds;
-  }
-  std::vector<std::pair<std::string, Sum>> rows(sums.begin(), sums.end());
-  std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
-  std::fprintf(stderr, "%.3f ms in all\n", total * 1000);
-  for (const auto& [key, sum] : rows) {
-    std::fprintf(stderr, "  %9.3f ms  %4.1f %%  %3d x  %s\n", sum.seconds * 1000, 100 * sum.seconds / total, sum.count,
-                 key.c_str());
-  }
 }
 
 struct Options {
@@ -109,7 +84,7 @@ void measure(int argc, char** argv) {
     exe.run(feed, device ? Keep::on_device : Keep::on_host);
     if (device) device->wait();
   });
-  if (o.by_op) print_steps(exe, feed);
+  if (o.by_op) std::fputs(profile_table("decode", exe, feed).c_str(), stderr);
   nlohmann::json report{{"device", describe(runtime)},
                         {"dtype", dtype_name(runtime)},
                         {"frames", frames},

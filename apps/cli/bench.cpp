@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "graph/profile.h"
 #include "measure.h"
 #include "nn/quantize.h"
 
@@ -44,7 +45,7 @@ void Bench::row(const std::string& name, const std::function<void(Keep)>& body) 
 
 void Bench::profile(const std::string& name, const std::function<const Executable&()>& exe,
                     const std::map<std::string, Tensor>& inputs) const {
-  if (o_.by_op && wanted(name)) print_profile(name, exe(), inputs);
+  if (o_.by_op && wanted(name)) std::fputs(profile_table(name, exe(), inputs).c_str(), stdout);
 }
 
 }  // namespace kinora::cli

@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "graph/profile.h"
+
 namespace kinora::cli {
 
 Times time_runs(int repeats, int warm_up, const std::function<void()>& body) {
@@ -17,32 +19,6 @@ Times time_runs(int repeats, int warm_up, const std::function<void()>& body) {
   std::sort(times.seconds.begin(), times.seconds.end());
   times.processor = (processor_seconds() - before) / repeats;
   return times;
-}
-
-void print_profile(const std::string& name, const Executable& executable, const std::map<std::string, Tensor>& inputs) {
-  struct Sum {
-    double seconds = 0;
-    int count = 0;
-  };
-  std::map<std::string, Sum> sums;
-  double total = 0;
-  const Graph& g = executable.graph();
-  for (const Executable::StepTime& step : executable.profile(inputs)) {
-    const Node& node = g.node(step.node);
-    std::string key = std::string(node.op->name);
-    for (NodeId id : node.inputs) key += " " + g.node(id).spec.shape.str();
-    Sum& sum = sums[key + " -> " + node.spec.shape.str()];
-    sum.seconds += step.seconds;
-    ++sum.count;
-    total += step.seconds;
-  }
-  std::vector<std::pair<std::string, Sum>> rows(sums.begin(), sums.end());
-  std::sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
-  std::printf("%s: %.3f ms in %zu kinds of steps\n", name.c_str(), total * 1000, rows.size());
-  for (const auto& [key, sum] : rows) {
-    std::printf("  %9.3f ms  %4.1f %%  %4d x %9.2f us  %s\n", sum.seconds * 1000, 100 * sum.seconds / total, sum.count,
-                sum.seconds * 1e6 / sum.count, key.c_str());
-  }
 }
 
 void EvalTiming::report(const std::string& component, const Executable& executable,
@@ -66,7 +42,7 @@ void EvalTiming::report(const std::string& component, const Executable& executab
                        {"attention", attention_of(executable)}};
     std::printf("%s\n", row.dump().c_str());
   }
-  if (by_op) print_profile(component, executable, placed);
+  if (by_op) std::fputs(profile_table(component, executable, placed).c_str(), stdout);
 }
 
 }  // namespace kinora::cli

@@ -22,9 +22,6 @@ struct Times {
 };
 Times time_runs(int repeats, int warm_up, const std::function<void()>& body);
 
-// Where the time of one run goes, by op and shape.
-void print_profile(const std::string& name, const Executable& executable, const std::map<std::string, Tensor>& inputs);
-
 // What `kinora eval` is asked to measure besides the result; nothing with 0 repeats.
 struct EvalTiming {
   int repeats = 0;
