@@ -152,6 +152,12 @@ std::vector<Case> cases() {
          auto h = heads(x[0], 3, 24);
          return attention(h[0], h[1], h[2], {}, {.scale = 0.088});
        }},
+      {"attention-mmdit-768",
+       {{1, 76544, 9216}},
+       [](In x) {
+         auto h = heads(x[0], 3, 24);
+         return attention(h[0], h[1], h[2], {}, {.scale = 0.088});
+       }},
       {"attention-t5",
        {{1, 512, 12288}},
        [](In x) {
@@ -225,7 +231,9 @@ void measure(const Case& c, const Runtime& runtime) {
     totals.push_back(total);
   }
   std::sort(totals.begin(), totals.end());
-  std::printf("%-18s %9.1f us  %6.2f TB/s\n", c.name, totals[3] * 1e6, static_cast<double>(bytes) / totals[3] / 1e12);
+  std::string kernels = exe.variants().empty() ? "" : "  " + attention_of(exe);
+  std::printf("%-19s %9.1f us  %6.2f TB/s%s\n", c.name, totals[3] * 1e6, static_cast<double>(bytes) / totals[3] / 1e12,
+              kernels.c_str());
   std::fflush(stdout);
 }
 

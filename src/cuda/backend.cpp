@@ -93,6 +93,8 @@ const Backend& backend() {
              prefers_cudnn_attention},
       Kernel{&kAttention, make_attention, supports_attention, kStrided, "flash", kStridedOut},
       Kernel{&kAttention, nullptr, nullptr, kStrided, "math", kStridedOut},
+      // Behind one that takes everything: only who asks for it gets it.
+      Kernel{&kAttention, make_fp8_attention, supports_fp8_attention, kStrided, "fp8", kStridedOut},
       Kernel{&kLinearAttention, make_linear_attention, supports_linear_attention, kStrided, "linear"},
       Kernel{&kRope, make_rope, nullptr, kStrided},
       Kernel{&kRmsNormRope, make_norm_rope, supports_norm_rope, kStrided},

@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "core/log.h"
-#include "cuda/cudnn_descriptor.h"
+#include "cuda/cudnn_operations.h"
 #include "cuda/kernels.h"
 #include "ops/attention.h"
 
@@ -16,15 +16,13 @@ namespace kinora::cuda {
 using namespace cudnn;
 namespace {
 
-constexpr int64_t kWorkspaceLimit = int64_t{1} << 30;
-
-// Names of tensors in a graph; from kBetween on, those that are never stored.
-enum : int64_t { kQ = 1, kK, kV, kOut, kScale, kQueries, kKeys, kBetween };
+// Names of tensors in a graph.
+enum : int64_t { kQ = 1, kK, kV, kOut, kScale, kQueries, kKeys };
 
 enum class Form { whole, taken_apart };
 
-// The operations of one form, and all descriptors that they are made of.
-class GraphBuilder {
+// The operations of one form.
+class GraphBuilder : public Operations {
  public:
   GraphBuilder(const AttentionProblem& problem, Form form) : p_(problem) {
     if (form == Form::whole) {
@@ -34,41 +32,8 @@ class GraphBuilder {
     }
   }
 
-  // Refused operations give a refused graph.
-  Descriptor finish(cudnnHandle_t handle) {
-    std::vector<cudnnBackendDescriptor_t> raw;
-    bool sound = true;
-    for (const Descriptor& op : operations_) {
-      raw.push_back(op.raw());
-      sound = sound && op.ok();
-    }
-    if (!sound) raw.clear();
-    Descriptor graph(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
-    if (handle) graph.set(CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, handle);
-    graph.set_all(CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, static_cast<int64_t>(raw.size()),
-                  raw.data());
-    graph.finalize();
-    return graph;
-  }
-
  private:
-  // Keeps a descriptor for as long as the builder lives.
-  const Descriptor& keep(Descriptor d) { return *kept_.emplace_back(std::make_unique<Descriptor>(std::move(d))); }
-
   // Axes are batch, heads, tokens, dim.
-  const Descriptor& tensor(int64_t id, cudnnDataType_t type, const Ints& extents, const Ints& strides,
-                           int64_t alignment = 16) {
-    Descriptor d(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
-    d.set(CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, id);
-    d.set(CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, type);
-    d.set(CUDNN_ATTR_TENSOR_DIMENSIONS, extents).set(CUDNN_ATTR_TENSOR_STRIDES, strides);
-    d.set(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, alignment);
-    if (id >= kBetween) d.set(CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, true);
-    if (id == kScale) d.set(CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, true);
-    d.finalize();
-    return keep(std::move(d));
-  }
-
   const Descriptor& stored(int64_t id, int64_t tokens, int64_t heads, const HeadStrides& at, bool transposed = false) {
     int64_t all = std::max(tokens * at.token, heads * at.head);  // to the batch item that is not there
     Ints extents{1, heads, tokens, p_.dim}, strides{all, at.head, at.token, 1};
@@ -82,75 +47,35 @@ class GraphBuilder {
   // How many queries or keys there are, at any number's address.
   const Descriptor& length(int64_t id) { return tensor(id, CUDNN_DATA_INT32, {1, 1, 1, 1}, {1, 1, 1, 1}, 4); }
 
-  const Descriptor& scale() { return tensor(kScale, CUDNN_DATA_FLOAT, {1, 1, 1, 1}, {1, 1, 1, 1}); }
-
   void whole() {
     const Descriptor &q = stored(kQ, p_.queries, p_.heads, p_.q), &k = stored(kK, p_.keys, p_.kv_heads, p_.k),
                      &v = stored(kV, p_.keys, p_.kv_heads, p_.v), &out = stored(kOut, p_.queries, p_.heads, p_.out);
     Descriptor op(CUDNN_BACKEND_OPERATION_SDPA_FWD_DESCRIPTOR);
     op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_QDESC, q).set(CUDNN_ATTR_OPERATION_SDPA_FWD_KDESC, k);
     op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_VDESC, v).set(CUDNN_ATTR_OPERATION_SDPA_FWD_ODESC, out);
-    op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, scale());
+    op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SCALEDESC, number(kScale, true));
     if (p_.cut) {  // it takes both or neither
       op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_QDESC, length(kQueries));
       op.set(CUDNN_ATTR_OPERATION_SDPA_FWD_SEQ_LEN_KVDESC, length(kKeys));
     }
     op.finalize();
-    operations_.push_back(std::move(op));
+    add(std::move(op));
   }
 
   // A result that is not stored, of all scores or of one number a query.
   const Descriptor& between(bool all, cudnnDataType_t type = CUDNN_DATA_FLOAT) {
-    int64_t row = all ? p_.keys : 1;
-    return tensor(kBetween + count_++, type, {1, p_.heads, p_.queries, row},
-                  {p_.heads * p_.queries * row, p_.queries * row, row, 1});
-  }
-
-  void product(const Descriptor& a, const Descriptor& b, const Descriptor& c) {
-    Descriptor kind(CUDNN_BACKEND_MATMUL_DESCRIPTOR);
-    kind.set(CUDNN_ATTR_MATMUL_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT).finalize();
-    Descriptor op(CUDNN_BACKEND_OPERATION_MATMUL_DESCRIPTOR);
-    op.set(CUDNN_ATTR_OPERATION_MATMUL_ADESC, a).set(CUDNN_ATTR_OPERATION_MATMUL_BDESC, b);
-    op.set(CUDNN_ATTR_OPERATION_MATMUL_CDESC, c);
-    op.set(CUDNN_ATTR_OPERATION_MATMUL_DESC, keep(std::move(kind))).finalize();
-    operations_.push_back(std::move(op));
-  }
-
-  const Descriptor& pointwise(cudnnPointwiseMode_t mode, const Descriptor& x, const Descriptor* b,
-                              const Descriptor& y) {
-    Descriptor kind(CUDNN_BACKEND_POINTWISE_DESCRIPTOR);
-    kind.set(CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, mode);
-    kind.set(CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT).finalize();
-    Descriptor op(CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-    op.set(CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, keep(std::move(kind)));
-    op.set(CUDNN_ATTR_OPERATION_POINTWISE_XDESC, x).set(CUDNN_ATTR_OPERATION_POINTWISE_YDESC, y);
-    if (b) op.set(CUDNN_ATTR_OPERATION_POINTWISE_BDESC, *b);
-    op.finalize();
-    operations_.push_back(std::move(op));
-    return y;
-  }
-
-  const Descriptor& reduction(cudnnReduceTensorOp_t mode, const Descriptor& x) {
-    const Descriptor& y = between(false);
-    Descriptor kind(CUDNN_BACKEND_REDUCTION_DESCRIPTOR);
-    kind.set(CUDNN_ATTR_REDUCTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, CUDNN_DATA_FLOAT);
-    kind.set(CUDNN_ATTR_REDUCTION_OPERATOR, CUDNN_TYPE_REDUCTION_OPERATOR_TYPE, mode).finalize();
-    Descriptor op(CUDNN_BACKEND_OPERATION_REDUCTION_DESCRIPTOR);
-    op.set(CUDNN_ATTR_OPERATION_REDUCTION_DESC, keep(std::move(kind)));
-    op.set(CUDNN_ATTR_OPERATION_REDUCTION_XDESC, x).set(CUDNN_ATTR_OPERATION_REDUCTION_YDESC, y).finalize();
-    operations_.push_back(std::move(op));
-    return y;
+    return unstored({1, p_.heads, p_.queries, all ? p_.keys : 1}, type);
   }
 
   // The logarithm of the sum is part of the pattern that cuDNN knows, though nobody reads it.
   void taken_apart() {
     const Descriptor& products = between(true);
     product(stored(kQ, p_.queries, p_.heads, p_.q), stored(kK, p_.keys, p_.kv_heads, p_.k, true), products);
-    const Descriptor& scores = pointwise(CUDNN_POINTWISE_MUL, products, &scale(), between(true));
-    const Descriptor& top = reduction(CUDNN_REDUCE_TENSOR_MAX, scores);
+    const Descriptor& scores = pointwise(CUDNN_POINTWISE_MUL, products, &number(kScale, true), between(true));
+    const Descriptor& top = reduction(CUDNN_REDUCE_TENSOR_MAX, scores, between(false));
     const Descriptor& below = pointwise(CUDNN_POINTWISE_SUB, scores, &top, between(true));
     const Descriptor& weights = pointwise(CUDNN_POINTWISE_EXP, below, nullptr, between(true));
-    const Descriptor& sum = reduction(CUDNN_REDUCE_TENSOR_ADD, weights);
+    const Descriptor& sum = reduction(CUDNN_REDUCE_TENSOR_ADD, weights, between(false));
     const Descriptor& log_sum = pointwise(CUDNN_POINTWISE_LOG, sum, nullptr, between(false));
     pointwise(CUDNN_POINTWISE_ADD, top, &log_sum, between(false));
     const Descriptor& shares = pointwise(CUDNN_POINTWISE_DIV, weights, &sum, between(true, data_type(p_.dtype)));
@@ -158,9 +83,6 @@ class GraphBuilder {
   }
 
   const AttentionProblem& p_;
-  int64_t count_ = 0;
-  std::vector<std::unique_ptr<Descriptor>> kept_;
-  std::vector<Descriptor> operations_;
 };
 
 // On the device; not by the default stream, which must not be used while another one records.
@@ -238,24 +160,11 @@ bool runs(const Plan& plan, const AttentionProblem& p) {
 // The plan of one engine configuration; null when it does not do.
 std::shared_ptr<const Plan> try_engine(const Descriptor& config, cudnnHandle_t handle,
                                        const AttentionProblem& problem) {
-  Descriptor engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
-  cudnnBackendDescriptor_t raw = engine.raw();
-  if (config.get(CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &raw) != 1) return nullptr;
-  cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
-  int64_t count =
-      engine.get(CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, CUDNN_NUMERICAL_NOTE_TYPE_COUNT, notes);
-  for (int64_t i = 0; i < std::min<int64_t>(count, CUDNN_NUMERICAL_NOTE_TYPE_COUNT); ++i) {
-    if (notes[i] == CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) return nullptr;
-  }
-  Descriptor plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
-  plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, handle);
-  plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config).finalize();
-  int64_t workspace = 0;
-  if (plan.get(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &workspace) != 1) return nullptr;
-  if (workspace > kWorkspaceLimit) return nullptr;
+  std::optional<EnginePlan> plan = steady_plan(config, handle);
+  if (!plan) return nullptr;
   std::shared_ptr<const int32_t> counts;
   if (problem.cut) counts = numbers_there({static_cast<int32_t>(problem.queries), static_cast<int32_t>(problem.keys)});
-  auto made = std::make_shared<Plan>(std::move(plan), handle, static_cast<size_t>(workspace), std::move(counts));
+  auto made = std::make_shared<Plan>(std::move(plan->plan), handle, plan->workspace, std::move(counts));
   return runs(*made, problem) ? made : nullptr;
 }
 

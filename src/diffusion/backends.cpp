@@ -40,9 +40,9 @@ int parse_device(const std::string& name) {
 
 Runtime make_runtime(const std::string& device, const std::string& dtype, int threads, const std::atomic<bool>* stop,
                      const std::string& attention) {
-  constexpr const char* kAttention[] = {"auto", "flash", "cudnn", "math"};
+  constexpr const char* kAttention[] = {"auto", "flash", "cudnn", "math", "fp8"};
   if (std::find(std::begin(kAttention), std::end(kAttention), attention) == std::end(kAttention))
-    fail(ErrorKind::usage, "unknown attention '" + attention + "' (known: auto, flash, cudnn, math)");
+    fail(ErrorKind::usage, "unknown attention '" + attention + "' (known: auto, flash, cudnn, math, fp8)");
   int index = parse_device(device);
   Runtime runtime;
   runtime.dtype = parse_dtype(dtype, index >= 0);

@@ -20,8 +20,9 @@ struct Runtime {
 // `device`: "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:N"; `dtype`: "auto" (float32 on the CPU, bfloat16
 // on a GPU), "float32", "bfloat16" or "float16"; `threads` 0: one per physical core. Throws Error(usage) for a name
 // that is not known, Error(resource) with what is missing when a GPU was asked for and cannot be used. `attention`:
-// which kernels compute softmax attention, "auto", "flash" (our own), "cudnn" or "math" (products and softmax one after
-// another, in float32); where the one asked for cannot, another does.
+// which kernels compute softmax attention, "auto", "flash" (our own), "cudnn", "math" (products and softmax one after
+// another, in float32) or "fp8" (cuDNN's, of 8-bit codes: less exact, and never chosen by "auto"); where the one asked
+// for cannot, another does.
 Runtime make_runtime(const std::string& device, const std::string& dtype, int threads, const std::atomic<bool>* stop,
                      const std::string& attention = "auto");
 

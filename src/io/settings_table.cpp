@@ -45,9 +45,10 @@ constexpr SettingDef kTable[] = {
      .type = choice,
      .flags = "--attention",
      .commands = "generate inspect eval bench",
-     .doc = "Kernels for softmax attention: our own, cuDNN's, or plain products; auto: the fastest for each shape",
+     .doc = "Kernels for softmax attention: our own, cuDNN's, plain products, or cuDNN's of 8-bit codes; auto: the "
+            "fastest for each shape but 8-bit",
      .fallback = "auto",
-     .choices = "auto|flash|cudnn|math"},
+     .choices = "auto|flash|cudnn|math|fp8"},
     {.key = "compute.threads",
      .type = integer,
      .flags = "-t,--threads",
