@@ -223,35 +223,46 @@ struct GatedStrip {
     put(buffer, to, values);
   }
 
-  template <class W>
-  __device__ void load_weights(const W* w) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-#pragma unroll
-      for (int v = 0; v < 2; ++v) {
-        int c = min(channel + v, a.half - 1) + h * a.half;
-#pragma unroll
-        for (int k = 0; k < 9; ++k) weight[h][k][v] = to_float(w[int64_t{c} * 9 + k]);
-      }
+  // Calls f with `values` as a pointer to its type, once for many loads: each of them apart would wait for the last.
+  template <class F>
+  __device__ static void with_type(const void* values, DType type, F&& f) {
+    switch (type) {
+      case DType::f16: f(static_cast<const __half*>(values)); break;
+      case DType::bf16: f(static_cast<const __nv_bfloat16*>(values)); break;
+      default: f(static_cast<const float*>(values)); break;
     }
   }
 
+  __device__ int channel_of(int h, int v) const { return min(channel + v, a.half - 1) + h * a.half; }
+
   __device__ void load_constants() {
-    switch (a.weight_type) {
-      case DType::f16: load_weights(static_cast<const __half*>(a.w)); break;
-      case DType::bf16: load_weights(static_cast<const __nv_bfloat16*>(a.w)); break;
-      default: load_weights(static_cast<const float*>(a.w)); break;
-    }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
       for (int v = 0; v < 2; ++v) {
-        int c = min(channel + v, a.half - 1) + h * a.half;
-        bias[h][v] = a.bias ? load_float(a.bias, a.bias_type, c) : 0.0f;
+        bias[h][v] = 0;
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) sums[0][j][h][v] = sums[1][j][h][v] = 0;
       }
     }
+    with_type(a.w, a.weight_type, [&](const auto* w) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int v = 0; v < 2; ++v) {
+#pragma unroll
+          for (int k = 0; k < 9; ++k) weight[h][k][v] = to_float(w[int64_t{channel_of(h, v)} * 9 + k]);
+        }
+      }
+    });
+    if (!a.bias) return;
+    with_type(a.bias, a.bias_type, [&](const auto* b) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int v = 0; v < 2; ++v) bias[h][v] = to_float(b[channel_of(h, v)]);
+      }
+    });
   }
 
   __device__ void store(int j, const float (&done)[2][2]) const {
