@@ -231,7 +231,8 @@ void measure(const Case& c, const Runtime& runtime) {
 }
 
 // Each form of the gated depthwise convolution, beside the present one, for the sizes of Sana: microseconds, and the
-// largest difference from the present one's result where there is any.
+// largest difference from the present one's result where there is any. v8 leaves out the input's activation, to show
+// what it costs; vN/R cuts the height into strips of R rows.
 void compare_glu(const Runtime& runtime) {
   struct Sizes {
     const char* name;
@@ -246,7 +247,7 @@ void compare_glu(const Runtime& runtime) {
     Tensor expected;
     std::printf("%-10s", sizes.name);
     auto height = static_cast<int>(sizes.x[1]);
-    std::vector<int> variants{-1, 0, 1, 2, 3, 4, 5, 6, 7};
+    std::vector<int> variants{-1, 0, 1, 2, 3, 4, 5, 6, 7, 8};
     for (int part : {1, 2, 4, 8}) variants.push_back(height / part * 10);
     for (int part : {1, 4}) variants.push_back(height / part * 10 + 1);
     for (int variant : variants) {
@@ -268,7 +269,7 @@ void compare_glu(const Runtime& runtime) {
       if (variant < 0) expected = y;
       std::printf(" | %s%d%s %.1f", variant < 0 ? "old" : "v", variant < 0 ? 0 : variant % 10,
                   variant < 10 ? "" : ("/" + std::to_string(variant / 10)).c_str(), totals[3] * 1e6);
-      if (std::memcmp(y.raw(), expected.raw(), y.bytes()) != 0) {
+      if (variant != 8 && std::memcmp(y.raw(), expected.raw(), y.bytes()) != 0) {
         double most = 0;
         int64_t count = 0;
         for (int64_t i = 0; i < y.numel(); ++i) {
