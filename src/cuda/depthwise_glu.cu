@@ -208,6 +208,7 @@ bool supports_depthwise_glu(const StepSpec& spec) {
 }
 
 Step make_depthwise_glu(const StepSpec& spec) {
+  if (depthwise_glu_variant >= 0) return make_depthwise_glu_rows(spec);
   const Shape& x = spec.inputs[0].shape;
   Gated a{};
   a.weight_type = spec.inputs[1].dtype;

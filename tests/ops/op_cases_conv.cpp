@@ -50,6 +50,8 @@ void add_conv_cases(std::vector<OpCase>& c) {
   glu3("depthwise_glu/one", {3, 1, 1, 4}, "silu", false);
   glu3("depthwise_glu/odd", {2, 13, 19, 6}, "silu", false);
   glu3("depthwise_glu/tall", {1, 41, 9, 132}, "silu", false);
+  glu3("depthwise_glu/strips", {1, 5, 71, 72}, "silu", false);
+  glu3("depthwise_glu/plain_strips", {1, 4, 35, 24}, "none", false);
   c.push_back({.name = "depthwise_glu/no_bias",
                .shapes = {{1, 18, 8, 64}, {64, 1, 3, 3}},
                .build = [](In in) { return depthwise_glu(in[0], in[1], {}, "relu"); },
