@@ -43,6 +43,7 @@ bool supports_group_norm(const StepSpec& spec);
 Step make_layer_norm_rows(const StepSpec& spec);
 Step make_rms_norm_rows(const StepSpec& spec);
 Step make_mul_add_rows(const StepSpec& spec);
+Step make_mul_add_norm(const StepSpec& spec);
 bool supports_mul_add_rows(const StepSpec& spec);
 
 // cublaslt.cpp

@@ -172,8 +172,9 @@ TEST(CudaMmditSteps, NothingIsCopiedInItsBlocks) {
   EXPECT_EQ(steps["rms_norm_rope"], 4);  // of image tokens, and in the one-stream block
   EXPECT_EQ(steps["rms_norm"], 2);       // of text tokens
   EXPECT_EQ(steps["rope"], 0);
-  EXPECT_EQ(steps["layer_norm"], 6);
-  EXPECT_EQ(steps["mul_add"], 5);
+  EXPECT_EQ(steps["mul_add_norm"], 2);  // between attention and MLP of the two streams
+  EXPECT_EQ(steps["layer_norm"], 4);
+  EXPECT_EQ(steps["mul_add"], 3);
   EXPECT_EQ(steps["slice"], 0);
   EXPECT_EQ(steps["permute"], 0);
   // The tables of positions and the features of time are made once a run.

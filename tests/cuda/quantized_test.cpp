@@ -168,6 +168,43 @@ TEST(CudaFusedRows, SumsGiveTheBytesOfTwoSteps) {
   }
 }
 
+// Every number of groups that a thread takes, packed or not, and rows too long to be kept.
+TEST(CudaSumsAndNorms, GiveTheBitsOfTwoSteps) {
+  KINORA_NEEDS_GPU();
+  for (DType dtype : kTypes) {
+    for (int64_t k : {16, 21, 72, 203, 1000, 1152, 1536, 2048, 2240, 3072, 4096, 6144, 8192, 12296}) {
+      for (Shape shape : {Shape{3, 7, k}, Shape{1, 130, k}}) {
+        Tensor x = random_tensor(shape, 10, -2, 2).to(dtype);
+        for (bool modulated : {false, true}) {
+          auto build = [&](bool fused) {
+            auto graph = std::make_unique<Graph>();
+            Value in = graph->input("x", shape, dtype);
+            auto slice_of = [&](int64_t i) { return slice(in, 1, i, i + 1); };
+            Value y = affine(in, 0.5, 0.25), scale, shift, sum, normed;
+            if (modulated) scale = slice_of(1), shift = slice_of(2);
+            if (fused) {
+              Value both = mul_add_norm(slice_of(0), y, in, 1e-6, scale, shift);
+              sum = sum_of(both, shape, dtype);
+              normed = normed_of(both, shape, dtype);
+            } else {
+              sum = mul_add(slice_of(0), y, in);
+              graph->output("early", affine(sum, 2, 0));  // so that no pass joins them
+              normed = layer_norm(sum, 1e-6, scale, shift);
+            }
+            graph->output("sum", sum);
+            graph->output("normed", normed);
+            return graph;
+          };
+          auto got = run_on_gpu(*build(true), {{"x", x}}), expected = run_on_gpu(*build(false), {{"x", x}});
+          std::string what = std::string(dtype_name(dtype)) + " " + shape.str() + (modulated ? " modulated" : "");
+          expect_same_bytes(got.at("sum"), expected.at("sum"), "sum " + what);
+          expect_same_bytes(got.at("normed"), expected.at("normed"), "norm " + what);
+        }
+      }
+    }
+  }
+}
+
 // Slices that begin at no multiple of 16 bytes.
 TEST(CudaFusedRows, ReadAnySlice) {
   KINORA_NEEDS_GPU();
