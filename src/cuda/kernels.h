@@ -63,6 +63,8 @@ Step make_dequantize(const StepSpec& spec);
 Step make_dequantize_rows(const StepSpec& spec);
 Step make_quantized_linear(const StepSpec& spec);
 bool supports_quantized_linear(const StepSpec& spec);
+Step make_quantized_row_linear(const StepSpec& spec);  // row_linear.cu
+bool supports_quantized_row_linear(const StepSpec& spec);
 Step make_quantized_linear_rows(const StepSpec& spec);
 bool supports_quantized_linear_rows(const StepSpec& spec);
 

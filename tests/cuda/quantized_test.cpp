@@ -293,5 +293,27 @@ TEST(CudaQuantizedProduct, RowsStandAlone) {
   }
 }
 
+// One row for each item: the same bits for any number of items.
+TEST(CudaQuantizedProduct, ItemsStandAlone) {
+  KINORA_NEEDS_GPU();
+  constexpr int64_t kIn = 3072, kOut = 1801, kItems = 7;
+  for (QuantFormat format : {QuantFormat::int8_weights, QuantFormat::fp8_weights, QuantFormat::nvfp4}) {
+    for (DType dtype : kTypes) {
+      auto run = [&](const Tensor& x) {
+        Graph graph;
+        Value in = graph.input("x", x.shape(), dtype);
+        Value bias = graph.parameter("bias", random_tensor({kOut}, 8));
+        graph.output("y", quantized_linear(in, weight_of(graph, format, kOut, kIn), {.bias = bias, .act = "silu"}));
+        return run_on_gpu(graph, {{"x", x}}).at("y");
+      };
+      Tensor x = random_tensor({kItems, kIn}, 9, -2, 2).to(dtype), all = run(x);
+      for (int64_t i = 0; i < kItems; ++i) {
+        expect_same_bytes(run(x.rows(i, i + 1)), all.rows(i, i + 1),
+                          std::string(quant_format_name(format)) + " " + std::string(dtype_name(dtype)));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kinora::test
