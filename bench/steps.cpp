@@ -12,8 +12,10 @@
 #include "ops/attention.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
+#include "ops/fuse_quantized.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/quantize.h"
 #include "ops/shaping.h"
 
 using namespace kinora;
@@ -50,6 +52,36 @@ Value cross_attention(Value q, Value kv, int64_t count, const std::vector<int32_
     keys = q.graph().constant(Tensor::from({s[0]}, lengths));
   }
   return attention(x, part(2), part(3), bias, {.scale = 0.1}, keys);
+}
+
+// A gate, what it weighs, the stream, a scale and a shift.
+std::vector<Shape> gate_norm_shapes(int64_t batch, int64_t tokens, int64_t width) {
+  Shape x{batch, tokens, width}, one{batch, 1, width};
+  return {one, x, x, one, one};
+}
+Value gate_norm(std::span<const Value> x) { return mul_add_norm(x[0], x[1], x[2], 1e-6, x[3], x[4]); }
+Value gate_norm_rows(std::span<const Value> x) {
+  return mul_add_rows(x[0], x[1], x[2], QuantFormat::fp8, RowNorm{1e-6, x[3], x[4]});
+}
+Value gate_rows(std::span<const Value> x) { return mul_add_rows(x[0], x[1], x[2], QuantFormat::fp8); }
+Value norm_rows(std::span<const Value> x) { return layer_norm_rows(x[2], QuantFormat::fp8, 1e-6, x[3], x[4]); }
+Value rows(std::span<const Value> x) { return quantize_rows(x[0], QuantFormat::fp8); }
+
+// Weights of zeros, 1.0 and 0.56 bytes each.
+Value modulation(Value x, QuantFormat format) {
+  Graph& graph = x.graph();
+  constexpr int64_t kRows = 18432;
+  auto zeros = [&](const char* name, const Shape& shape, DType dtype) {
+    return graph.parameter(name, Tensor::zeros(shape, dtype));
+  };
+  bool blocks = format == QuantFormat::nvfp4;
+  Shape shape{kRows, x.shape()[-1]};
+  QuantizedWeight weight{format,
+                         zeros("codes", blocks ? Shape{kRows, shape[1] / 2} : shape, code_type(format)),
+                         zeros("scale", scale_shape(format, shape), scale_type(format)),
+                         {}};
+  if (blocks) weight.scale_2 = zeros("scale_2", {}, DType::f32);
+  return quantized_linear(x, weight, {.bias = zeros("bias", {kRows}, DType::bf16)});
 }
 
 std::vector<Case> cases() {
@@ -127,6 +159,24 @@ std::vector<Case> cases() {
       {"norm-1.6b",
        {{2, 1024, 2240}, {2, 1, 2240}, {2, 1, 2240}},
        [](In x) { return layer_norm(x[0], 1e-6, x[1], x[2]); }},
+      {"gate-norm-1.6b", gate_norm_shapes(2, 1024, 2240), gate_norm},
+      {"gate-norm-1.6b-4k", gate_norm_shapes(2, 16384, 2240), gate_norm},
+      {"gate-norm-0.6b", gate_norm_shapes(2, 1024, 1152), gate_norm},
+      {"gate-norm-mmdit", gate_norm_shapes(1, 8828, 3072), gate_norm},
+      {"gate-norm-rows-1.6b", gate_norm_shapes(2, 1024, 2240), gate_norm_rows},
+      {"gate-norm-rows-mmdit", gate_norm_shapes(1, 8828, 3072), gate_norm_rows},
+      {"gate-rows-1.6b", gate_norm_shapes(2, 1024, 2240), gate_rows},
+      {"norm-rows-1.6b", gate_norm_shapes(2, 1024, 2240), norm_rows},
+      {"rows-1.6b", {{2, 1024, 2240}}, rows},
+      {"rows-1.6b-glu", {{2, 1024, 5600}}, rows},
+      {"rows-mmdit-mlp", {{1, 8316, 12288}}, rows},
+      {"rows-mmdit-both", {{1, 8828, 15360}}, rows},
+      {"norm-1.6b-4k",
+       {{2, 16384, 2240}, {2, 1, 2240}, {2, 1, 2240}},
+       [](In x) { return layer_norm(x[0], 1e-6, x[1], x[2]); }},
+      {"gate-1.6b-4k",
+       {{2, 1, 2240}, {2, 16384, 2240}, {2, 16384, 2240}},
+       [](In x) { return mul_add(x[0], x[1], x[2]); }},
       {"gate-1.6b", {{2, 1, 2240}, {2, 1024, 2240}, {2, 1024, 2240}}, [](In x) { return mul_add(x[0], x[1], x[2]); }},
       {"rms-add-dcae",
        {{1, 1024, 1024, 128}, {1, 1024, 1024, 128}, {128}, {128}},
@@ -175,6 +225,9 @@ std::vector<Case> cases() {
       {"norm-mmdit",
        {{1, 8828, 3072}, {1, 1, 3072}, {1, 1, 3072}},
        [](In x) { return layer_norm(x[0], 1e-6, x[1], x[2]); }},
+      {"modulation-mmdit-int8", {{1, 1, 3072}}, [](In x) { return modulation(x[0], QuantFormat::int8_weights); }},
+      {"modulation-mmdit-fp8", {{1, 1, 3072}}, [](In x) { return modulation(x[0], QuantFormat::fp8_weights); }},
+      {"modulation-mmdit-nvfp4", {{1, 1, 3072}}, [](In x) { return modulation(x[0], QuantFormat::nvfp4); }},
       {"modulation-mmdit", {{1, 1, 3072}, {27648, 3072}, {27648}}, [](In x) { return linear(x[0], x[1], x[2]); }},
       {"gate-mmdit", {{1, 1, 3072}, {1, 8828, 3072}, {1, 8828, 3072}}, [](In x) { return mul_add(x[0], x[1], x[2]); }},
       {"gated-gelu-t5",
@@ -222,7 +275,7 @@ void measure(const Case& c, const Runtime& runtime) {
     }
   }
   Value y = c.build(inputs);
-  bytes += static_cast<size_t>(y.shape().numel()) * 2;
+  bytes += static_cast<size_t>(y.shape().numel()) * dtype_size(y.dtype());
   graph.output("y", y);
   Executable exe = compile(graph, *runtime.backend, runtime.context);
   std::vector<double> totals;

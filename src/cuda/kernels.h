@@ -43,6 +43,7 @@ bool supports_group_norm(const StepSpec& spec);
 Step make_layer_norm_rows(const StepSpec& spec);
 Step make_rms_norm_rows(const StepSpec& spec);
 Step make_mul_add_rows(const StepSpec& spec);
+Step make_mul_add_norm(const StepSpec& spec);
 bool supports_mul_add_rows(const StepSpec& spec);
 
 // cublaslt.cpp
@@ -62,6 +63,8 @@ Step make_dequantize(const StepSpec& spec);
 Step make_dequantize_rows(const StepSpec& spec);
 Step make_quantized_linear(const StepSpec& spec);
 bool supports_quantized_linear(const StepSpec& spec);
+Step make_quantized_row_linear(const StepSpec& spec);  // row_linear.cu
+bool supports_quantized_row_linear(const StepSpec& spec);
 Step make_quantized_linear_rows(const StepSpec& spec);
 bool supports_quantized_linear_rows(const StepSpec& spec);
 

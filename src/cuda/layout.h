@@ -26,7 +26,7 @@ struct Layout {
 #pragma unroll
     for (int axis = kMaxAxes - 1; axis >= 0; --axis) {
       if (axis >= rank) continue;
-      uint32_t next = index / extents[axis], at = index - next * extents[axis];
+      uint32_t next = axis > 0 ? index / extents[axis] : 0, at = index - next * extents[axis];
 #pragma unroll
       for (int t = 0; t < N; ++t) out[t] += at * strides[t][axis];
       index = next;

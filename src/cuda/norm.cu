@@ -12,6 +12,8 @@ namespace kinora::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+// Of a block in which `lanes` threads share a row.
+constexpr int block_size(int lanes) { return kThreads % lanes == 0 ? kThreads : lanes; }
 
 enum class Stats : uint8_t { none, rms, layer };
 
@@ -27,9 +29,9 @@ struct Kind {
 struct NormArgs {
   const void *x, *a, *b, *residual;  // residual: with a sum, its factor
   const void* gate;
-  void* out;       // of x's type: the result or the sum
-  uint8_t* codes;  // quantized rows
-  Layout<5> rows;  // where each row begins, in elements: of x, a, b, residual, gate
+  void *out, *sum;  // of x's type
+  uint8_t* codes;   // quantized rows, in place of out
+  Layout<5> rows;   // where each row begins, in elements: of x, a, b, residual, gate
   int64_t width;
   float eps, offset;
   bool fp8;  // of codes
@@ -45,7 +47,7 @@ __device__ float lanes_sum(float x, float* shared) {
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
     __syncthreads();
     x = 0;
-    int first = threadIdx.x / Lanes * kWarps;
+    int first = static_cast<int>(threadIdx.x) / Lanes * kWarps;
     for (int i = 0; i < kWarps; ++i) x += shared[first + i];
     __syncthreads();
   }
@@ -65,14 +67,27 @@ __device__ RowsOut rows_out_of(const NormArgs& p) {
   return {p.codes, reinterpret_cast<float*>(p.codes + p.rows.count * p.width), p.fp8};
 }
 
+// One element, or a pack of them as words, which take half the registers of numbers.
+template <class T, int Group>
+using Held = std::conditional_t<Group == 1, T, uint4>;
+
+template <class T, int Group>
+__device__ Held<T, Group> hold(const T* address) {
+  return *reinterpret_cast<const Held<T, Group>*>(address);
+}
+
+template <class T, int Group>
+__device__ void numbers_of(const Held<T, Group>& held, float (&out)[Group]) {
+  if constexpr (Group == 1) {
+    out[0] = to_float(held);
+  } else {
+    unpack<T>(held, out);
+  }
+}
+
 template <class T, int Group>
 __device__ void read_group(const T* address, float (&out)[Group]) {
-  if constexpr (Group == 1) {
-    out[0] = to_float(*address);
-  } else {
-    Pack<T> pack = load_pack(address);
-    for (int i = 0; i < Group; ++i) out[i] = to_float(pack.values[i]);
-  }
+  numbers_of<T, Group>(hold<T, Group>(address), out);
 }
 
 template <class T, int Group>
@@ -80,73 +95,103 @@ __device__ void write_group(T* address, const float (&y)[Group]) {
   struct alignas(sizeof(T) * Group) Few {
     T values[Group];
   } few;
+#pragma unroll
   for (int i = 0; i < Group; ++i) few.values[i] = from_float<T>(y[i]);
   *reinterpret_cast<Few*>(address) = few;
 }
 
-// x becomes gate · factor + x as the sum's type holds it.
-template <class T, int Group>
-__device__ void add_product(const T* gate, const T* factor, T* sum, float (&x)[Group]) {
-  float g[Group], f[Group];
-  read_group<T, Group>(gate, g);
-  read_group<T, Group>(factor, f);
-  for (int i = 0; i < Group; ++i) x[i] = to_float(from_float<T>(fmaf(g[i], f[i], x[i])));
-  write_group<T, Group>(sum, x);
+// gate · factor + x as x's type holds it.
+template <class T>
+__device__ float summed(float gate, float factor, float x) {
+  return to_float(from_float<T>(fmaf(gate, factor, x)));
+}
+
+// Takes a thread's part of a row that begins at at[0], or of the sum, which it writes. Loads come before what is
+// stored: several of them are then on their way at once.
+template <class T, int Group, int Groups, int Lanes, class K>
+__device__ void take_row(const NormArgs& p, const int64_t (&at)[5], int64_t row, int width,
+                         float (&values)[Groups][Group]) {
+  constexpr int kAtOnce = Groups <= 3 ? Groups : (Groups % 3 == 0 ? 3 : 4);
+  int lane = static_cast<int>(threadIdx.x) % Lanes;
+  const auto* x = static_cast<const T*>(p.x) + at[0];
+#pragma unroll
+  for (int first = 0; first < Groups; first += kAtOnce) {
+    Held<T, Group> own[kAtOnce] = {}, gate[kAtOnce] = {}, factor[kAtOnce] = {};
+#pragma unroll
+    for (int g = 0; g < kAtOnce; ++g) {
+      int column = ((first + g) * Lanes + lane) * Group;
+      if (column >= width) continue;
+      own[g] = hold<T, Group>(x + column);
+      if constexpr (K::kSummed) {
+        factor[g] = hold<T, Group>(static_cast<const T*>(p.residual) + at[3] + column);
+        gate[g] = hold<T, Group>(static_cast<const T*>(p.gate) + at[4] + column);
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kAtOnce; ++g) {
+      float(&taken)[Group] = values[first + g];
+      numbers_of<T, Group>(own[g], taken);
+      if constexpr (K::kSummed) {
+        float weight[Group], weighed[Group];
+        numbers_of<T, Group>(gate[g], weight);
+        numbers_of<T, Group>(factor[g], weighed);
+#pragma unroll
+        for (int i = 0; i < Group; ++i) taken[i] = summed<T>(weight[i], weighed[i], taken[i]);
+        int column = ((first + g) * Lanes + lane) * Group;
+        if (column < width) write_group<T, Group>(static_cast<T*>(p.sum) + row * p.width + column, taken);
+      }
+    }
+  }
 }
 
 // Rows of at most Lanes · Groups groups of Group elements, kept in registers between the passes. From T to U.
 template <class T, class U, int Group, int Groups, int Lanes, class K>
-__global__ void norm_kernel(const __grid_constant__ NormArgs p) {
-  __shared__ float shared[kThreads / 32];
-  int lane = threadIdx.x % Lanes;
-  int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / Lanes;
+__global__ void __launch_bounds__(block_size(Lanes)) norm_kernel(const __grid_constant__ NormArgs p) {
+  constexpr int kBlock = block_size(Lanes);
+  __shared__ float shared[kBlock / 32];
+  int lane = static_cast<int>(threadIdx.x) % Lanes, width = static_cast<int>(p.width);
+  int64_t row = int64_t{blockIdx.x} * (kBlock / Lanes) + static_cast<int>(threadIdx.x) / Lanes;
   bool active = row < p.rows.count;
   int64_t at[5] = {};
   if (active) p.rows.offsets(static_cast<uint32_t>(row), at);
-  const auto* x = static_cast<const T*>(p.x) + at[0];
   float values[Groups][Group];
+  take_row<T, Group, Groups, Lanes, K>(p, at, row, active ? width : 0, values);
   float total = 0;
-  for (int g = 0; g < Groups; ++g) {
-    int64_t column = (int64_t{g} * Lanes + lane) * Group;
-    if (active && column < p.width) {
-      read_group<T, Group>(x + column, values[g]);
-      if constexpr (K::kSummed) {
-        add_product<T, Group>(static_cast<const T*>(p.gate) + at[4] + column,
-                              static_cast<const T*>(p.residual) + at[3] + column,
-                              static_cast<T*>(p.out) + row * p.width + column, values[g]);
-      }
-    } else {
-      for (int i = 0; i < Group; ++i) values[g][i] = 0;
-    }
-    if (K::kLayer) {
+  if constexpr (K::kLayer) {
+#pragma unroll
+    for (int g = 0; g < Groups; ++g) {
+#pragma unroll
       for (int i = 0; i < Group; ++i) total += values[g][i];
     }
   }
   float mean = K::kLayer ? lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) : 0, scale = 1;
   if constexpr (K::kStats != Stats::none) {
     total = 0;
+#pragma unroll
     for (int g = 0; g < Groups; ++g) {
-      int64_t column = (int64_t{g} * Lanes + lane) * Group;
-      if (column >= p.width) continue;
+      if ((g * Lanes + lane) * Group >= width) continue;
+#pragma unroll
       for (int i = 0; i < Group; ++i) {
-        float centred = values[g][i] - mean;
-        total += centred * centred;
+        if constexpr (K::kLayer) values[g][i] -= mean;
+        total += values[g][i] * values[g][i];
       }
     }
     scale = rsqrtf(lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) + p.eps);
   }
   if (!K::kCoded && !active) return;
   uint32_t peak = 0;
+#pragma unroll
   for (int g = 0; g < Groups; ++g) {
-    int64_t column = (int64_t{g} * Lanes + lane) * Group;
-    if (!active || column >= p.width) continue;
+    int column = (g * Lanes + lane) * Group;
+    if (!active || column >= width) continue;
     float a[Group] = {}, b[Group] = {}, r[Group] = {};
     if (p.a) read_group<T, Group>(static_cast<const T*>(p.a) + at[1] + column, a);
     if (p.b) read_group<T, Group>(static_cast<const T*>(p.b) + at[2] + column, b);
     if (!K::kSummed && p.residual) read_group<T, Group>(static_cast<const T*>(p.residual) + at[3] + column, r);
     float y[Group];
+#pragma unroll
     for (int i = 0; i < Group; ++i) {
-      y[i] = result_of<K>(p, (values[g][i] - mean) * scale, a[i], b[i], r[i]);
+      y[i] = result_of<K>(p, values[g][i] * scale, a[i], b[i], r[i]);
       if constexpr (K::kCoded) {
         values[g][i] = to_float(from_float<U>(y[i]));
         peak = max(peak, magnitude_bits(values[g][i]));
@@ -155,14 +200,15 @@ __global__ void norm_kernel(const __grid_constant__ NormArgs p) {
     if constexpr (!K::kCoded) write_group<U, Group>(static_cast<U*>(p.out) + row * p.width + column, y);
   }
   if constexpr (K::kCoded) {
-    __shared__ uint32_t peaks[kThreads / 32];
+    __shared__ uint32_t peaks[kBlock / 32];
     RowsOut out = rows_out_of(p);
     RowScaleOnDevice row_scale = row_scale_of(lanes_max<Lanes>(peak, peaks), out.fp8);
     if (!active) return;
     if (lane == 0) out.scales[row] = row_scale.scale;
+#pragma unroll
     for (int g = 0; g < Groups; ++g) {
-      int64_t column = (int64_t{g} * Lanes + lane) * Group;
-      if (column < p.width) store_codes(out.codes + row * p.width + column, values[g], row_scale.inverse, out.fp8);
+      int column = (g * Lanes + lane) * Group;
+      if (column < width) store_codes(out.codes + row * p.width + column, values[g], row_scale.inverse, out.fp8);
     }
   }
 }
@@ -175,11 +221,10 @@ __global__ void wide_norm_kernel(const __grid_constant__ NormArgs p) {
   p.rows.offsets(static_cast<uint32_t>(row), at);
   const auto* x = static_cast<const T*>(p.x) + at[0];
   if constexpr (K::kSummed) {  // a thread reads back only what it wrote
-    T* sum = static_cast<T*>(p.out) + row * p.width;
+    T* sum = static_cast<T*>(p.sum) + row * p.width;
     const auto *gate = static_cast<const T*>(p.gate) + at[4], *factor = static_cast<const T*>(p.residual) + at[3];
     for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
-      float value[1] = {to_float(x[c])};
-      add_product<T, 1>(gate + c, factor + c, sum + c, value);
+      sum[c] = from_float<T>(summed<T>(to_float(gate[c]), to_float(factor[c]), to_float(x[c])));
     }
     x = sum;
   }
@@ -221,13 +266,14 @@ template <class T, class U, int Group, class K>
 bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
   auto run = [&]<int Groups, int Lanes>() {
     if (p.width > int64_t{Groups} * Lanes * Group) return false;
-    auto blocks = static_cast<unsigned>(ceil_div(p.rows.count * Lanes, kThreads));
-    norm_kernel<T, U, Group, Groups, Lanes, K><<<blocks, kThreads, 0, stream>>>(p);
+    auto blocks = static_cast<unsigned>(ceil_div(p.rows.count, block_size(Lanes) / Lanes));
+    norm_kernel<T, U, Group, Groups, Lanes, K><<<blocks, block_size(Lanes), 0, stream>>>(p);
     return true;
   };
   return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<2, 16>() ||
-         run.template operator()<2, 32>() || run.template operator()<2, 64>() || run.template operator()<2, 128>() ||
-         run.template operator()<3, 128>() || run.template operator()<6, 128>() || run.template operator()<8, 128>();
+         run.template operator()<2, 32>() || run.template operator()<2, 64>() || run.template operator()<3, 64>() ||
+         run.template operator()<2, 128>() || run.template operator()<3, 96>() || run.template operator()<3, 128>() ||
+         run.template operator()<4, 128>() || run.template operator()<6, 128>() || run.template operator()<8, 128>();
 }
 
 template <class T, class U, class K>
@@ -235,7 +281,8 @@ void launch(const NormArgs& p, cudaStream_t stream) {
   constexpr int kGroup = Pack<T>::kSize;
   auto address = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.a) |
                  reinterpret_cast<uintptr_t>(p.b) | reinterpret_cast<uintptr_t>(p.residual) |
-                 reinterpret_cast<uintptr_t>(p.gate) | reinterpret_cast<uintptr_t>(p.out);
+                 reinterpret_cast<uintptr_t>(p.gate) | reinterpret_cast<uintptr_t>(p.out) |
+                 reinterpret_cast<uintptr_t>(p.sum);
   bool packs = address % 16 == 0 && p.width % kGroup == 0;
   for (int t = 0; t < 5; ++t) {
     for (int axis = 0; axis < p.rows.rank; ++axis) packs = packs && p.rows.strides[t][axis] % kGroup == 0;
@@ -293,7 +340,7 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
   if (K::kCoded) p.fp8 = quant_format_from_name(spec.node.attrs.text("format")) == QuantFormat::fp8;
   DType from = spec.inputs[0].dtype, to = norm_type(spec);
   Step step;
-  step.in_place = !K::kCoded && from == to && spec.strides[0] == contiguous_strides(shape);
+  step.in_place = !K::kCoded && !K::kSummed && from == to && spec.strides[0] == contiguous_strides(shape);
   step.run = [=](const StepArgs& args) {
     if (p.rows.count == 0 || p.width == 0) return;
     auto input = [&](int place) { return place < 0 ? nullptr : args.in[static_cast<size_t>(place)]; };
@@ -303,8 +350,10 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
     full.b = input(places.b);
     full.residual = input(places.residual);
     full.gate = input(places.gate);
-    full.out = args.out;
-    full.codes = static_cast<uint8_t*>(args.out) + (K::kSummed ? rows_offset({shape, from}) : 0);
+    auto* made = static_cast<uint8_t*>(args.out) + (K::kSummed ? bytes_before_made({shape, from}) : 0);
+    if (K::kSummed) full.sum = args.out;
+    full.out = K::kCoded ? nullptr : made;
+    full.codes = K::kCoded ? made : nullptr;
     launch<K>(full, from, to, stream_of(args));
   };
   return step;
@@ -356,6 +405,10 @@ Step make_mul_add_rows(const StepSpec& spec) {
   Places places{place(spec, 3), place(spec, 4), 1, 0, 2};
   if (!spec.node.attrs.integer("norm")) return norm_step<Kind<Stats::none, true, true>>(spec, places, 1);
   return norm_step<Kind<Stats::layer, true, true>>(spec, places, 1);
+}
+
+Step make_mul_add_norm(const StepSpec& spec) {
+  return norm_step<Kind<Stats::layer, false, true>>(spec, {place(spec, 3), place(spec, 4), 1, 0, 2}, 1);
 }
 
 Step make_rms_norm_add(const StepSpec& spec) {

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
   uint32_t index = blockIdx.x * kThreads + threadIdx.x, row = index / groups;
   if (row >= d.rows) return;
   int64_t column = int64_t{index - row * groups} * V, at = row * f.columns + column;
-  auto sums = *reinterpret_cast<const Few<S, V>*>(static_cast<const S*>(d.sums) + at);
+  auto sums = *reinterpret_cast<const Few<S, V>*>(static_cast<const S*>(d.sums) + row * f.sums_row + column);
   float y[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) y[v] = as_float(sums.values[v]);
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
   Few<T, V> result;
 #pragma unroll
   for (int v = 0; v < V; ++v) result.values[v] = from_float<T>(y[v]);
-  *reinterpret_cast<Few<T, V>*>(static_cast<T*>(d.out) + at) = result;
+  *reinterpret_cast<Few<T, V>*>(static_cast<T*>(d.out) + row * f.out_row + column) = result;
 }
 
 template <class S, class T>
@@ -85,13 +85,16 @@ void launch(const ProductFinish& f, const ProductFinish::Data& d, cudaStream_t s
 void ProductFinish::enqueue(cudaStream_t stream, const Data& d) const {
   if (d.rows * columns == 0) return;
   if (d.rows * columns >= int64_t{1} << 32) fail(ErrorKind::internal, "a product is beyond what CUDA kernels index");
+  ProductFinish full = *this;
+  if (!full.sums_row) full.sums_row = columns;
+  if (!full.out_row) full.out_row = columns;
   with_float(dtype, [&]<class T>(T) {
     if (sums == DType::i32) {
-      launch<int32_t, T>(*this, d, stream);
+      launch<int32_t, T>(full, d, stream);
     } else if (sums == DType::f32) {
-      launch<float, T>(*this, d, stream);
+      launch<float, T>(full, d, stream);
     } else {
-      launch<T, T>(*this, d, stream);
+      launch<T, T>(full, d, stream);
     }
   });
 }

@@ -11,10 +11,12 @@ struct ProductFinish {
   DType dtype = DType::f32, bias_type = DType::f32;
   Act act = Act::none;
   int64_t columns = 0;
-  Layout<1> gates{};  // where the gate of each row begins
+  int64_t sums_row = 0, out_row = 0;  // elements from one row to the next; 0: columns
+  Layout<1> gates{};                  // where the gate of each row begins
 
-  // Null pointers: not there. `residual` and `out` [rows, columns] and `sums` may be the same memory, when the types
-  // are; `first_row`: of the result, which the gates belong to. All of device memory, 16-byte aligned but for the gate.
+  // Null pointers: not there. `residual` and `out` [rows, columns] and `sums` may be the same memory, when types and
+  // rows are alike; `first_row`: of the result, which the gates belong to. All of device memory, 16-byte aligned but
+  // for the gate, and so are rows that lie apart.
   struct Data {
     const void* sums;
     const float *row_scale, *column_scale;

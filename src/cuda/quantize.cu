@@ -21,7 +21,7 @@ __device__ Pack<T> load_any(const T* address, bool packed) {
   return pack;
 }
 
-// Where the rows' values come from, a pack at a time.
+// Where the rows' values come from, a pack at a time, as words.
 template <class T>
 struct Plain {
   using Type = T;
@@ -29,7 +29,7 @@ struct Plain {
   int64_t k;
   struct Row {
     const T* x;
-    __device__ Pack<T> load(int64_t column) const { return load_pack(x + column); }
+    __device__ uint4 load(int64_t column) const { return *reinterpret_cast<const uint4*>(x + column); }
   };
   __device__ Row row(uint32_t i) const { return {x + i * k}; }
 };
@@ -45,13 +45,15 @@ struct Gated {
     const T *a, *b;
     Act act;
     bool packed;
-    __device__ Pack<T> load(int64_t column) const {
+    __device__ uint4 load(int64_t column) const {
       Pack<T> p = load_any(a + column, packed), q = load_any(b + column, packed);
 #pragma unroll
       for (int i = 0; i < Pack<T>::kSize; ++i) {
         p.values[i] = from_float<T>(activate<float>(to_float(p.values[i]), act) * to_float(q.values[i]));
       }
-      return p;
+      uint4 words;
+      memcpy(&words, &p, sizeof words);
+      return words;
     }
   };
   __device__ Row row(uint32_t i) const {
@@ -62,45 +64,50 @@ struct Gated {
 };
 
 template <class T>
-__device__ void store_pack_codes(uint8_t* codes, const Pack<T>& pack, float inverse, bool fp8) {
+__device__ void store_pack_codes(uint8_t* codes, uint4 pack, float inverse, bool fp8) {
   float values[Pack<T>::kSize];
-#pragma unroll
-  for (int i = 0; i < Pack<T>::kSize; ++i) values[i] = to_float(pack.values[i]);
+  unpack<T>(pack, values);
   store_codes(codes, values, inverse, fp8);
 }
 
-// `Lanes` threads hold a row of at most Lanes · Packs packs between the search for its peak and its codes.
+// Of a block in which `lanes` threads share a row.
+constexpr int block_size(int lanes) { return 128 % lanes == 0 ? 128 : lanes; }
+
+// `Lanes` threads hold a row of at most Lanes · Packs packs between the search for its peak and its codes. Several
+// blocks share a processor, so that one loads while another writes.
 template <class Source, int Lanes, int Packs>
-__global__ void __launch_bounds__(Lanes < 128 ? 128 : Lanes)
+__global__ void __launch_bounds__(block_size(Lanes), 1024 / block_size(Lanes))
     rows_kernel(const __grid_constant__ Source source, RowsOut out, int64_t m, int64_t k) {
   using T = typename Source::Type;
-  constexpr int kThreads = Lanes < 128 ? 128 : Lanes, kSize = Pack<T>::kSize;
-  __shared__ uint32_t shared[kThreads / 32];
+  constexpr int kBlock = block_size(Lanes), kSize = Pack<T>::kSize;
+  __shared__ uint32_t shared[kBlock / 32];
   int lane = static_cast<int>(threadIdx.x) % Lanes;
-  int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / Lanes;
+  int64_t row = int64_t{blockIdx.x} * (kBlock / Lanes) + static_cast<int>(threadIdx.x) / Lanes;
   bool active = row < m;
-  Pack<T> packs[Packs];
+  int width = active ? static_cast<int>(k) : 0;
+  uint4 packs[Packs];
   uint32_t peak = 0;
   if (active) {
     auto from = source.row(static_cast<uint32_t>(row));
 #pragma unroll
     for (int p = 0; p < Packs; ++p) {
-      int64_t column = (int64_t{p} * Lanes + lane) * kSize;
-      if (column < k) packs[p] = from.load(column);
+      int column = (p * Lanes + lane) * kSize;
+      if (column < width) packs[p] = from.load(column);
     }
+  }
 #pragma unroll
-    for (int p = 0; p < Packs; ++p) {
-      if ((int64_t{p} * Lanes + lane) * kSize < k) peak = max(peak, magnitude_bits(packs[p]));
-    }
+  for (int p = 0; p < Packs; ++p) {
+    if ((p * Lanes + lane) * kSize < width) peak = max(peak, magnitude_bits<T>(packs[p]));
   }
   peak = lanes_max<Lanes>(peak, shared);
   if (!active) return;
   RowScaleOnDevice scale = row_scale_of(peak, out.fp8);
   if (lane == 0) out.scales[row] = scale.scale;
+  uint8_t* codes = out.codes + row * k;
 #pragma unroll
   for (int p = 0; p < Packs; ++p) {
-    int64_t column = (int64_t{p} * Lanes + lane) * kSize;
-    if (column < k) store_pack_codes(out.codes + row * k + column, packs[p], scale.inverse, out.fp8);
+    int column = (p * Lanes + lane) * kSize;
+    if (column < width) store_pack_codes<T>(codes + column, packs[p], scale.inverse, out.fp8);
   }
 }
 
@@ -114,11 +121,11 @@ __global__ void wide_rows_kernel(const __grid_constant__ Source source, RowsOut 
   int64_t row = blockIdx.x, start = int64_t{threadIdx.x} * kSize;
   auto from = source.row(blockIdx.x);
   uint32_t peak = 0;
-  for (int64_t c = start; c < k; c += kWideThreads * kSize) peak = max(peak, magnitude_bits(from.load(c)));
+  for (int64_t c = start; c < k; c += kWideThreads * kSize) peak = max(peak, magnitude_bits<T>(from.load(c)));
   RowScaleOnDevice scale = row_scale_of(lanes_max<kWideThreads>(peak, shared), out.fp8);
   if (threadIdx.x == 0) out.scales[row] = scale.scale;
   for (int64_t c = start; c < k; c += kWideThreads * kSize) {
-    store_pack_codes(out.codes + row * k + c, from.load(c), scale.inverse, out.fp8);
+    store_pack_codes<T>(out.codes + row * k + c, from.load(c), scale.inverse, out.fp8);
   }
 }
 
@@ -127,14 +134,14 @@ void quantize(const Source& source, const RowsOut& out, int64_t m, int64_t k, cu
   int64_t packs = k / Pack<typename Source::Type>::kSize;
   auto narrow = [&]<int Lanes, int Packs>() {
     if (packs > int64_t{Lanes} * Packs) return false;
-    constexpr int kThreads = Lanes < 128 ? 128 : Lanes;
-    auto blocks = static_cast<unsigned>(ceil_div(m * Lanes, kThreads));
-    rows_kernel<Source, Lanes, Packs><<<blocks, kThreads, 0, stream>>>(source, out, m, k);
+    auto blocks = static_cast<unsigned>(ceil_div(m, block_size(Lanes) / Lanes));
+    rows_kernel<Source, Lanes, Packs><<<blocks, block_size(Lanes), 0, stream>>>(source, out, m, k);
     return true;
   };
   bool done = narrow.template operator()<32, 1>() || narrow.template operator()<32, 4>() ||
-              narrow.template operator()<128, 3>() || narrow.template operator()<128, 6>() ||
-              narrow.template operator()<256, 5>() || narrow.template operator()<256, 8>();
+              narrow.template operator()<96, 3>() || narrow.template operator()<128, 3>() ||
+              narrow.template operator()<128, 6>() || narrow.template operator()<256, 5>() ||
+              narrow.template operator()<256, 6>() || narrow.template operator()<256, 8>();
   if (!done) wide_rows_kernel<<<static_cast<unsigned>(m), kWideThreads, 0, stream>>>(source, out, k);
   check(cudaGetLastError());
 }

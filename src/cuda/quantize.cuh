@@ -21,16 +21,43 @@ inline RowsOut rows_out(void* memory, int64_t m, int64_t k, bool fp8) {
 // The bits of |x| as float32, whose order is that of the magnitudes, with NaN above infinity.
 __device__ inline uint32_t magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 
+// The largest of a pack of T. In 16 bits, too, the order of the bits is that of the magnitudes.
 template <class T>
-__device__ inline uint32_t magnitude_bits(const Pack<T>& pack) {
+__device__ inline uint32_t magnitude_bits(uint4 pack) {
+  const uint32_t words[4] = {pack.x, pack.y, pack.z, pack.w};
   uint32_t peak = 0;
 #pragma unroll
-  for (int i = 0; i < Pack<T>::kSize; ++i) peak = max(peak, magnitude_bits(to_float(pack.values[i])));
+  for (uint32_t word : words) {
+    peak = sizeof(T) == 2 ? __vmaxu2(peak, word & 0x7fff7fffu) : max(peak, word & 0x7fffffffu);
+  }
+  if constexpr (sizeof(T) == 2) {
+    auto bits = static_cast<unsigned short>(max(peak & 0xffffu, peak >> 16));
+    T largest;
+    memcpy(&largest, &bits, sizeof bits);
+    peak = magnitude_bits(to_float(largest));
+  }
   return peak;
 }
 
-// The largest of `Lanes` neighbouring threads' values, Lanes a power of two; `shared` has a word for each warp of the
-// block. Every thread of the block must come here.
+// A pack's values. Its words stay words until then: as single values they would take twice the registers.
+template <class T>
+__device__ inline void unpack(uint4 pack, float (&values)[Pack<T>::kSize]) {
+  const uint32_t words[4] = {pack.x, pack.y, pack.z, pack.w};
+#pragma unroll
+  for (int i = 0; i < Pack<T>::kSize; ++i) {
+    if constexpr (sizeof(T) == 2) {
+      auto bits = static_cast<unsigned short>(words[i / 2] >> (16 * (i % 2)));
+      T value;
+      memcpy(&value, &bits, sizeof bits);
+      values[i] = to_float(value);
+    } else {
+      values[i] = __uint_as_float(words[i]);
+    }
+  }
+}
+
+// The largest of `Lanes` neighbouring threads' values, Lanes a power of two or a multiple of 32; `shared` has a word
+// for each warp of the block. Every thread of the block must come here.
 template <int Lanes>
 __device__ inline uint32_t lanes_max(uint32_t x, uint32_t* shared) {
   if constexpr (Lanes < 32) {

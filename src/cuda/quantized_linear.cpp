@@ -29,6 +29,7 @@ size_t aligned(int64_t bytes) { return static_cast<size_t>(ceil_div(bytes, 256) 
 struct Linear {
   QuantizedInputs at;
   int64_t m, n, k;
+  int64_t row;  // elements from one row of the result to the next; 0: n
   DType dtype, bias_type;
   Act act;
 
@@ -39,12 +40,15 @@ struct Linear {
     m = out.product(0, out.rank() - 1);
     k = decoded_shape(at.format, spec.inputs[at.codes].shape)[1];
     bias_type = at.bias ? spec.inputs[at.bias].dtype : dtype;
+    Ints rows = reshaped_strides(out, spec.out_strides, {m, n});
+    row = m > 1 && !rows.empty() && rows[0] > n ? rows[0] : 0;
   }
   const void* given(const StepArgs& args, size_t input) const { return input ? args.in[input] : nullptr; }
 };
 
 ProductFinish finish_of(const StepSpec& spec, const Linear& l, DType sums) {
-  ProductFinish finish{.sums = sums, .dtype = l.dtype, .bias_type = l.bias_type, .act = l.act, .columns = l.n};
+  ProductFinish finish{
+      .sums = sums, .dtype = l.dtype, .bias_type = l.bias_type, .act = l.act, .columns = l.n, .out_row = l.row};
   if (!l.at.gate) return finish;
   const Shape &out = spec.output().shape, &gate = spec.inputs[l.at.gate].shape;
   std::array<Ints, 1> strides{broadcast_strides(out, gate, contiguous_strides(gate))};
@@ -66,8 +70,9 @@ struct OneProduct {
     bool biased = l.at.bias && l.bias_type == l.dtype, bias_first = biased || !l.at.bias;
     // The library's tanh is approximate: below the rounding of 16 bits, above that of float32.
     bool gelu = l.act == Act::gelu_tanh && l.dtype != DType::f32 && bias_first;
-    bool residual = l.at.residual && l.act == Act::none && !l.at.gate && bias_first;
-    if (part < l.n) shape.row = l.n;
+    // The library takes a residual with the result's rows alone.
+    bool residual = l.at.residual && l.act == Act::none && !l.at.gate && bias_first && !l.row;
+    if (part < l.n || l.row) shape.row = l.row ? l.row : l.n;
     for (int without = 0; without < 3; ++without) {  // nothing; the activation; all
       shape.bias = biased && without < 2;
       shape.residual = residual && without < 2;
@@ -167,7 +172,8 @@ struct SumsProduct {
       Decoder{l.at.format, l.n, l.k}.enqueue(stream, args.in[l.at.codes], nullptr, nullptr, DType::bf16, weight);
     }
     for (int64_t row = 0; row < l.m; row += part) {
-      int64_t count = std::min(part, l.m - row), at = row * l.n * static_cast<int64_t>(dtype_size(l.dtype));
+      auto element = static_cast<int64_t>(dtype_size(l.dtype));
+      int64_t count = std::min(part, l.m - row);
       const void* x = codes + row * l.k;
       if (expanded) {
         Decoder{l.at.format, count, l.k}.enqueue(stream, x, nullptr, nullptr, DType::bf16, rows);
@@ -181,8 +187,8 @@ struct SumsProduct {
                               .column_scale = static_cast<const float*>(args.in[l.at.scale]),
                               .bias = l.given(args, l.at.bias),
                               .gate = l.given(args, l.at.gate),
-                              .residual = residual ? residual + at : nullptr,
-                              .out = static_cast<std::byte*>(args.out) + at,
+                              .residual = residual ? residual + row * l.n * element : nullptr,
+                              .out = static_cast<std::byte*>(args.out) + row * (l.row ? l.row : l.n) * element,
                               .rows = count,
                               .first_row = row});
     }
@@ -222,6 +228,7 @@ Step make_quantized_linear_rows(const StepSpec& spec) {
     if (std::optional<OneProduct> one = OneProduct::choose(l, shape, l.n)) {
       ProductFinish finish = finish_of(spec, l, l.dtype);
       finish.act = one->act_left;
+      finish.sums_row = l.row;
       step.scratch_bytes = one->workspace();
       step.run = [one = *one, finish, l](const StepArgs& args) {
         const auto* codes = static_cast<const std::byte*>(args.in[0]);
@@ -249,6 +256,7 @@ Step make_quantized_linear(const StepSpec& spec) {
   if (!one) fail(ErrorKind::internal, "cuBLASLt has no product of this shape");
   ProductFinish finish = finish_of(spec, l, l.dtype);
   finish.act = one->act_left;
+  finish.sums_row = l.row;
   Step step;
   step.scratch_bytes = one->workspace() + static_cast<size_t>(one->part * row_bytes);
   step.run = [one = *one, finish, l](const StepArgs& args) {

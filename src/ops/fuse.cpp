@@ -189,7 +189,9 @@ Graph join_before_slicing(const Graph& graph) {
       const Node& n = source(part);
       if (n.op != &kSlice || !(n.attrs == first) || n.attrs.integer("stride") != 1) return Value();
       Value whole = input_of(part, 0);
-      if (n.attrs.integer("axis") == axis || source(whole).op != &kLinear) return Value();
+      const OpDef* maker = source(whole).op;
+      bool product = maker == &kLinear || maker == &kQuantizedLinear || maker == &kQuantizedLinearRows;
+      if (n.attrs.integer("axis") == axis || !product) return Value();
       if (!wholes.empty() && whole.shape()[-1] != wholes[0].shape()[-1]) return Value();
       wholes.push_back(whole);
     }

@@ -45,7 +45,7 @@ TensorSpec infer_mul_add_rows(Specs in, const Attrs& attrs) {
     kLayerNorm.infer(normed, attrs);
   }
   TensorSpec rows = kQuantizeRows.infer(Specs(&sum, 1), attrs);
-  return {{rows_offset(sum) + rows.shape[0]}, DType::u8};
+  return {{bytes_before_made(sum) + rows.shape[0]}, DType::u8};
 }
 
 Value input_or_none(Inputs in, size_t i) { return i < in.size() ? in[i] : Value(); }
@@ -70,7 +70,7 @@ Value decompose_mul_add_rows(Inputs in, const Attrs& attrs) {
   Value sum = mul_add(in[0], in[1], in[2]), y = sum;
   if (attrs.integer("norm")) y = layer_norm(sum, attrs.real("eps"), input_or_none(in, 3), input_or_none(in, 4));
   std::vector<Value> parts{bytes_of(sum)};
-  if (int64_t gap = rows_offset({sum.shape(), sum.dtype()}) - parts[0].shape()[0]) {
+  if (int64_t gap = bytes_before_made({sum.shape(), sum.dtype()}) - parts[0].shape()[0]) {
     parts.push_back(sum.graph().constant(Tensor::zeros({gap}).to(DType::u8)));
   }
   parts.push_back(quantize_rows(y, format_of(attrs)));
@@ -197,11 +197,9 @@ Value mul_add_rows(Value a, Value b, Value c, QuantFormat format, const std::opt
                {{"format", name_of(format)}, {"norm", int64_t{norm.has_value()}}, {"eps", norm ? norm->eps : 0.0}});
 }
 
-Value sum_of(Value packed, const Shape& shape, DType dtype) { return part(packed, 0, shape, dtype); }
-
 Value rows_of(Value packed, const Shape& shape, DType dtype) {
   int64_t bytes = quantized_rows_bytes(row_count(shape), row_length(shape));
-  return part(packed, rows_offset({shape, dtype}), {bytes}, DType::u8);
+  return part(packed, bytes_before_made({shape, dtype}), {bytes}, DType::u8);
 }
 
 Value layer_norm_rows(Value x, QuantFormat format, double eps, Value scale, Value shift) {
@@ -256,10 +254,11 @@ Graph fuse_quantized_rows(const Graph& graph) {
 
 namespace {
 
-// The mul_add that `node` makes rows of, before anything else reads it; null when there is none.
+// The mul_add that `node` makes rows of, or norms, before anything else reads it; null when there is none.
 const Node* summed(const Graph& graph, const Node& node, NodeId own, const std::vector<std::vector<NodeId>>& users) {
-  if (node.op != &kQuantizeRows && node.op != &kLayerNormRows) return nullptr;
-  if (node.op == &kLayerNormRows && node.inputs.size() == 2) return nullptr;
+  bool norms = node.op == &kLayerNormRows || node.op == &kLayerNorm;
+  if (node.op != &kQuantizeRows && !norms) return nullptr;
+  if (norms && node.inputs.size() == 2) return nullptr;
   NodeId id = node.inputs[0], reader = own;
   while (graph.node(id).op == &kReshape) {
     const Node& before = graph.node(graph.node(id).inputs[0]);
@@ -270,8 +269,10 @@ const Node* summed(const Graph& graph, const Node& node, NodeId own, const std::
   }
   const Node& sum = graph.node(id);
   if (sum.op != &kMulAdd || !(graph.node(sum.inputs[2]).spec.shape == sum.spec.shape)) return nullptr;
-  for (NodeId factor : {sum.inputs[0], sum.inputs[1]}) {
-    const Shape& shape = graph.node(factor).spec.shape;
+  std::vector<NodeId> others{sum.inputs[0], sum.inputs[1]};
+  others.insert(others.end(), node.inputs.begin() + 1, node.inputs.end());
+  for (NodeId other : others) {
+    const Shape& shape = graph.node(other).spec.shape;
     if (shape.rank() == 0 || shape[-1] != sum.spec.shape[-1]) return nullptr;
   }
   for (NodeId user : users[static_cast<size_t>(id)]) {
@@ -322,6 +323,12 @@ Graph fuse_sums_and_rows(const Graph& graph) {
     if (found == sums.end()) return other ? target.append(*node.op, now, node.attrs) : Value();
     const TensorSpec& sum = found->second->spec;
     Value before = plain.at(found->second);
+    if (node.op == &kLayerNorm) {
+      Value packed = mul_add_norm(input_of(before, 0), input_of(before, 1), input_of(before, 2), node.attrs.real("eps"),
+                                  input_or_none(now, 1), input_or_none(now, 2));
+      moved[before.id()] = sum_of(packed, sum.shape, sum.dtype);
+      return normed_of(packed, sum.shape, sum.dtype);
+    }
     std::optional<RowNorm> norm;
     if (node.op == &kLayerNormRows) {
       norm = RowNorm{node.attrs.real("eps"), input_or_none(now, 1), input_or_none(now, 2)};

@@ -6,6 +6,7 @@
 
 #include "core/quantize.h"
 #include "graph/graph.h"
+#include "ops/norm.h"
 
 namespace kinora {
 
@@ -25,19 +26,16 @@ struct RowNorm {
   Value scale, shift;  // as of layer_norm; both or none
 };
 Value mul_add_rows(Value a, Value b, Value c, QuantFormat format, const std::optional<RowNorm>& norm = {});
-// The two parts of its result.
-Value sum_of(Value packed, const Shape& shape, DType dtype);
+// The second part of its result; sum_of (ops/norm.h) is the first.
 Value rows_of(Value packed, const Shape& shape, DType dtype);
-// Where the rows begin: after the sum, at a multiple of 256 bytes.
-inline int64_t rows_offset(const TensorSpec& sum) { return (static_cast<int64_t>(sum.bytes()) + 255) / 256 * 256; }
 
 // Quantized products with parts of one format that read the same x or the same rows become one, with their codes,
 // scales and biases joined, and slices of its result. Not nvfp4, whose second scale is of the whole weight.
 Graph merge_quantized_linears(const Graph& graph);
 // quantize_rows of a norm or a gated activation that nothing else reads -> the ops above.
 Graph fuse_quantized_rows(const Graph& graph);
-// mul_add whose result becomes quantized rows, perhaps through layer_norm_rows, before anything else reads it ->
-// mul_add_rows.
+// mul_add whose result becomes quantized rows, perhaps through layer_norm_rows, or goes through a layer_norm, before
+// anything else reads it -> mul_add_rows or mul_add_norm.
 Graph fuse_sums_and_rows(const Graph& graph);
 
 extern const OpDef kLayerNormRows, kRmsNormRows, kActMulRows, kMulAddRows;

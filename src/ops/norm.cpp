@@ -99,6 +99,31 @@ Value decompose_rms_norm_add(std::span<const Value> in, const Attrs& attrs) {
   return cast(cast(in[1], DType::f32) + apply(kRmsNorm, plain, attrs), in[0].dtype());
 }
 
+// Inputs: a, b, c, then as layer_norm.
+TensorSpec infer_mul_add_norm(std::span<const TensorSpec> in, const Attrs& attrs) {
+  expect_inputs(in, in.size() > 3 ? 5 : 3);
+  TensorSpec sum = kMulAdd.infer(in.first(3), attrs);
+  expect_shape("the sum", sum.shape, in[2].shape);
+  kLayerNorm.infer(in.subspan(2), attrs);
+  return {{bytes_before_made(sum) + static_cast<int64_t>(sum.bytes())}, DType::u8};
+}
+
+Value decompose_mul_add_norm(std::span<const Value> in, const Attrs& attrs) {
+  Value sum = mul_add(in[0], in[1], in[2]);
+  Value y = in.size() == 5 ? layer_norm(sum, attrs.real("eps"), in[3], in[4]) : layer_norm(sum, attrs.real("eps"));
+  int64_t bytes = static_cast<int64_t>(TensorSpec{sum.shape(), sum.dtype()}.bytes());
+  std::vector<Value> parts{part(sum, 0, {bytes}, DType::u8)};
+  if (int64_t gap = bytes_before_made({sum.shape(), sum.dtype()}) - bytes) {
+    parts.push_back(sum.graph().constant(Tensor::zeros({gap}, DType::u8)));
+  }
+  parts.push_back(part(y, 0, {bytes}, DType::u8));
+  return concat(parts, 0);
+}
+
+std::vector<Value> no_gradient(std::span<const Value> in, const Attrs&, Value, Value) {
+  return std::vector<Value>(in.size());
+}
+
 }  // namespace
 
 const OpDef kLayerNorm{"layer_norm", infer_layer_norm, nullptr, decompose_layer_norm};
@@ -106,6 +131,7 @@ const OpDef kRmsNorm{"rms_norm", infer_rms_norm, nullptr, decompose_rms_norm};
 const OpDef kGroupNorm{"group_norm", infer_group_norm, nullptr, decompose_group_norm};
 const OpDef kGroupNormPad{"group_norm_pad", infer_group_norm_pad, nullptr, decompose_group_norm_pad};
 const OpDef kRmsNormAdd{"rms_norm_add", infer_rms_norm_add, nullptr, decompose_rms_norm_add};
+const OpDef kMulAddNorm{"mul_add_norm", infer_mul_add_norm, no_gradient, decompose_mul_add_norm};
 
 Value layer_norm(Value x, double eps, Value scale, Value shift) {
   Attrs attrs{{"eps", eps}};
@@ -134,6 +160,18 @@ Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps
   if (weight.defined()) inputs.push_back(weight);
   if (bias.defined()) inputs.push_back(bias);
   return apply(kRmsNormAdd, inputs, {{"eps", eps}, {"offset", offset}});
+}
+
+Value mul_add_norm(Value a, Value b, Value c, double eps, Value scale, Value shift) {
+  std::vector<Value> inputs{a, b, c};
+  if (scale.defined()) inputs.insert(inputs.end(), {scale, shift});
+  return apply(kMulAddNorm, inputs, {{"eps", eps}});
+}
+
+Value sum_of(Value packed, const Shape& shape, DType dtype) { return part(packed, 0, shape, dtype); }
+
+Value normed_of(Value packed, const Shape& shape, DType dtype) {
+  return part(packed, bytes_before_made({shape, dtype}), shape, dtype);
 }
 
 }  // namespace kinora

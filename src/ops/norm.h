@@ -23,6 +23,16 @@ Value group_norm_pad(Value x, Value weight, Value bias, int64_t groups, double e
 // residual + rms_norm(x, …), rounded once; residual is like x.
 Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps, double offset = 0);
 
-extern const OpDef kLayerNorm, kRmsNorm, kRmsNormAdd, kGroupNorm, kGroupNormPad;
+// The sum a·b + c [.., C] of mul_add, which has c's shape, and its layer_norm, in one piece of bytes; sum_of and
+// normed_of are the two. The norm reads the sum as its type holds it. Attrs: "eps".
+Value mul_add_norm(Value a, Value b, Value c, double eps, Value scale = {}, Value shift = {});
+Value sum_of(Value packed, const Shape& shape, DType dtype);
+Value normed_of(Value packed, const Shape& shape, DType dtype);
+// Where what is made of the sum begins: after it, at a multiple of 256 bytes.
+inline int64_t bytes_before_made(const TensorSpec& sum) {
+  return (static_cast<int64_t>(sum.bytes()) + 255) / 256 * 256;
+}
+
+extern const OpDef kLayerNorm, kRmsNorm, kRmsNormAdd, kGroupNorm, kGroupNormPad, kMulAddNorm;
 
 }  // namespace kinora

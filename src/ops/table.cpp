@@ -80,6 +80,7 @@ static constexpr std::array kOps{
     &kRmsNormRows,
     &kActMulRows,
     &kMulAddRows,
+    &kMulAddNorm,
 };
 
 std::span<const OpDef* const> op_table() { return kOps; }

@@ -172,8 +172,9 @@ TEST(CudaMmditSteps, NothingIsCopiedInItsBlocks) {
   EXPECT_EQ(steps["rms_norm_rope"], 4);  // of image tokens, and in the one-stream block
   EXPECT_EQ(steps["rms_norm"], 2);       // of text tokens
   EXPECT_EQ(steps["rope"], 0);
-  EXPECT_EQ(steps["layer_norm"], 6);
-  EXPECT_EQ(steps["mul_add"], 5);
+  EXPECT_EQ(steps["mul_add_norm"], 2);  // between attention and MLP of the two streams
+  EXPECT_EQ(steps["layer_norm"], 4);
+  EXPECT_EQ(steps["mul_add"], 3);
   EXPECT_EQ(steps["slice"], 0);
   EXPECT_EQ(steps["permute"], 0);
   // The tables of positions and the features of time are made once a run.
@@ -189,6 +190,53 @@ TEST(CudaMmditSteps, NothingIsCopiedInItsBlocks) {
   EXPECT_EQ(steps_of(*in_half)["slice"], 0);
   expect_close(run_graph(*in_half, rounded.feed(in)).at("velocity"), run_graph(plain, model.feed(in)).at("velocity"),
                DType::bf16, 64, "with the passes, in bfloat16");
+}
+
+TEST(CudaMmditSteps, NothingIsCopiedWithQuantizedWeights) {
+  WideModel wide;
+  VideoModelInputs in = random_inputs(1);
+  Runtime plain = make_runtime("cpu", "float32", 2, nullptr);
+  VideoDenoiser exact(wide.config, wide.weights, plain);
+  std::map<std::string, int> expected = steps_of(*as_on_the_gpu(exact.graph(VideoDenoiser::extent_of(in))));
+  for (const char* format : {"fp8", "int8", "fp8-weights", "nvfp4"}) {
+    Runtime runtime = plain;
+    runtime.quantization = parse_quantization(format, "");
+    VideoDenoiser model(wide.config, wide.weights, runtime);
+    Graph before = model.graph(VideoDenoiser::extent_of(in));
+    auto graph = as_on_the_gpu(before);
+    std::map<std::string, int> steps = steps_of(*graph);
+    bool rows = quantizes_rows(quant_format_from_name(format));
+    EXPECT_EQ(steps["slice"], 0) << format;
+    // Products of nvfp4 are not joined, so that v of text and picture are not columns of others.
+    EXPECT_EQ(steps["concat"], expected["concat"]) << format;
+    EXPECT_EQ(steps["mul_add_rows"], rows ? 2 : 0) << format;
+    EXPECT_EQ(steps["mul_add_norm"], rows ? 0 : 2) << format;
+    // What attention gives to the two streams and attention with the MLP; GELU's results.
+    EXPECT_EQ(steps["quantize_rows"], rows ? 2 + 1 + 2 : 0) << format;
+    expect_close(run_graph(*graph, model.feed(in)).at("velocity"), run_graph(before, model.feed(in)).at("velocity"),
+                 rows ? DType::bf16 : DType::f32, rows ? 64 : 1 << 10, format);
+  }
+}
+
+TEST(CudaMmditSteps, QuantizedWideModelOnTheGpu) {
+  KINORA_NEEDS_GPU();
+  WideModel wide;
+  for (const char* format : {"fp8", "int8", "fp8-weights", "nvfp4"}) {
+    for (int64_t batch : {1, 2}) {
+      VideoModelInputs in = random_inputs(batch);
+      Runtime cpu = make_runtime("cpu", "float32", 2, nullptr);
+      cpu.quantization = parse_quantization(format, "");
+      Tensor expected = VideoDenoiser(wide.config, wide.weights, cpu).predict(in);
+      bool rows = quantizes_rows(quant_format_from_name(format));
+      for (DType dtype : {DType::f32, DType::bf16}) {
+        Runtime gpu = gpu_runtime(dtype);
+        gpu.quantization = cpu.quantization;
+        bool exact = dtype == DType::f32 && !rows;
+        Tensor got = VideoDenoiser(wide.config, wide.weights, gpu).predict(in);
+        expect_close(got, expected, exact ? DType::f32 : DType::bf16, exact ? 1 << 10 : 64, format);
+      }
+    }
+  }
 }
 
 TEST(CudaMmditSteps, WideModelOnTheGpu) {

@@ -56,6 +56,11 @@ TEST_P(CudaPassesSana, EqualTheGolden) {
                kModelTerms, GetParam());
   EXPECT_EQ(count_nodes(graph, [](const Node& n) { return n.op == &kLinearAdd && n.attrs.integer("gate"); }), 0);
   EXPECT_GT(count_nodes(graph, [](const Node& n) { return n.op == &kLinearAdd; }), 0);
+  // The sum at the end of a block and the norm after it; the other sum goes to the second attention as it is.
+  int64_t layers = model.config().layers;
+  EXPECT_EQ(count_nodes(graph, [](const Node& n) { return n.op == &kMulAddNorm; }), layers);
+  EXPECT_EQ(count_nodes(graph, [](const Node& n) { return n.op == &kMulAdd; }), layers);
+  EXPECT_EQ(count_nodes(graph, [](const Node& n) { return n.op == &kLayerNorm; }), layers + 1);
   auto gated = [](const Node& n) { return n.op == &kDepthwiseGlu; };
   auto with_silu = [&](const Node& n) { return gated(n) && n.attrs.text("act") == "silu"; };
   EXPECT_GT(count_nodes(graph, gated), 0);

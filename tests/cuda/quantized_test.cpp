@@ -168,6 +168,43 @@ TEST(CudaFusedRows, SumsGiveTheBytesOfTwoSteps) {
   }
 }
 
+// Every number of groups that a thread takes, packed or not, and rows too long to be kept.
+TEST(CudaSumsAndNorms, GiveTheBitsOfTwoSteps) {
+  KINORA_NEEDS_GPU();
+  for (DType dtype : kTypes) {
+    for (int64_t k : {16, 21, 72, 203, 1000, 1152, 1536, 2048, 2240, 3072, 4096, 6144, 8192, 12296}) {
+      for (Shape shape : {Shape{3, 7, k}, Shape{1, 130, k}}) {
+        Tensor x = random_tensor(shape, 10, -2, 2).to(dtype);
+        for (bool modulated : {false, true}) {
+          auto build = [&](bool fused) {
+            auto graph = std::make_unique<Graph>();
+            Value in = graph->input("x", shape, dtype);
+            auto slice_of = [&](int64_t i) { return slice(in, 1, i, i + 1); };
+            Value y = affine(in, 0.5, 0.25), scale, shift, sum, normed;
+            if (modulated) scale = slice_of(1), shift = slice_of(2);
+            if (fused) {
+              Value both = mul_add_norm(slice_of(0), y, in, 1e-6, scale, shift);
+              sum = sum_of(both, shape, dtype);
+              normed = normed_of(both, shape, dtype);
+            } else {
+              sum = mul_add(slice_of(0), y, in);
+              graph->output("early", affine(sum, 2, 0));  // so that no pass joins them
+              normed = layer_norm(sum, 1e-6, scale, shift);
+            }
+            graph->output("sum", sum);
+            graph->output("normed", normed);
+            return graph;
+          };
+          auto got = run_on_gpu(*build(true), {{"x", x}}), expected = run_on_gpu(*build(false), {{"x", x}});
+          std::string what = std::string(dtype_name(dtype)) + " " + shape.str() + (modulated ? " modulated" : "");
+          expect_same_bytes(got.at("sum"), expected.at("sum"), "sum " + what);
+          expect_same_bytes(got.at("normed"), expected.at("normed"), "norm " + what);
+        }
+      }
+    }
+  }
+}
+
 // Slices that begin at no multiple of 16 bytes.
 TEST(CudaFusedRows, ReadAnySlice) {
   KINORA_NEEDS_GPU();
@@ -252,6 +289,28 @@ TEST(CudaQuantizedProduct, RowsStandAlone) {
     for (int64_t begin : {int64_t{0}, kRows}) {
       expect_same_bytes(run(x.rows(begin, begin + kRows)), all.rows(begin, begin + kRows),
                         std::string(quant_format_name(format)) + " from row " + std::to_string(begin));
+    }
+  }
+}
+
+// One row for each item: the same bits for any number of items.
+TEST(CudaQuantizedProduct, ItemsStandAlone) {
+  KINORA_NEEDS_GPU();
+  constexpr int64_t kIn = 3072, kOut = 1801, kItems = 7;
+  for (QuantFormat format : {QuantFormat::int8_weights, QuantFormat::fp8_weights, QuantFormat::nvfp4}) {
+    for (DType dtype : kTypes) {
+      auto run = [&](const Tensor& x) {
+        Graph graph;
+        Value in = graph.input("x", x.shape(), dtype);
+        Value bias = graph.parameter("bias", random_tensor({kOut}, 8));
+        graph.output("y", quantized_linear(in, weight_of(graph, format, kOut, kIn), {.bias = bias, .act = "silu"}));
+        return run_on_gpu(graph, {{"x", x}}).at("y");
+      };
+      Tensor x = random_tensor({kItems, kIn}, 9, -2, 2).to(dtype), all = run(x);
+      for (int64_t i = 0; i < kItems; ++i) {
+        expect_same_bytes(run(x.rows(i, i + 1)), all.rows(i, i + 1),
+                          std::string(quant_format_name(format)) + " " + std::string(dtype_name(dtype)));
+      }
     }
   }
 }

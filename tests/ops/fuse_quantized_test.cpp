@@ -198,6 +198,36 @@ TEST(FuseSumsAndRows, JoinsTheFirstOfTwo) {
   expect_same(s.graph, after);
 }
 
+TEST(FuseSumsAndRows, JoinsASumWithItsNorm) {
+  for (bool modulated : {false, true}) {
+    Sum s;
+    Value normed = modulated ? layer_norm(s.sum, 1e-6, s.gate, s.gate) : layer_norm(s.sum, 1e-6);
+    Value next = mul_add(s.gate, affine(normed, 2, 1), s.sum);
+    Value last = layer_norm(next, 1e-6);  // before the other reader of `next`
+    s.graph.output("y", last + affine(normed, 3, 0) * next);
+    Graph after = fuse_sums_and_rows(s.graph);
+    EXPECT_EQ(count_of(after, kMulAddNorm), 2);
+    EXPECT_EQ(count_of(after, kMulAdd) + count_of(after, kLayerNorm), 0);
+    expect_same(s.graph, after);
+    EXPECT_EQ(count_of(fuse_sums_and_rows(after), kMulAddNorm), 2);
+  }
+}
+
+TEST(FuseSumsAndRows, LeavesANormOfWhatIsReadBeforeOrGivenOut) {
+  Sum before;
+  Value other = affine(before.sum, 2, 1);
+  before.graph.output("y", other + layer_norm(before.sum, 1e-6));
+  EXPECT_EQ(count_of(fuse_sums_and_rows(before.graph), kMulAddNorm), 0);
+  Sum out;
+  out.graph.output("y", layer_norm(out.sum, 1e-6));
+  out.graph.output("sum", out.sum);
+  EXPECT_EQ(count_of(fuse_sums_and_rows(out.graph), kMulAddNorm), 0);
+  Sum narrow;  // a scale that broadcasts along the rows
+  Value one = narrow.graph.input("one", {2, 1, 1});
+  narrow.graph.output("y", layer_norm(narrow.sum, 1e-6, one, one));
+  EXPECT_EQ(count_of(fuse_sums_and_rows(narrow.graph), kMulAddNorm), 0);
+}
+
 TEST(FuseQuantizedRows, RefusesInputsThatDoNotFit) {
   Graph graph;
   Value x = graph.input("x", {4, 48}), narrow = graph.input("narrow", {4, 24}), row = graph.input("row", {1, 48});

@@ -21,6 +21,22 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .shapes = {{2, 3, 18}, {2, 1, 18}, {1, 1, 18}},
                .build = [](In x) { return layer_norm(x[0], 1e-6, x[1], x[2]); },
                .terms = 18});
+  for (int64_t width : {21, 80, 2240}) {  // three rows of 21 leave a gap between sum and norm
+    bool modulated = width != 80;
+    Shape wide{3, 5, width}, one{3, 1, width};
+    c.push_back(
+        {.name = "mul_add_norm/" + std::to_string(width),
+         .shapes = modulated ? std::vector<Shape>{one, wide, wide, one, one} : std::vector<Shape>{one, wide, wide},
+         .build =
+             [modulated](In x) {
+               Value both =
+                   modulated ? mul_add_norm(x[0], x[1], x[2], 1e-6, x[3], x[4]) : mul_add_norm(x[0], x[1], x[2], 1e-6);
+               const Shape& shape = x[2].shape();
+               return concat({normed_of(both, shape, x[2].dtype()), sum_of(both, shape, x[2].dtype())}, 2);
+             },
+         .terms = width,
+         .gradient = false});
+  }
   c.push_back({.name = "rms_norm",
                .shapes = {{4, 19}, {19}, {19}},
                .build = [](In x) { return rms_norm(x[0], x[1], x[2], 1e-5); },

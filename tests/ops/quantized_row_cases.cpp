@@ -107,6 +107,41 @@ void add_shapes(std::vector<OpCase>& c, QuantFormat f) {
   }
 }
 
+// Of one row for each item, as modulations are.
+void add_items(std::vector<OpCase>& c, QuantFormat f) {
+  const ProductCase cases[] = {
+      {"_item", 1, 33, 16, "silu"}, {"_items", 7, 50, 528, "none"}, {"_long_items", 3, 17, 3072, "gelu_tanh"}};
+  for (const ProductCase& p : cases) {
+    c.push_back({.name = named("quantized_linear", f, p.what),
+                 .shapes = {{p.m, 1, p.k}, {p.n}},
+                 .build =
+                     [f, p](In x) {
+                       return quantized_linear(x[0], random_weight(x[0].graph(), f, p.n, p.k),
+                                               {.bias = x[1], .act = p.act});
+                     },
+                 .terms = p.k,
+                 .gradient = false});
+  }
+}
+
+// Columns of one wide result, which begin at multiples of 256 bytes and may be written where they belong.
+void add_columns(std::vector<OpCase>& c, QuantFormat f) {
+  for (int64_t tokens : {1, 9}) {
+    c.push_back({.name = named("quantized_linear", f, tokens == 1 ? "_columns_of_items" : "_columns"),
+                 .shapes = {{3, tokens, 48}, {256}, {3, 1, 40}, {3, tokens, 40}},
+                 .build =
+                     [f](In x) {
+                       Value a = quantized_linear(x[0], random_weight(x[0].graph(), f, 256, 48),
+                                                  {.bias = x[1], .act = "gelu_tanh"});
+                       Value b = quantized_linear(x[0], random_weight(x[0].graph(), f, 40, 48),
+                                                  {.gate = x[2], .residual = x[3]});
+                       return concat({a, b}, 2);
+                     },
+                 .terms = 48,
+                 .gradient = false});
+  }
+}
+
 }  // namespace
 
 void add_quantized_rows(std::vector<OpCase>& c) {
@@ -114,6 +149,8 @@ void add_quantized_rows(std::vector<OpCase>& c) {
   for (QuantFormat f :
        {QuantFormat::int8, QuantFormat::int8_weights, QuantFormat::fp8, QuantFormat::fp8_weights, QuantFormat::nvfp4}) {
     add_shapes(c, f);
+    add_items(c, f);
+    add_columns(c, f);
   }
 }
 
