@@ -291,62 +291,6 @@ void measure(const Case& c, const Runtime& runtime) {
   std::fflush(stdout);
 }
 
-// Each form of the gated depthwise convolution, beside the present one, for the sizes of Sana: microseconds, and the
-// largest difference from the present one's result where there is any. v8 leaves out the input's activation, to show
-// what it costs; vN/R cuts the height into strips of R rows.
-void compare_glu(const Runtime& runtime) {
-  struct Sizes {
-    const char* name;
-    Shape x;
-  };
-  const Sizes all[] = {{"1.6b", {2, 32, 32, 11200}},      {"1.6b-one", {1, 32, 32, 11200}},
-                       {"0.6b", {2, 32, 32, 5760}},       {"1.6b-wide", {2, 28, 36, 11200}},
-                       {"1.6b-2k", {2, 64, 64, 11200}},   {"dcae", {1, 128, 128, 4096}},
-                       {"1.6b-4k", {2, 128, 128, 11200}}, {"odd", {3, 7, 71, 5764}}};
-  for (const Sizes& sizes : all) {
-    std::map<std::string, Tensor> feed{{"x", runtime.context.device->to_device(filled(sizes.x))}};
-    Tensor expected;
-    std::printf("%-10s", sizes.name);
-    auto height = static_cast<int>(sizes.x[1]);
-    std::vector<int> variants{-1, 0, 1, 2, 3, 4, 5, 6, 7, 8};
-    for (int part : {1, 2, 4, 8}) variants.push_back(height / part * 10);
-    for (int part : {1, 4}) variants.push_back(height / part * 10 + 1);
-    for (int variant : variants) {
-      cuda::depthwise_glu_variant = variant;
-      Graph graph;
-      int64_t channels = sizes.x[3];
-      Tensor weight = filled({channels, 1, 3, 3}), bias = filled({channels});
-      Value x = graph.input("x", sizes.x, DType::bf16);
-      graph.output("y", depthwise_glu(x, graph.parameter("w", weight), graph.parameter("b", bias), "silu"));
-      Executable exe = compile(graph, *runtime.backend, runtime.context);
-      Tensor y = exe.run(feed).at("y");
-      std::vector<double> totals;
-      for (int i = 0; i < 7; ++i) {
-        double total = 0;
-        for (const Executable::StepTime& step : exe.profile(feed)) total += step.seconds;
-        totals.push_back(total);
-      }
-      std::sort(totals.begin(), totals.end());
-      if (variant < 0) expected = y;
-      std::printf(" | %s%d%s %.1f", variant < 0 ? "old" : "v", variant < 0 ? 0 : variant % 10,
-                  variant < 10 ? "" : ("/" + std::to_string(variant / 10)).c_str(), totals[3] * 1e6);
-      if (variant != 8 && std::memcmp(y.raw(), expected.raw(), y.bytes()) != 0) {
-        double most = 0;
-        int64_t count = 0;
-        for (int64_t i = 0; i < y.numel(); ++i) {
-          double off = std::abs(static_cast<double>(static_cast<float>(y.data<bf16>()[i])) -
-                                static_cast<double>(static_cast<float>(expected.data<bf16>()[i])));
-          if (!(off <= most)) most = off;
-          count += off != 0;
-        }
-        std::printf(" (%lld differ, by %.3g)", static_cast<long long>(count), most);
-      }
-      std::fflush(stdout);
-    }
-    std::printf("\n");
-  }
-}
-
 }  // namespace
 
 // --attention=NAME before the names: as kinora's.
@@ -358,10 +302,6 @@ int main(int argc, char** argv) {
   }
   Runtime runtime = make_runtime("cuda", "bfloat16", 1, nullptr, attention);
   std::printf("%s\n", describe(runtime).c_str());
-  if (argc > 1 && std::string_view(argv[1]) == "--glu") {
-    compare_glu(runtime);
-    return 0;
-  }
   for (const Case& c : cases()) {
     bool wanted =
         argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char* name) { return !std::strcmp(name, c.name); });

@@ -1,15 +1,16 @@
-// The middle of GLUMBConv in one pass: activation, 3x3 convolution with one filter a channel, gate. As in depthwise.cu
-// a thread walks down a strip of columns with the sums of three output rows in registers; here for a word of channels
-// and its gate, half a pixel away. The activation costs as much as the convolution, so each element's is computed once:
-// strips beside each other hand their edge columns over through shared memory.
+// The middle of GLUMBConv in one pass: activation, 3x3 convolution with one filter a channel, gate.
+//
+// A block walks down a strip of columns of a slab of channels and their gates. Each row has two parts, done by the same
+// threads for neighbouring rows at once, so that special functions and products overlap: the activation of each element
+// of the row below, once, from registers filled some rows ahead into shared memory; and the products of this row, read
+// from there, with sums of two output rows in registers. One barrier a row keeps writers from readers.
 #include "cuda/depthwise.cuh"
 #include "cuda/kernels.h"
+#include "cuda/mma.cuh"
 
 namespace kinora::cuda {
-namespace {
 
-constexpr int kColumns = 4;   // of a strip
-constexpr int kResident = 3;  // blocks of a multiprocessor: what the registers are shared among
+namespace {
 
 struct Gated {
   const void *x, *w, *bias;  // bias may be null
@@ -17,186 +18,365 @@ struct Gated {
   DType weight_type, bias_type;
   int height, width, half;  // half the channels of x: those of y
   int rows;                 // of a strip
-  int column_groups;        // blocks beside each other in one row of the picture
+  int strips;               // of columns, beside each other
 };
 
-// One column's float32 values: channels, then gates.
-template <int V>
-struct alignas(8 * V) Values {
-  float of[2][V];
+// Four neighbouring channels, kept as they lie in memory until they are used.
+template <class T>
+struct Four {
+  uint2 bits{};
+  __device__ float get(int i) const { return Word<T, 2>{i < 2 ? bits.x : bits.y}.get(i % 2); }
+  // Zeros where not `there`; without a branch, which would part the work around it.
+  __device__ static Four load(const T* at, bool there) {
+    Four four;
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %3, 0; mov.b32 %0, 0; mov.b32 %1, 0; @p ld.global.v2.b32 {%0, %1}, [%2]; }"
+        : "=&r"(four.bits.x), "=&r"(four.bits.y)
+        : "l"(__cvta_generic_to_global(at)), "r"(static_cast<int>(there)));
+    return four;
+  }
+  __device__ void set(int i, T value) {
+    unsigned short part;
+    memcpy(&part, &value, sizeof part);
+    (i < 2 ? bits.x : bits.y) |= static_cast<unsigned>(part) << (16 * (i % 2));
+  }
+};
+template <>
+struct Four<float> {
+  float4 bits{};
+  __device__ float get(int i) const { return i < 2 ? (i ? bits.y : bits.x) : (i == 2 ? bits.z : bits.w); }
+  __device__ static Four load(const float* at, bool there) {
+    return there ? Four{*reinterpret_cast<const float4*>(at)} : Four{};
+  }
+  __device__ void set(int i, float value) { (i < 2 ? (i ? bits.y : bits.x) : (i == 2 ? bits.z : bits.w)) = value; }
 };
 
-template <class T, int V, bool kSilu>
+__device__ inline void store_two(float* at, float low, float high, bool there) {
+  if (there) *reinterpret_cast<float2*>(at) = make_float2(low, high);
+}
+template <class T>
+__device__ inline void store_two(T* at, float low, float high, bool there) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %2, 0; @p st.global.b32 [%0], %1; }" ::"l"(__cvta_generic_to_global(at)),
+               "r"(Pair<T>::of(low, high)), "r"(static_cast<int>(there))
+               : "memory");
+}
+
+// kLanes pairs of channels (and of their gates) by kColumns columns a thread; rows are loaded kAhead rows before their
+// activation.
+template <int Threads, int Blocks, int Ahead>
+struct Tile {
+  static constexpr int kLanes = 16, kColumns = 4, kThreads = Threads, kBlocks = Blocks, kAhead = Ahead;
+};
+
+// kWhole: channels come in fours that lie at multiples of a four's size. kEdges: there are strips beside this one.
+template <class T, class Tile, bool kSilu, bool kWhole, bool kEdges>
 struct GatedStrip {
-  using W = Word<T, V>;
+  static constexpr int kPairs = Tile::kLanes, kColumns = Tile::kColumns, kAhead = Tile::kAhead;
+  static constexpr int kFours = kPairs / 2, kPasses = kColumns / 2;
 
   const Gated& a;
-  int channel, column, row;
-  int64_t image;
-  bool first, last;  // of the block's strips: it computes the column beyond its outer edge itself
-  bool there;        // whether the channels exist; a thread without them only keeps step
-  float weight[2][9][V], bias[2][V];
-  float sums[3][kColumns][2][V];  // of output row o in slot o mod 3
-  W words[kColumns + 2][2];       // the input row to be added next, from one column before the strip
-  const T* at;                    // column 0 of the row after it
-  unsigned inside;                // bit j: this thread loads column j
+  float4* activated;  // [row mod 2][column from one before the strip][slot]: two channels, their gates
+  int row;            // the strip's first
+  int end;            // input rows of the strip
+  int span;           // columns of one row in `activated`
 
-  __device__ void load_weights() {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        int c = there ? channel + h * a.half + v : 0;
-#pragma unroll
-        for (int k = 0; k < 9; ++k) weight[h][k][v] = load_float(a.w, a.weight_type, int64_t{c} * 9 + k);
-        bias[h][v] = a.bias ? load_float(a.bias, a.bias_type, c) : 0.0f;
-      }
-    }
-  }
+  // As one who activates: of channels 4·four.. and their gates in columns `at_column` + k · pass.
+  int four, at_column, pass;
+  int count;        // how many of the four channels exist
+  unsigned inside;  // bit k: the column of pass k lies in the picture
+  bool beyond, beyond_inside;
+  int beyond_column;
+  const T *at, *beyond_at;  // in the row to be loaded next
+  Four<T> raw[kAhead][kPasses][2], beyond_raw[2];
 
-  // Which columns this thread loads: its own, and one beyond the block's edges; all of them within the picture.
-  __device__ void find_columns() {
+  // As one who convolves: channels `channel`.. of columns `column`.. of the picture.
+  int slot, local, channel, column;
+  T* out;  // row to be stored next
+  float weight[2][9][2], bias[2][2];
+  float sums[2][kColumns][2][2];  // of the output rows above and at the input row
+
+  __device__ GatedStrip(const Gated& args, float4* shared) : a(args), activated(shared) {
+    int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    int groups = threads / kPairs, slab = static_cast<int>(blockIdx.x) * kPairs * 2;
+    int strip = static_cast<int>(blockIdx.y) % a.strips, left = strip * groups * kColumns;
+    int64_t image = blockIdx.z;
+    row = static_cast<int>(blockIdx.y) / a.strips * a.rows;
+    end = min(a.rows, a.height - row) + 2;
+    span = groups * kColumns + 2;
+
+    four = thread % kFours;
+    at_column = thread / kFours;
+    pass = 2 * groups;
+    int first = slab + 4 * four;
+    count = max(0, min(4, a.half - first));
     inside = 0;
 #pragma unroll
-    for (int j = 0; j < kColumns + 2; ++j) {
-      bool mine = j == 0 ? first : j <= kColumns || last;
-      int x = column - 1 + j;
-      if (there && mine && x >= 0 && x < a.width) inside |= 1u << j;
+    for (int k = 0; k < kPasses; ++k) {
+      if (count > 0 && left + at_column + k * pass < a.width) inside |= 1u << k;
     }
-    at = static_cast<const T*>(a.x) + ((image * a.height + row - 1) * a.width + column - 1) * 2 * a.half + channel;
+    const T* line = static_cast<const T*>(a.x) + (image * a.height + row - 1) * a.width * 2 * a.half + first;
+    at = line + int64_t{left + at_column} * 2 * a.half;
+    int other = thread - 32 * static_cast<int>(blockIdx.x % (blockDim.x / 32));
+    beyond = other >= 0 && other < kPairs;
+    beyond_column = other / kFours ? span - 1 : 0;
+    int x = left - 1 + beyond_column;
+    beyond_inside = beyond && count > 0 && x >= 0 && x < a.width;
+    beyond_at = line + int64_t{x} * 2 * a.half;
+
+    slot = thread % kPairs;
+    local = thread / kPairs * kColumns;
+    channel = slab + 2 * (2 * (slot % kFours) + slot / kFours);
+    column = left + local;
+    out = static_cast<T*>(a.y) + ((image * a.height + row) * a.width + column) * a.half + channel;
   }
 
-  __device__ W read(int j, int h) const { return *reinterpret_cast<const W*>(at + int64_t{a.half} * (2 * j + h)); }
-
-  // Sends for row y, the next one down; zeros outside the picture.
-  __device__ void send_for(int y) {
-    constexpr unsigned kOwn = ((1u << kColumns) - 1) << 1;
-    unsigned columns = y >= 0 && y < a.height ? inside : 0u;
-    if ((columns & kOwn) == kOwn) {
-#pragma unroll
-      for (int j = 1; j <= kColumns; ++j) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) words[j][h] = read(j, h);
-      }
+  __device__ Four<T> read(const T* from, bool there) const {
+    if constexpr (kWhole) {
+      return Four<T>::load(from, there);
     } else {
+      Four<T> values;
 #pragma unroll
-      for (int j = 1; j <= kColumns; ++j) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) words[j][h] = columns >> j & 1u ? read(j, h) : W{};
+      for (int i = 0; i < 4; ++i) {
+        if (there && i < count) values.set(i, from[i]);
       }
+      return values;
     }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (first) words[0][h] = columns & 1u ? read(0, h) : W{};
-      if (last) words[kColumns + 1][h] = columns >> (kColumns + 1) ? read(kColumns + 1, h) : W{};
-    }
-    at += int64_t{a.half} * 2 * a.width;
   }
 
-  __device__ Values<V> activated(int j) const {
-    Values<V> values;
+  __device__ bool is_row(int i) const {
+    int y = row - 1 + i;
+    return i < end && y >= 0 && y < a.height;
+  }
+
+  // Sends for input row i; rows are sent for in order. Zeros outside the picture.
+  __device__ void send_for(int i, Four<T> (&words)[kPasses][2]) {
+    bool there = is_row(i);
+#pragma unroll
+    for (int k = 0; k < kPasses; ++k) {
+      const T* from = at + int64_t{k * pass} * (2 * a.half);
+      bool here = there && (inside >> k & 1u);
+      words[k][0] = read(from, here);
+      words[k][1] = read(from + a.half, here);
+    }
+    at += int64_t{a.width} * (2 * a.half);
+  }
+
+  __device__ void send_for_beyond(int i) {
+    const T* from = beyond_at + int64_t{a.width} * i * (2 * a.half);
+    bool there = beyond_inside && is_row(i);
+    beyond_raw[0] = read(from, there);
+    beyond_raw[1] = read(from + a.half, there);
+  }
+
+  __device__ void activate_four(const Four<T>& words, float (&values)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values[i] = words.get(i);
+      if constexpr (kSilu) values[i] = silu_for<T>(values[i]);
+    }
+  }
+
+  // Column `to` (0: the one before the strip) of the row kept in `buffer`.
+  __device__ void put(int buffer, int to, const float (&values)[2][4]) {
+    float4* slots = activated + (buffer * span + to) * kPairs + four;
+    slots[0] = make_float4(values[0][0], values[0][1], values[1][0], values[1][1]);
+    slots[kFours] = make_float4(values[0][2], values[0][3], values[1][2], values[1][3]);
+  }
+
+  __device__ void activate(int buffer, int to, const Four<T> (&words)[2]) {
+    float values[2][4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) activate_four(words[h], values[h]);
+    put(buffer, to, values);
+  }
+
+  // Calls f with `values` as a pointer to its type, once for many loads: each of them apart would wait for the last.
+  template <class F>
+  __device__ static void with_type(const void* values, DType type, F&& f) {
+    switch (type) {
+      case DType::f16: f(static_cast<const __half*>(values)); break;
+      case DType::bf16: f(static_cast<const __nv_bfloat16*>(values)); break;
+      default: f(static_cast<const float*>(values)); break;
+    }
+  }
+
+  __device__ int channel_of(int h, int v) const { return min(channel + v, a.half - 1) + h * a.half; }
+
+  __device__ void load_constants() {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        float value = words[j][h].get(v);
-        if constexpr (kSilu) value = silu_for<T>(value);
-        values.of[h][v] = value;
+      for (int v = 0; v < 2; ++v) {
+        bias[h][v] = 0;
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) sums[0][j][h][v] = sums[1][j][h][v] = 0;
       }
     }
-    return values;
+    with_type(a.w, a.weight_type, [&](const auto* w) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int v = 0; v < 2; ++v) {
+#pragma unroll
+          for (int k = 0; k < 9; ++k) weight[h][k][v] = to_float(w[int64_t{channel_of(h, v)} * 9 + k]);
+        }
+      }
+    });
+    if (!a.bias) return;
+    with_type(a.bias, a.bias_type, [&](const auto* b) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int v = 0; v < 2; ++v) bias[h][v] = to_float(b[channel_of(h, v)]);
+      }
+    });
   }
 
-  // Adds column j of a row whose number from the strip's first is kStep mod 3. An output's first term meets its bias.
-  template <int kStep>
-  __device__ void add_column(int j, const Values<V>& values) {
+  __device__ void store(int j, const float (&done)[2][2]) const {
+    bool there = channel < a.half && column + j < a.width;
+    float y[2];
+#pragma unroll
+    for (int v = 0; v < 2; ++v) y[v] = done[0][v] * silu_for<T>(done[1][v]);
+    T* to = out + int64_t{a.half} * j;
+    if constexpr (kWhole) {
+      store_two(to, y[0], y[1], there);
+    } else {
+      if (there) to[0] = from_float<T>(y[0]);
+      if (there && channel + 1 < a.half) to[1] = from_float<T>(y[1]);
+    }
+  }
+
+  // Adds column c of an input row, which completes the output row above the one above. An output's first term meets its
+  // bias, and its terms come row by row, then column by column.
+  template <bool kStore>
+  __device__ void add_column(int c, const float4& word, float (&done)[kColumns][2][2]) {
+    float in[2][2] = {{word.x, word.y}, {word.z, word.w}};
 #pragma unroll
     for (int kx = 0; kx < 3; ++kx) {
-      if (j - kx < 0 || j - kx >= kColumns) continue;
+      int j = c - kx;
+      if (j < 0 || j >= kColumns) continue;
 #pragma unroll
-      for (int ky = 0; ky < 3; ++ky) {
+      for (int h = 0; h < 2; ++h) {
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-#pragma unroll
-          for (int v = 0; v < V; ++v) {
-            float& sum = sums[(kStep + 3 - ky) % 3][j - kx][h][v];
-            sum = fmaf(values.of[h][v], weight[h][ky * 3 + kx][v], ky == 0 && kx == 0 ? bias[h][v] : sum);
-          }
+        for (int v = 0; v < 2; ++v) {
+          float &above = sums[0][j][h][v], &here = sums[1][j][h][v];
+          if (kStore) done[j][h][v] = fmaf(in[h][v], weight[h][6 + kx][v], kx ? done[j][h][v] : above);
+          above = fmaf(in[h][v], weight[h][3 + kx][v], kx ? above : here);
+          here = fmaf(in[h][v], weight[h][kx][v], kx ? here : bias[h][v]);
         }
       }
     }
   }
 
-  __device__ void store(int slot, int y) const {
-    if (!there) return;
-    T* out = static_cast<T*>(a.y) + ((image * a.height + y) * a.width + column) * a.half + channel;
+  // Input row i, whose number is kStep mod 2, and the activation of the row after it, in turns: the products of a
+  // column hide the special functions of an activation. Shared memory is read before it is written, as far as registers
+  // go, so that the compiler may move one past the other.
+  template <int kStep, bool kStore>
+  __device__ void step(int i) {
+    Four<T>(&next)[kPasses][2] = raw[(kStep + 1) % kAhead];
+    const float4* from = activated + (kStep * span + local) * kPairs + slot;
+    float4 words[kColumns + 2];
+    float done[kColumns][2][2], values[2][4];
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-      if (column + j >= a.width) continue;
-      W word;
+    for (int c = 0; c < kColumns + 2; ++c) words[c] = from[c * kPairs];
 #pragma unroll
-      for (int v = 0; v < V; ++v) word.set(v, sums[slot][j][0][v] * silu_for<T>(sums[slot][j][1][v]));
-      *reinterpret_cast<W*>(out + int64_t{a.half} * j) = word;
+    for (int c = 0; c < kColumns + 2; ++c) {
+      if (c < kColumns) activate_four(next[c / 2][c % 2], values[c % 2]);
+      add_column<kStore>(c, words[c], done);
+      if (c < kColumns && c % 2) put(kStep ^ 1, 1 + at_column + c / 2 * pass, values);
+      if (c == kColumns - 1) send_for(i + 1 + kAhead, next);
+      if (kStore && c >= 2) store(c - 2, done[c - 2]);
     }
-  }
-
-  // Input row i of the strip completes output row i - 2. `edges` [strip][left, right][lane] is this row's; the rows
-  // before and after use another, so one barrier a row keeps writers from readers.
-  template <int kStep>
-  __device__ void step(int i, int end, Values<V> (*edges)[2][kLanes]) {
-    if (i >= end) return;
-    int lane = static_cast<int>(threadIdx.x), strip = static_cast<int>(threadIdx.y);
-    Values<V> columns[kColumns + 2];
-#pragma unroll
-    for (int j = 1; j <= kColumns; ++j) columns[j] = activated(j);
-    edges[strip][0][lane] = columns[1];
-    edges[strip][1][lane] = columns[kColumns];
-    if (first) columns[0] = activated(0);
-    if (last) columns[kColumns + 1] = activated(kColumns + 1);
-    send_for(i + 1 < end ? row + i : -1);
+    if (kStore) out += int64_t{a.width} * a.half;
+    if (kEdges && beyond) {
+      activate(kStep ^ 1, beyond_column, beyond_raw);
+      send_for_beyond(i + 2);
+    }
     __syncthreads();
-    if (!first) columns[0] = edges[strip - 1][1][lane];
-    if (!last) columns[kColumns + 1] = edges[strip + 1][0][lane];
-#pragma unroll
-    for (int j = 0; j < kColumns + 2; ++j) add_column<kStep>(j, columns[j]);
-    constexpr int kDone = (kStep + 1) % 3;
-    if (i >= 2) store(kDone, row + i - 2);
   }
 
-  __device__ void run(Values<V> (*edges)[kMostStrips][2][kLanes]) {
-    load_weights();
-    find_columns();
-    send_for(row - 1);
-    int end = min(a.rows, a.height - row) + 2;
-    for (int i = 0; i < end; i += 3) {
-      step<0>(i, end, edges[i & 1]);
-      step<1>(i + 1, end, edges[(i + 1) & 1]);
-      step<2>(i + 2, end, edges[i & 1]);
+  __device__ void run() {
+    Four<T> top[kPasses][2];
+    send_for(0, top);
+    if (beyond) send_for_beyond(0);
+#pragma unroll
+    for (int i = 1; i <= kAhead; ++i) send_for(i, raw[i % kAhead]);
+    load_constants();
+#pragma unroll
+    for (int k = 0; k < kPasses; ++k) activate(0, 1 + at_column + k * pass, top[k]);
+    if (beyond) {
+      activate(0, beyond_column, beyond_raw);
+      if (kEdges) {
+        send_for_beyond(1);
+      } else {
+        activate(1, beyond_column, beyond_raw);
+      }
+    }
+    __syncthreads();
+    step<0, false>(0);
+    step<1, false>(1);
+    for (int i = 2; i < end; i += 2) {
+      step<0, true>(i);
+      if (i + 1 < end) step<1, true>(i + 1);
     }
   }
 };
 
-template <class T, int V, bool kSilu>
-__global__ void __launch_bounds__(kLanes* kMostStrips, kResident) gate(Gated a) {
-  __shared__ Values<V> edges[2][kMostStrips][2][kLanes];
-  int channel = (static_cast<int>(blockIdx.x) * kLanes + static_cast<int>(threadIdx.x)) * V;
-  int group = static_cast<int>(blockIdx.y) % a.column_groups, strip = static_cast<int>(blockIdx.y) / a.column_groups;
-  int column = (group * static_cast<int>(blockDim.y) + static_cast<int>(threadIdx.y)) * kColumns;
-  GatedStrip<T, V, kSilu> s{a,
-                            channel,
-                            column,
-                            strip * a.rows,
-                            static_cast<int64_t>(blockIdx.z),
-                            threadIdx.y == 0,
-                            threadIdx.y + 1 == blockDim.y,
-                            channel < a.half};
-  s.run(edges);
+template <class T, class Tile, bool kSilu, bool kWhole, bool kEdges>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) gate_rows(Gated a) {
+  extern __shared__ float4 shared[];
+  GatedStrip<T, Tile, kSilu, kWhole, kEdges>(a, shared).run();
 }
 
 struct Launch {
   void (*kernel)(Gated);
-  int channels_a_thread;
+  int pairs, columns, most_groups, resident;
+  size_t pixel_bytes;  // of `activated`
 };
+
+template <class T, class Tile, bool kSilu, bool kWhole, bool kEdges>
+Launch launch_of() {
+  return {gate_rows<T, Tile, kSilu, kWhole, kEdges>,
+          Tile::kLanes,
+          Tile::kColumns,
+          Tile::kThreads / Tile::kLanes,
+          Tile::kBlocks,
+          sizeof(float4) * Tile::kLanes};
+}
+
+// Narrow pictures lie in one strip of columns, without edges beside it. What is rarely needed has no kernel of its own.
+template <class T>
+Launch pick(const Gated& a, bool silu) {
+  using Narrow = Tile<256, 2, 1>;
+  using Wide = Tile<128, 3, 2>;
+  using Roomy = Tile<128, 2, 1>;
+  if constexpr (sizeof(T) == 2) {
+    bool narrow = a.width <= Narrow::kThreads / Narrow::kLanes * Narrow::kColumns;
+    if (silu && a.half % 4 == 0) {
+      return narrow ? launch_of<T, Narrow, true, true, false>() : launch_of<T, Wide, true, true, true>();
+    }
+  }
+  if (a.half % 4) return silu ? launch_of<T, Roomy, true, false, true>() : launch_of<T, Roomy, false, false, true>();
+  return silu ? launch_of<T, Roomy, true, true, true>() : launch_of<T, Roomy, false, true, true>();
+}
+
+// Cuts the height so that no multiprocessor has room left and the most rows that one gets are fewest: of the two rows
+// that a strip reads twice only the activation costs, and starting a strip costs about as much as the rest of one.
+int choose_strip_rows(int height, int64_t blocks_a_strip, int resident, int multiprocessors) {
+  int best = height;
+  int64_t best_cost = 0;
+  auto least =
+      static_cast<int>(std::min<int64_t>(height, ceil_div(int64_t{resident} * multiprocessors, blocks_a_strip)));
+  for (int strips = least; strips <= height; ++strips) {
+    auto rows = static_cast<int>(ceil_div(height, strips));
+    int64_t cost = ceil_div(blocks_a_strip * ceil_div(height, rows), multiprocessors) * (rows + 1);
+    if (strips == least || cost < best_cost) {
+      best = rows;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
 
 }  // namespace
 
@@ -208,7 +388,6 @@ bool supports_depthwise_glu(const StepSpec& spec) {
 }
 
 Step make_depthwise_glu(const StepSpec& spec) {
-  if (depthwise_glu_variant >= 0) return make_depthwise_glu_rows(spec);
   const Shape& x = spec.inputs[0].shape;
   Gated a{};
   a.weight_type = spec.inputs[1].dtype;
@@ -217,22 +396,19 @@ Step make_depthwise_glu(const StepSpec& spec) {
   a.width = static_cast<int>(x[2]);
   a.half = static_cast<int>(x[3] / 2);
   bool silu = spec.node.attrs.text("act") == "silu";
-  Launch launch = with_float(spec.inputs[0].dtype, [&](auto zero) -> Launch {
-    using T = decltype(zero);
-    constexpr int kPair = 4 / sizeof(T);
-    if (a.half % kPair) return {silu ? gate<T, 1, true> : gate<T, 1, false>, 1};
-    return {silu ? gate<T, kPair, true> : gate<T, kPair, false>, kPair};
-  });
-  auto strips = static_cast<int>(ceil_div(a.width, kColumns));
-  dim3 block(kLanes, static_cast<unsigned>(std::min(strips, kMostStrips)));
-  a.column_groups = static_cast<int>(ceil_div(strips, block.y));
-  int64_t words = ceil_div(ceil_div(a.half, launch.channels_a_thread), kLanes);
-  int resident = 1;
-  check(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, launch.kernel, static_cast<int>(block.x * block.y), 0));
-  int64_t at_once = int64_t{std::max(resident, 1)} * std::max(device_limits().multiprocessors, 1);
-  a.rows = choose_rows(a.height, 3, kMostGrid / a.column_groups, words * a.column_groups * x[0], at_once);
-  dim3 grid(static_cast<unsigned>(words), static_cast<unsigned>(a.column_groups * ceil_div(a.height, a.rows)),
+  Launch launch = with_float(spec.inputs[0].dtype, [&](auto zero) { return pick<decltype(zero)>(a, silu); });
+  // As few strips of columns as can be, of one width; whole warps.
+  int64_t groups = ceil_div(a.width, launch.columns);
+  int64_t unit = std::max(1, 32 / launch.pairs);
+  groups = ceil_div(ceil_div(groups, ceil_div(groups, launch.most_groups)), unit) * unit;
+  a.strips = static_cast<int>(ceil_div(a.width, groups * launch.columns));
+  auto threads = static_cast<unsigned>(groups * launch.pairs);
+  size_t shared = 2 * static_cast<size_t>(groups * launch.columns + 2) * launch.pixel_bytes;
+  int64_t slabs = ceil_div(a.half, 2 * launch.pairs);
+  a.rows = choose_strip_rows(a.height, slabs * a.strips * x[0], launch.resident,
+                             std::max(device_limits().multiprocessors, 1));
+  a.rows = std::max(a.rows, static_cast<int>(ceil_div(a.height, kMostGrid / a.strips)));
+  dim3 grid(static_cast<unsigned>(slabs), static_cast<unsigned>(a.strips * ceil_div(a.height, a.rows)),
             static_cast<unsigned>(x[0]));
   Step step;
   step.run = [=](const StepArgs& args) {
@@ -241,7 +417,7 @@ Step make_depthwise_glu(const StepSpec& spec) {
     call.w = args.in[1];
     call.bias = args.in.size() == 3 ? args.in[2] : nullptr;
     call.y = args.out;
-    launch.kernel<<<grid, block, 0, stream_of(args)>>>(call);
+    launch.kernel<<<grid, threads, shared, stream_of(args)>>>(call);
     check(cudaGetLastError());
   };
   return step;

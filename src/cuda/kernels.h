@@ -94,8 +94,6 @@ bool supports_grouped_conv2d(const StepSpec& spec);
 Step make_depthwise_conv2d(const StepSpec& spec);
 bool supports_depthwise_conv2d(const StepSpec& spec);
 Step make_depthwise_glu(const StepSpec& spec);
-Step make_depthwise_glu_rows(const StepSpec& spec);
-extern int depthwise_glu_variant;  // for bench_steps --glu only; negative: depthwise_glu.cu
 bool supports_depthwise_glu(const StepSpec& spec);
 
 }  // namespace kinora::cuda
