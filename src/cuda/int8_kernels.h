@@ -14,6 +14,8 @@ struct Int8Arguments {
   bool gate_packs;                      // where eight neighbours of a gate can be read as one
 };
 
-void enqueue_int8_mma(cudaStream_t stream, const Int8Arguments& arguments);  // int8_mma.cu; sm_80 and later
+void enqueue_int8_mma(cudaStream_t stream, const Int8Arguments& arguments);    // int8_mma.cu; sm_80 and later
+void enqueue_int8_wgmma(cudaStream_t stream, const Int8Arguments& arguments);  // int8_wgmma.cu
+bool int8_wgmma_runs(const DeviceLimits& limits);                              // sm_90, in builds for sm_90a
 
 }  // namespace kinora::cuda

@@ -17,6 +17,21 @@ constexpr TileAt tile_at(int index, int rows, int columns) {
   return {first + inside % height, inside / height};
 }
 
+// How wide the tiles [128, width] of a persistent kernel are: the width whose waves of tiles take the least time. A
+// tile takes as long as it is wide and a little more, for its own rows of operands.
+constexpr int kWgmmaColumns[] = {256, 208, 176, 144};
+constexpr int wgmma_columns(int m, int n, int multiprocessors) {
+  constexpr int64_t kRows = 128, kOverhead = 32;
+  int best = 0;
+  int64_t least = 0;
+  for (int width : kWgmmaColumns) {
+    int64_t tiles = ((m + kRows - 1) / kRows) * ((int64_t{n} + width - 1) / width);
+    int64_t time = (tiles + multiprocessors - 1) / multiprocessors * (width + kOverhead);
+    if (best == 0 || time < least) best = width, least = time;
+  }
+  return best;
+}
+
 // Bytes from the start of a tile in shared memory, of rows of kRow bytes (64 or 128), to a unit of 16 bytes. Units are
 // permuted so that the same unit of eight neighbouring rows lies in all banks; with rows of 128 bytes this is the
 // 128-byte swizzle of tensor maps and of wgmma.

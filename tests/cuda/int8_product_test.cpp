@@ -28,6 +28,16 @@ TEST(Int8Tiles, EachTileHasOneNumber) {
   }
 }
 
+TEST(Int8Tiles, WidthsFillTheLastWave) {
+  constexpr int kH100 = 132;
+  EXPECT_EQ(cuda::wgmma_columns(2048, 2240, kH100), 144);
+  EXPECT_EQ(cuda::wgmma_columns(2048, 1152, kH100), 144);
+  EXPECT_EQ(cuda::wgmma_columns(2048, 6720, kH100), 208);
+  EXPECT_EQ(cuda::wgmma_columns(2048, 11200, kH100), 176);
+  EXPECT_EQ(cuda::wgmma_columns(76544, 21504, kH100), 256);
+  EXPECT_EQ(cuda::wgmma_columns(1, 8, kH100), 144);
+}
+
 // Lanes that access 16 (8) bytes do so in groups of 8 (16): within each, no two may meet in a bank.
 void expect_no_conflicts(const std::vector<uint32_t>& addresses, uint32_t bytes, const std::string& what) {
   for (size_t first = 0; first < addresses.size(); first += 128 / bytes) {
@@ -269,7 +279,7 @@ TEST_P(CudaInt8Product, GivesCublasBitsAtTheModelsSizes) {
       .expect_cublas_bits(GetParam());
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, CudaInt8Product, testing::Values(Int8Kernel::mma),
+INSTANTIATE_TEST_SUITE_P(Kernels, CudaInt8Product, testing::Values(Int8Kernel::mma, Int8Kernel::wgmma),
                          [](const testing::TestParamInfo<Int8Kernel>& kernel) {
                            return kernel.param == Int8Kernel::mma ? "mma" : "wgmma";
                          });
