@@ -14,8 +14,10 @@ struct Int8Arguments {
   bool gate_packs;                      // where eight neighbours of a gate can be read as one
 };
 
-void enqueue_int8_mma(cudaStream_t stream, const Int8Arguments& arguments);    // int8_mma.cu; sm_80 and later
-void enqueue_int8_wgmma(cudaStream_t stream, const Int8Arguments& arguments);  // int8_wgmma.cu
-bool int8_wgmma_runs(const DeviceLimits& limits);                              // sm_90, in builds for sm_90a
+void enqueue_int8_mma(cudaStream_t stream, const Int8Arguments& arguments);  // int8_mma.cu; sm_80 and later
+// int8_wgmma.cu: one tile for each block, or pairs of blocks that share what they read of the weight.
+void enqueue_int8_wgmma(cudaStream_t stream, const Int8Arguments& arguments);
+void enqueue_int8_wgmma_pairs(cudaStream_t stream, const Int8Arguments& arguments);
+bool int8_wgmma_runs(const DeviceLimits& limits);  // sm_90, in builds for sm_90a
 
 }  // namespace kinora::cuda

@@ -10,7 +10,7 @@ namespace kinora::cuda {
 
 // Kernels take themselves what the tensor cores of a device and its ways of loading ask for; a table in
 // int8_product.cpp says which one runs where.
-enum class Int8Kernel : uint8_t { none, mma, wgmma };
+enum class Int8Kernel : uint8_t { none, mma, wgmma, wgmma_pairs };
 
 class Int8Product {
  public:

@@ -43,17 +43,31 @@ struct Operands {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-template <int kColumns>
-__device__ void copy_tiles(const Int8Arguments& p, const Operands& operands, Places<kColumns> at) {
+// The first row of this block's tile, which is one of kCluster tiles below each other.
+template <int kCluster>
+__device__ inline int first_row(TileAt tile, uint32_t rank) {
+  return (tile.row * kCluster + static_cast<int>(rank)) * kRows;
+}
+
+template <int kColumns, int kCluster>
+__device__ void copy_tiles(const Int8Arguments& p, const Operands& operands, Places<kColumns> at, uint32_t rank) {
   using P = Places<kColumns>;
+  constexpr int kPart = kColumns / kCluster;  // of the weight's rows, fetched by each block
+  auto part = static_cast<int>(rank) * kPart;
   Turn<P::kStages> turn;
-  for (int index = static_cast<int>(blockIdx.x); index < p.tile_rows * p.tile_columns; index += gridDim.x) {
+  for (int index = blockIdx.x / kCluster; index < p.tile_rows * p.tile_columns; index += gridDim.x / kCluster) {
     TileAt tile = tile_at(index, p.tile_rows, p.tile_columns);
+    int row = first_row<kCluster>(tile, rank), column = tile.column * kColumns + part;
     for (int k = 0; k < p.k; k += kDepth) {
       barrier_wait(at.empty(turn.stage), turn.parity ^ 1);
       barrier_expect(at.full(turn.stage), P::kStage);
-      copy_box(at.stage(turn.stage), operands.x, k, tile.row * kRows, at.full(turn.stage));
-      copy_box(at.stage(turn.stage) + P::kX, operands.w, k, tile.column * kColumns, at.full(turn.stage));
+      copy_box(at.stage(turn.stage), operands.x, k, row, at.full(turn.stage));
+      uint32_t w = at.stage(turn.stage) + P::kX + static_cast<uint32_t>(part * kDepth);
+      if constexpr (kCluster == 1) {
+        copy_box(w, operands.w, k, column, at.full(turn.stage));
+      } else {
+        copy_box_to((1 << kCluster) - 1, w, operands.w, k, column, at.full(turn.stage));
+      }
       turn.next();
     }
   }
@@ -82,17 +96,21 @@ __device__ void finish_tile(const SumsFinish<T>& finish, int32_t* staging, const
   }
 }
 
-template <class T, int kColumns>
-__device__ void multiply_tiles(const Int8Arguments& p, Places<kColumns> at, int32_t* staging) {
+template <class T, int kColumns, int kCluster>
+__device__ void multiply_tiles(const Int8Arguments& p, Places<kColumns> at, int32_t* staging, uint32_t rank) {
   using P = Places<kColumns>;
-  uint32_t warp = threadIdx.x / 32, rows_at = warp / 4 * 64;
-  auto release = [&](uint32_t stage) {
-    if (threadIdx.x % 32 == 0) barrier_arrive(at.empty(stage));
+  uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows_at = warp / 4 * 64;
+  auto release = [&](uint32_t stage) {  // for all blocks that write there
+    if constexpr (kCluster == 1) {
+      if (lane == 0) barrier_arrive(at.empty(stage));
+    } else {
+      if (lane < kCluster) barrier_arrive_at(at.empty(stage), lane);
+    }
   };
   Turn<P::kStages> turn;
   SumsFinish<T> finish(p);
   int32_t sums[kColumns / 8][4];
-  for (int index = static_cast<int>(blockIdx.x); index < p.tile_rows * p.tile_columns; index += gridDim.x) {
+  for (int index = blockIdx.x / kCluster; index < p.tile_rows * p.tile_columns; index += gridDim.x / kCluster) {
     uint32_t before = 0;
     for (int k = 0; k < p.k; k += kDepth) {
       barrier_wait(at.full(turn.stage), turn.parity);
@@ -113,7 +131,7 @@ __device__ void multiply_tiles(const Int8Arguments& p, Places<kColumns> at, int3
     TileAt tile = tile_at(index, p.tile_rows, p.tile_columns);
     int column = tile.column * kColumns, end = column + kColumns < p.n ? column + kColumns : p.n;
     typename SumsFinish<T>::Beside beside;
-    finish.begin_rows(tile.row * kRows + static_cast<int>(rows_at + warp % 4 * 16));
+    finish.begin_rows(first_row<kCluster>(tile, rank) + static_cast<int>(rows_at + warp % 4 * 16));
     finish.load(beside, column, end);
     wgmma_wait<0>();
 #pragma unroll
@@ -128,30 +146,38 @@ __device__ void multiply_tiles(const Int8Arguments& p, Places<kColumns> at, int3
 
 #endif
 
-template <class T, int kColumns>
+template <class T, int kColumns, int kCluster>
 __global__ void __launch_bounds__(kThreads, 1)
     product_kernel(const __grid_constant__ Int8Arguments p, const __grid_constant__ Operands operands) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t shared[];
   using P = Places<kColumns>;
+  static_assert(kColumns / kCluster % 8 == 0, "parts of a stage begin where the swizzle does");
   P at{shared_address(shared)};
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < P::kStages; ++i) {
       barrier_init(at.full(i), 1);
-      barrier_init(at.empty(i), kMultiplying);
+      barrier_init(at.empty(i), kMultiplying * kCluster);
     }
     barriers_made();
   }
-  __syncthreads();
+  uint32_t rank = 0;
+  if constexpr (kCluster > 1) {
+    rank = cluster_rank();
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
   uint32_t warp = threadIdx.x / 32;
   if (warp >= kMultiplying) {
     give_registers<24>();
-    if (threadIdx.x == kMultiplying * 32) copy_tiles<kColumns>(p, operands, at);
+    if (threadIdx.x == kMultiplying * 32) copy_tiles<kColumns, kCluster>(p, operands, at, rank);
   } else {
     take_registers<240>();
-    multiply_tiles<T, kColumns>(p, at,
-                                reinterpret_cast<int32_t*>(shared + P::kStages * P::kStage) + warp * kStagedWords);
+    multiply_tiles<T, kColumns, kCluster>(
+        p, at, reinterpret_cast<int32_t*>(shared + P::kStages * P::kStage) + warp * kStagedWords, rank);
   }
+  if constexpr (kCluster > 1) cluster_sync();  // none leaves while others still arrive at its barriers
 #endif
 }
 
@@ -189,18 +215,40 @@ CUtensorMap tensor_map(const int8_t* codes, int rows, int k, int box_rows) {
   return map;
 }
 
-template <class T, int kColumns>
-void launch(cudaStream_t stream, Int8Arguments p, int multiprocessors) {
-  p.tile_rows = static_cast<int>(ceil_div(p.m, kRows));
+template <class T, int kColumns, int kCluster>
+void launch(cudaStream_t stream, Int8Arguments p) {
+  p.tile_rows = static_cast<int>(ceil_div(p.m, kRows * kCluster));
   p.tile_columns = static_cast<int>(ceil_div(p.n, kColumns));
-  Operands operands{tensor_map(p.x, p.m, p.k, kRows), tensor_map(p.w, p.n, p.k, kColumns)};
-  auto* kernel = product_kernel<T, kColumns>;
+  Operands operands{tensor_map(p.x, p.m, p.k, kRows), tensor_map(p.w, p.n, p.k, kColumns / kCluster)};
+  auto* kernel = product_kernel<T, kColumns, kCluster>;
   constexpr uint32_t kShared = Places<kColumns>::kShared;
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(kShared)));
-  auto blocks = static_cast<unsigned>(std::min(p.tile_rows * p.tile_columns, multiprocessors));
-  kernel<<<blocks, kThreads, kShared, stream>>>(p, operands);
-  check(cudaGetLastError());
+  int clusters = std::min(p.tile_rows * p.tile_columns, device_limits().multiprocessors / kCluster);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kCluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kShared;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, p, operands));
+}
+
+template <int kCluster>
+void enqueue(cudaStream_t stream, const Int8Arguments& arguments) {
+  int clusters = device_limits().multiprocessors / kCluster;
+  with_float(arguments.finish.dtype, [&]<class T>(T) {
+    switch (wgmma_columns(arguments.m, arguments.n, clusters, kCluster)) {
+      case 144: return launch<T, 144, kCluster>(stream, arguments);
+      case 176: return launch<T, 176, kCluster>(stream, arguments);
+      case 208: return launch<T, 208, kCluster>(stream, arguments);
+      default: return launch<T, 256, kCluster>(stream, arguments);
+    }
+  });
 }
 
 }  // namespace
@@ -213,16 +261,7 @@ bool int8_wgmma_runs(const DeviceLimits& limits) {
 #endif
 }
 
-void enqueue_int8_wgmma(cudaStream_t stream, const Int8Arguments& arguments) {
-  int multiprocessors = device_limits().multiprocessors;
-  with_float(arguments.finish.dtype, [&]<class T>(T) {
-    switch (wgmma_columns(arguments.m, arguments.n, multiprocessors)) {
-      case 144: return launch<T, 144>(stream, arguments, multiprocessors);
-      case 176: return launch<T, 176>(stream, arguments, multiprocessors);
-      case 208: return launch<T, 208>(stream, arguments, multiprocessors);
-      default: return launch<T, 256>(stream, arguments, multiprocessors);
-    }
-  });
-}
+void enqueue_int8_wgmma(cudaStream_t stream, const Int8Arguments& arguments) { enqueue<1>(stream, arguments); }
+void enqueue_int8_wgmma_pairs(cudaStream_t stream, const Int8Arguments& arguments) { enqueue<2>(stream, arguments); }
 
 }  // namespace kinora::cuda

@@ -29,13 +29,15 @@ TEST(Int8Tiles, EachTileHasOneNumber) {
 }
 
 TEST(Int8Tiles, WidthsFillTheLastWave) {
-  constexpr int kH100 = 132;
-  EXPECT_EQ(cuda::wgmma_columns(2048, 2240, kH100), 144);
-  EXPECT_EQ(cuda::wgmma_columns(2048, 1152, kH100), 144);
-  EXPECT_EQ(cuda::wgmma_columns(2048, 6720, kH100), 208);
-  EXPECT_EQ(cuda::wgmma_columns(2048, 11200, kH100), 176);
-  EXPECT_EQ(cuda::wgmma_columns(76544, 21504, kH100), 256);
-  EXPECT_EQ(cuda::wgmma_columns(1, 8, kH100), 144);
+  auto pairs = [](int m, int n) { return cuda::wgmma_columns(m, n, 66, 2); };
+  EXPECT_EQ(pairs(2048, 2240), 144);
+  EXPECT_EQ(pairs(2048, 1152), 144);
+  EXPECT_EQ(pairs(2048, 6720), 208);
+  EXPECT_EQ(pairs(2048, 11200), 208);
+  EXPECT_EQ(pairs(76544, 21504), 256);
+  EXPECT_EQ(pairs(1, 8), 144);
+  EXPECT_EQ(cuda::wgmma_columns(2048, 2240, 132, 1), 144);
+  EXPECT_EQ(cuda::wgmma_columns(8828, 12288, 132, 1), 256);
 }
 
 // Lanes that access 16 (8) bytes do so in groups of 8 (16): within each, no two may meet in a bank.
@@ -279,10 +281,12 @@ TEST_P(CudaInt8Product, GivesCublasBitsAtTheModelsSizes) {
       .expect_cublas_bits(GetParam());
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, CudaInt8Product, testing::Values(Int8Kernel::mma, Int8Kernel::wgmma),
-                         [](const testing::TestParamInfo<Int8Kernel>& kernel) {
-                           return kernel.param == Int8Kernel::mma ? "mma" : "wgmma";
-                         });
+std::string kernel_name(const testing::TestParamInfo<Int8Kernel>& kernel) {
+  constexpr const char* kNames[] = {"none", "mma", "wgmma", "wgmma_pairs"};
+  return kNames[static_cast<size_t>(kernel.param)];
+}
+INSTANTIATE_TEST_SUITE_P(Kernels, CudaInt8Product,
+                         testing::Values(Int8Kernel::mma, Int8Kernel::wgmma, Int8Kernel::wgmma_pairs), kernel_name);
 
 }  // namespace
 }  // namespace kinora::test
