@@ -115,19 +115,23 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const __grid_const
   }
 }
 
-}  // namespace
-
-void enqueue_int8_mma(cudaStream_t stream, const Int8Arguments& arguments) {
+template <class T>
+void launch(cudaStream_t stream, const Int8Arguments& arguments) {
   Int8Arguments p = arguments;
   p.tile_rows = static_cast<int>(ceil_div(p.m, kTile));
   p.tile_columns = static_cast<int>(ceil_div(p.n, kTile));
-  with_float(p.finish.dtype, [&]<class T>(T) {
-    auto* kernel = product_kernel<T>;
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(kShared)));
-    kernel<<<static_cast<unsigned>(p.tile_rows * p.tile_columns), kThreads, kShared, stream>>>(p);
-  });
+  product_kernel<T><<<static_cast<unsigned>(p.tile_rows * p.tile_columns), kThreads, kShared, stream>>>(p);
   check(cudaGetLastError());
+}
+
+}  // namespace
+
+Int8Launch* prepare_int8_mma(const Int8Arguments& arguments) {
+  return with_float(arguments.finish.dtype, [&]<class T>(T) -> Int8Launch* {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(product_kernel<T>),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kShared)));
+    return launch<T>;
+  });
 }
 
 }  // namespace kinora::cuda

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <array>
 
-#include "cuda/int8_kernels.h"
-
 namespace kinora::cuda {
 
 std::optional<Int8Kernel> int8_kernel_override;
@@ -14,14 +12,14 @@ namespace {
 struct Row {
   Int8Kernel kernel;
   bool (*runs)(const DeviceLimits& limits);
-  void (*enqueue)(cudaStream_t stream, const Int8Arguments& arguments);
+  Int8Launch* (*prepare)(const Int8Arguments& arguments);
 };
 
 // The first one that runs is taken.
 constexpr std::array kKernels{
-    Row{Int8Kernel::wgmma_pairs, int8_wgmma_runs, enqueue_int8_wgmma_pairs},
-    Row{Int8Kernel::wgmma, int8_wgmma_runs, enqueue_int8_wgmma},
-    Row{Int8Kernel::mma, [](const DeviceLimits& limits) { return limits.major >= 8; }, enqueue_int8_mma},
+    Row{Int8Kernel::wgmma_pairs, int8_wgmma_runs, prepare_int8_wgmma_pairs},
+    Row{Int8Kernel::wgmma, int8_wgmma_runs, prepare_int8_wgmma},
+    Row{Int8Kernel::mma, [](const DeviceLimits& limits) { return limits.major >= 8; }, prepare_int8_mma},
 };
 
 bool fits(int64_t m, int64_t n, int64_t k, const ProductFinish& finish) {
@@ -29,18 +27,6 @@ bool fits(int64_t m, int64_t n, int64_t k, const ProductFinish& finish) {
   bool whole = n % 8 == 0 && k % 16 == 0 && finish.out_row % 8 == 0;
   // Of int32 sums, none overflows; indices of rows, columns, tiles and bytes of a row are int.
   return whole && k * 127 * 127 < kMost && n < kMost && m * ceil_div(n, 8) < kMost;
-}
-
-const Row* row_of(Int8Kernel kernel) {
-  auto row = std::find_if(kKernels.begin(), kKernels.end(), [&](const Row& r) { return r.kernel == kernel; });
-  return row == kKernels.end() ? nullptr : &*row;
-}
-
-Int8Kernel kernel_for(const DeviceLimits& limits) {
-  for (const Row& row : kKernels) {
-    if (row.runs(limits) && (!int8_kernel_override || *int8_kernel_override == row.kernel)) return row.kernel;
-  }
-  return Int8Kernel::none;
 }
 
 bool multiples(const Layout<1>& layout, int64_t of) {
@@ -53,29 +39,34 @@ bool multiples(const Layout<1>& layout, int64_t of) {
 }  // namespace
 
 bool int8_kernel_runs(Int8Kernel kernel) {
-  const Row* row = row_of(kernel);
-  return row && row->runs(device_limits());
+  return std::ranges::any_of(kKernels,
+                             [&](const Row& row) { return row.kernel == kernel && row.runs(device_limits()); });
 }
 
-Int8Product::Int8Product(int64_t m, int64_t n, int64_t k, const ProductFinish& finish)
-    : m_(m), n_(n), k_(k), finish_(finish), kernel_(Int8Kernel::none) {
-  if (!finish_.out_row) finish_.out_row = n;
-  if (fits(m, n, k, finish_)) kernel_ = kernel_for(device_limits());
+Int8Product::Int8Product(int64_t m, int64_t n, int64_t k, const ProductFinish& finish) {
+  if (!fits(m, n, k, finish)) return;
+  arguments_.finish = finish;
+  if (!finish.out_row) arguments_.finish.out_row = n;
+  arguments_.m = static_cast<int>(m);
+  arguments_.n = static_cast<int>(n);
+  arguments_.k = static_cast<int>(k);
+  for (const Row& row : kKernels) {
+    if (!row.runs(device_limits()) || (int8_kernel_override && *int8_kernel_override != row.kernel)) continue;
+    launch_ = row.prepare(arguments_);
+    return;
+  }
 }
 
 void Int8Product::enqueue(cudaStream_t stream, const void* x, const void* w, const ProductFinish::Data& data) const {
-  constexpr uintptr_t kPack = 16;
-  bool aligned = reinterpret_cast<uintptr_t>(data.gate) % kPack == 0;
-  row_of(kernel_)->enqueue(
-      stream,
-      {.finish = finish_,
-       .data = data,
-       .x = static_cast<const int8_t*>(x),
-       .w = static_cast<const int8_t*>(w),
-       .m = static_cast<int>(m_),
-       .n = static_cast<int>(n_),
-       .k = static_cast<int>(k_),
-       .gate_packs = aligned && multiples(finish_.gates, kPack / static_cast<int64_t>(dtype_size(finish_.dtype)))});
+  constexpr int64_t kPack = 16;
+  Int8Arguments arguments = arguments_;
+  arguments.data = data;
+  arguments.x = static_cast<const int8_t*>(x);
+  arguments.w = static_cast<const int8_t*>(w);
+  arguments.gate_packs =
+      reinterpret_cast<uintptr_t>(data.gate) % kPack == 0 &&
+      multiples(arguments.finish.gates, kPack / static_cast<int64_t>(dtype_size(arguments.finish.dtype)));
+  launch_(stream, arguments);
 }
 
 }  // namespace kinora::cuda

@@ -19,7 +19,7 @@ constexpr TileAt tile_at(int index, int rows, int columns) {
 
 // How wide the tiles [128, width] of a persistent kernel are, where `clusters` of `height` blocks with a tile each are
 // at work at once: the width whose waves of tiles take the least time. A tile takes as long as it is wide and somewhat
-// more, for its own rows of operands: about as much as those cost beside the weight's, which a cluster shares.
+// more, the less where a cluster shares what it reads of the weight (reckoned, not measured).
 constexpr int kWgmmaColumns[] = {256, 208, 176, 144};
 constexpr int wgmma_columns(int m, int n, int clusters, int height) {
   int rows = 128 * height, overhead = height > 1 ? 48 : 112, best = 0;

@@ -1,6 +1,7 @@
-// INT8 products by Hopper's wgmma. A block stays on its multiprocessor and makes tile after tile: one warp copies
+// INT8 products by Hopper's wgmma. A block stays on its multiprocessor and makes tile after tile: one thread copies
 // operands into stages of shared memory, two warpgroups multiply 64 rows each, and while they finish a tile's sums the
-// next tile's operands are on their way.
+// next tile's operands are on their way. Two blocks may form a cluster, whose tiles lie below each other: each fetches
+// half of the weight's rows for both, so that less is read from the second-level cache.
 #include "cuda/int8_finish.cuh"
 #include "cuda/wgmma.cuh"
 
@@ -216,14 +217,11 @@ CUtensorMap tensor_map(const int8_t* codes, int rows, int k, int box_rows) {
 }
 
 template <class T, int kColumns, int kCluster>
-void launch(cudaStream_t stream, Int8Arguments p) {
+void launch(cudaStream_t stream, const Int8Arguments& arguments) {
+  Int8Arguments p = arguments;
   p.tile_rows = static_cast<int>(ceil_div(p.m, kRows * kCluster));
   p.tile_columns = static_cast<int>(ceil_div(p.n, kColumns));
   Operands operands{tensor_map(p.x, p.m, p.k, kRows), tensor_map(p.w, p.n, p.k, kColumns / kCluster)};
-  auto* kernel = product_kernel<T, kColumns, kCluster>;
-  constexpr uint32_t kShared = Places<kColumns>::kShared;
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(kShared)));
   int clusters = std::min(p.tile_rows * p.tile_columns, device_limits().multiprocessors / kCluster);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -231,22 +229,29 @@ void launch(cudaStream_t stream, Int8Arguments p) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kShared;
+  config.dynamicSmemBytes = Places<kColumns>::kShared;
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, p, operands));
+  check(cudaLaunchKernelEx(&config, product_kernel<T, kColumns, kCluster>, p, operands));
+}
+
+template <class T, int kColumns, int kCluster>
+Int8Launch* prepare_kernel() {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(product_kernel<T, kColumns, kCluster>),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(Places<kColumns>::kShared)));
+  return launch<T, kColumns, kCluster>;
 }
 
 template <int kCluster>
-void enqueue(cudaStream_t stream, const Int8Arguments& arguments) {
+Int8Launch* prepare(const Int8Arguments& arguments) {
   int clusters = device_limits().multiprocessors / kCluster;
-  with_float(arguments.finish.dtype, [&]<class T>(T) {
+  return with_float(arguments.finish.dtype, [&]<class T>(T) -> Int8Launch* {
     switch (wgmma_columns(arguments.m, arguments.n, clusters, kCluster)) {
-      case 144: return launch<T, 144, kCluster>(stream, arguments);
-      case 176: return launch<T, 176, kCluster>(stream, arguments);
-      case 208: return launch<T, 208, kCluster>(stream, arguments);
-      default: return launch<T, 256, kCluster>(stream, arguments);
+      case 144: return prepare_kernel<T, 144, kCluster>();
+      case 176: return prepare_kernel<T, 176, kCluster>();
+      case 208: return prepare_kernel<T, 208, kCluster>();
+      default: return prepare_kernel<T, 256, kCluster>();
     }
   });
 }
@@ -261,7 +266,7 @@ bool int8_wgmma_runs(const DeviceLimits& limits) {
 #endif
 }
 
-void enqueue_int8_wgmma(cudaStream_t stream, const Int8Arguments& arguments) { enqueue<1>(stream, arguments); }
-void enqueue_int8_wgmma_pairs(cudaStream_t stream, const Int8Arguments& arguments) { enqueue<2>(stream, arguments); }
+Int8Launch* prepare_int8_wgmma(const Int8Arguments& arguments) { return prepare<1>(arguments); }
+Int8Launch* prepare_int8_wgmma_pairs(const Int8Arguments& arguments) { return prepare<2>(arguments); }
 
 }  // namespace kinora::cuda
