@@ -1,5 +1,5 @@
 // Times single steps of the models at full size on the GPU: bench_steps [NAME…], microseconds and the bandwidth that
-// reading each input once and writing the output once would need.
+// reading each input once and writing the output once would need; --glu and --int8 [NAME…] compare forms of one step.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -7,6 +7,7 @@
 
 #include "core/rng.h"
 #include "cuda/backend.h"
+#include "cuda/int8_product.h"
 #include "cuda/kernels.h"
 #include "diffusion/backends.h"
 #include "ops/attention.h"
@@ -291,6 +292,113 @@ void measure(const Case& c, const Runtime& runtime) {
   std::fflush(stdout);
 }
 
+struct Int8Case {
+  const char* name;
+  int64_t m, n, k;
+  bool bias = false;
+  const char* act = "none";
+  bool gate = false, residual = false;
+};
+constexpr Int8Case kInt8Cases[] = {
+    {"int8-1.6b-qkv", 2048, 6720, 2240},
+    {"int8-1.6b-out", 2048, 2240, 2240, true},
+    {"int8-1.6b-glu", 2048, 11200, 2240, true},
+    {"int8-1.6b-down", 2048, 2240, 5600},
+    {"int8-0.6b-qkv", 2048, 3456, 1152},
+    {"int8-mmdit-qkv", 8828, 9216, 3072, true},
+    {"int8-mmdit-mlp", 8828, 12288, 3072, true, "gelu_tanh"},
+    {"int8-mmdit-down", 8828, 3072, 12288, true, "none", true, true},
+    {"int8-mmdit-both", 8828, 21504, 3072, true},
+};
+
+// One product with random operands; `format` empty: of bf16.
+struct ProductBench {
+  const Runtime& runtime;
+  const Int8Case& c;
+  std::map<std::string, Tensor> feed;
+
+  Value build(Graph& graph, std::optional<QuantFormat> format, const Tensor& weight) {
+    auto input = [&](const char* name, const Shape& shape) {
+      if (!feed.contains(name)) feed[name] = runtime.context.device->to_device(filled(shape));
+      return graph.input(name, shape, DType::bf16);
+    };
+    Value x = input("x", {1, c.m, c.k}), bias, gate, residual;
+    if (c.bias) bias = graph.parameter("bias", filled({c.n}));
+    if (c.gate) gate = input("gate", {1, 1, c.n});
+    if (c.residual) residual = input("residual", {1, c.m, c.n});
+    if (!format) {
+      Value w = graph.parameter("w", weight);
+      return residual.defined() ? linear_add(x, w, bias, residual, gate) : linear(x, w, bias, c.act);
+    }
+    QuantizedMatrix q = quantize_matrix(weight, *format);
+    QuantizedWeight codes{*format, graph.parameter("codes", q.codes), graph.parameter("scale", q.scale), {}};
+    return quantized_linear_rows(quantize_rows(x, *format), codes, {bias, c.act, gate, residual}, {1, c.m},
+                                 DType::bf16);
+  }
+
+  // The steps but for the quantization of x; which says nothing about the product.
+  double seconds(const Executable& exe) const {
+    std::vector<double> totals;
+    for (int i = 0; i < 15; ++i) {
+      double total = 0;
+      for (const Executable::StepTime& step : exe.profile(feed)) {
+        if (exe.graph().node(step.node).op != &kQuantizeRows) total += step.seconds;
+      }
+      totals.push_back(total);
+    }
+    std::sort(totals.begin(), totals.end());
+    return totals[totals.size() / 2];
+  }
+
+  Tensor measure(const char* what, std::optional<QuantFormat> format, const Tensor& weight, const Tensor& expected) {
+    Graph graph;
+    graph.output("y", build(graph, format, weight));
+    Executable exe = compile(graph, *runtime.backend, runtime.context);
+    Tensor y = exe.run(feed).at("y");
+    double time = seconds(exe);
+    std::printf(" | %s %.1f us %.0f", what, time * 1e6,
+                2 * static_cast<double>(c.m) * static_cast<double>(c.n * c.k) / time / 1e12);
+    if (expected.defined()) {
+      double most = 0;
+      int64_t count = 0;
+      for (int64_t i = 0; i < y.numel(); ++i) {
+        double off = std::abs(static_cast<double>(static_cast<float>(y.data<bf16>()[i])) -
+                              static_cast<double>(static_cast<float>(expected.data<bf16>()[i])));
+        if (!(off <= most)) most = off;
+        count += off != 0;
+      }
+      std::printf(" (%lld differ, by %.3g)", static_cast<long long>(count), most);
+    }
+    std::fflush(stdout);
+    return y;
+  }
+};
+
+// Products of INT8 codes: microseconds and TOP/s in bf16 and FP8 (cuBLASLt), then of INT8 by cuBLASLt with a kernel
+// that finishes its sums, and by each of our own kernels with the largest difference from that.
+void compare_int8(const Runtime& runtime, std::span<char*> names) {
+  using cuda::Int8Kernel;
+  for (const Int8Case& c : kInt8Cases) {
+    auto is_named = [&](const char* name) { return !std::strcmp(name, c.name); };
+    if (!names.empty() && std::none_of(names.begin(), names.end(), is_named)) continue;
+    ProductBench bench{runtime, c, {}};
+    Tensor weight = filled({c.n, c.k});
+    std::printf("%-16s", c.name);
+    bench.measure("bf16", {}, weight, {});
+    if (cuda::has_fp8_products()) bench.measure("fp8", QuantFormat::fp8, weight, {});
+    cuda::int8_kernel_override = Int8Kernel::none;
+    Tensor expected = bench.measure("cublas", QuantFormat::int8, weight, {});
+    for (auto [kernel, what] :
+         {std::pair{Int8Kernel::mma, "mma"}, {Int8Kernel::wgmma, "wgmma"}, {Int8Kernel::wgmma_pairs, "pairs"}}) {
+      if (!cuda::int8_kernel_runs(kernel)) continue;
+      cuda::int8_kernel_override = kernel;
+      bench.measure(what, QuantFormat::int8, weight, expected);
+    }
+    cuda::int8_kernel_override.reset();
+    std::printf("\n");
+  }
+}
+
 }  // namespace
 
 // --attention=NAME before the names: as kinora's.
@@ -302,6 +410,10 @@ int main(int argc, char** argv) {
   }
   Runtime runtime = make_runtime("cuda", "bfloat16", 1, nullptr, attention);
   std::printf("%s\n", describe(runtime).c_str());
+  if (argc > 1 && std::string_view(argv[1]) == "--int8") {
+    compare_int8(runtime, {argv + 2, static_cast<size_t>(argc - 2)});
+    return 0;
+  }
   for (const Case& c : cases()) {
     bool wanted =
         argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char* name) { return !std::strcmp(name, c.name); });

@@ -1,5 +1,4 @@
-#include "cuda/activation.cuh"
-#include "cuda/product_finish.h"
+#include "cuda/product_finish.cuh"
 
 namespace kinora::cuda {
 namespace {
@@ -35,31 +34,32 @@ __global__ void __launch_bounds__(kThreads)
   float y[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) y[v] = as_float(sums.values[v]);
+  Finishing<V> with{};
   if (d.row_scale) {
-    float scale = d.row_scale[row];
+    with.scaled = true;
+    with.row_scale = d.row_scale[row];
     auto scales = *reinterpret_cast<const Few<float, V>*>(d.column_scale + column);
 #pragma unroll
-    for (int v = 0; v < V; ++v) y[v] = y[v] * scale * scales.values[v];
+    for (int v = 0; v < V; ++v) with.column_scale[v] = scales.values[v];
   }
   if (d.bias) {
-    float bias[V];
-    load_few(d.bias, f.bias_type, column, bias);
-#pragma unroll
-    for (int v = 0; v < V; ++v) y[v] += bias[v];
+    with.biased = true;
+    load_few(d.bias, f.bias_type, column, with.bias);
   }
-#pragma unroll
-  for (int v = 0; v < V; ++v) y[v] = activate<T>(y[v], f.act);
   if (d.gate) {
+    with.gated = true;
     int64_t gate[1];
     f.gates.offsets(row + static_cast<uint32_t>(d.first_row), gate);
 #pragma unroll
-    for (int v = 0; v < V; ++v) y[v] *= to_float(static_cast<const T*>(d.gate)[gate[0] + column + v]);
+    for (int v = 0; v < V; ++v) with.gate[v] = to_float(static_cast<const T*>(d.gate)[gate[0] + column + v]);
   }
   if (d.residual) {
+    with.added = true;
     auto residual = *reinterpret_cast<const Few<T, V>*>(static_cast<const T*>(d.residual) + at);
 #pragma unroll
-    for (int v = 0; v < V; ++v) y[v] += to_float(residual.values[v]);
+    for (int v = 0; v < V; ++v) with.residual[v] = to_float(residual.values[v]);
   }
+  finish_values<T>(y, with, f.act);
   Few<T, V> result;
 #pragma unroll
   for (int v = 0; v < V; ++v) result.values[v] = from_float<T>(y[v]);

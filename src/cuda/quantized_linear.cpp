@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "cuda/cublaslt.h"
+#include "cuda/int8_product.h"
 #include "cuda/kernels.h"
 #include "cuda/product_finish.h"
 #include "cuda/quantize.h"
@@ -126,7 +127,7 @@ ProductShape product_shape(const Linear& l, DType dtype, DType operands) {
   return s;
 }
 
-// The plain sums of codes, a part of the rows at a time.
+// The plain sums of codes, a part of the rows at a time, where no kernel of ours finishes them itself.
 struct SumsProduct {
   int64_t part;
   Product whole, last;  // of `part` rows, and of those that are left then
@@ -234,6 +235,22 @@ Step make_quantized_linear_rows(const StepSpec& spec) {
         const auto* codes = static_cast<const std::byte*>(args.in[0]);
         one.run(l, args, 0, codes, args.in[l.at.codes], {codes + l.m * l.k, args.in[l.at.scale]});
         one.finish(finish, l, args);
+      };
+      return step;
+    }
+  }
+  if (!fp8) {
+    Int8Product product(l.m, l.n, l.k, finish_of(spec, l, DType::i32));
+    if (product.available()) {
+      step.run = [product, l](const StepArgs& args) {
+        const auto* codes = static_cast<const std::byte*>(args.in[0]);
+        product.enqueue(stream_of(args), codes, args.in[l.at.codes],
+                        {.row_scale = reinterpret_cast<const float*>(codes + l.m * l.k),
+                         .column_scale = static_cast<const float*>(args.in[l.at.scale]),
+                         .bias = l.given(args, l.at.bias),
+                         .gate = l.given(args, l.at.gate),
+                         .residual = l.given(args, l.at.residual),
+                         .out = args.out});
       };
       return step;
     }

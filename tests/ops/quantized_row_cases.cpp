@@ -93,7 +93,8 @@ void add_shapes(std::vector<OpCase>& c, QuantFormat f) {
   const ProductCase cases[] = {{"_one_row", 1, 16, 16, "none"},
                                {"_odd", 67, 35, 48, "relu"},
                                {"_narrow", 130, 8, 32, "gelu_tanh"},
-                               {"_long", 33, 72, 1040, "none"}};
+                               {"_long", 33, 72, 1040, "none"},
+                               {"_tiles", 300, 136, 80, "silu"}};
   for (const ProductCase& p : cases) {
     c.push_back({.name = named("quantized_linear", f, p.what),
                  .shapes = {{p.m, p.k}, {p.n}, {p.m, p.n}},

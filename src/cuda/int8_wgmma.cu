@@ -1,0 +1,272 @@
+// INT8 products by Hopper's wgmma. A block stays on its multiprocessor and makes tile after tile: one thread copies
+// operands into stages of shared memory, two warpgroups multiply 64 rows each, and while they finish a tile's sums the
+// next tile's operands are on their way. Two blocks may form a cluster, whose tiles lie below each other: each fetches
+// half of the weight's rows for both, so that less is read from the second-level cache.
+#include "cuda/int8_finish.cuh"
+#include "cuda/wgmma.cuh"
+
+namespace kinora::cuda {
+namespace {
+
+constexpr int kRows = 128, kDepth = 128;                             // of a tile; bytes of a stage along k
+constexpr int kMultiplying = 8, kThreads = (kMultiplying + 4) * 32;  // warps that multiply, and a warpgroup that copies
+constexpr uint32_t kSharedLimit = 227 * 1024;
+
+// What lies where in a block's shared memory, for tiles of so many columns.
+template <int kColumns>
+struct Places {
+  static constexpr uint32_t kX = kRows * kDepth, kStage = kX + kColumns * kDepth;
+  static constexpr uint32_t kStaging = kMultiplying * kStagedWords * 4, kBarriers = 256;
+  static constexpr uint32_t kStages = (kSharedLimit - kStaging - kBarriers) / kStage;
+  static constexpr uint32_t kShared = kStages * kStage + kStaging + kBarriers;
+  static_assert(kStage % 1024 == 0 && kStages >= 3 && kStages * 16 <= kBarriers);
+
+  uint32_t base;
+  __device__ uint32_t stage(uint32_t i) const { return base + i * kStage; }
+  __device__ uint32_t full(uint32_t i) const { return base + kStages * kStage + kStaging + i * 16; }
+  __device__ uint32_t empty(uint32_t i) const { return full(i) + 8; }
+};
+
+// A stage, and the parity of its full barrier's present phase.
+template <uint32_t kStages>
+struct Turn {
+  uint32_t stage = 0, parity = 0;
+  __device__ void next() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+struct Operands {
+  CUtensorMap x, w;
+};
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// The first row of this block's tile, which is one of kCluster tiles below each other.
+template <int kCluster>
+__device__ inline int first_row(TileAt tile, uint32_t rank) {
+  return (tile.row * kCluster + static_cast<int>(rank)) * kRows;
+}
+
+template <int kColumns, int kCluster>
+__device__ void copy_tiles(const Int8Arguments& p, const Operands& operands, Places<kColumns> at, uint32_t rank) {
+  using P = Places<kColumns>;
+  constexpr int kPart = kColumns / kCluster;  // of the weight's rows, fetched by each block
+  auto part = static_cast<int>(rank) * kPart;
+  Turn<P::kStages> turn;
+  for (int index = blockIdx.x / kCluster; index < p.tile_rows * p.tile_columns; index += gridDim.x / kCluster) {
+    TileAt tile = tile_at(index, p.tile_rows, p.tile_columns);
+    int row = first_row<kCluster>(tile, rank), column = tile.column * kColumns + part;
+    for (int k = 0; k < p.k; k += kDepth) {
+      barrier_wait(at.empty(turn.stage), turn.parity ^ 1);
+      barrier_expect(at.full(turn.stage), P::kStage);
+      copy_box(at.stage(turn.stage), operands.x, k, row, at.full(turn.stage));
+      uint32_t w = at.stage(turn.stage) + P::kX + static_cast<uint32_t>(part * kDepth);
+      if constexpr (kCluster == 1) {
+        copy_box(w, operands.w, k, column, at.full(turn.stage));
+      } else {
+        copy_box_to((1 << kCluster) - 1, w, operands.w, k, column, at.full(turn.stage));
+      }
+      turn.next();
+    }
+  }
+}
+
+template <class T, int kColumns>
+__device__ void finish_tile(const SumsFinish<T>& finish, int32_t* staging, const int32_t (&sums)[kColumns / 8][4],
+                            typename SumsFinish<T>::Beside& beside, int column, int end) {
+  constexpr int kBlocks = (kColumns + 31) / 32;
+#pragma unroll 1
+  for (int block = 0; block < kBlocks; ++block) {
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      if (i != block) continue;  // so that sums stay in registers
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (4 * i + j < kColumns / 8) finish.stage(staging, sums[4 * i + j], static_cast<uint32_t>(j));
+      }
+    }
+    __syncwarp();
+    typename SumsFinish<T>::Beside next;
+    finish.load(next, column + 32 * (block + 1), end);
+    finish.finish(staging, beside);
+    __syncwarp();
+    beside = next;
+  }
+}
+
+template <class T, int kColumns, int kCluster>
+__device__ void multiply_tiles(const Int8Arguments& p, Places<kColumns> at, int32_t* staging, uint32_t rank) {
+  using P = Places<kColumns>;
+  uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows_at = warp / 4 * 64;
+  auto release = [&](uint32_t stage) {  // for all blocks that write there
+    if constexpr (kCluster == 1) {
+      if (lane == 0) barrier_arrive(at.empty(stage));
+    } else {
+      if (lane < kCluster) barrier_arrive_at(at.empty(stage), lane);
+    }
+  };
+  Turn<P::kStages> turn;
+  SumsFinish<T> finish(p);
+  int32_t sums[kColumns / 8][4];
+  for (int index = blockIdx.x / kCluster; index < p.tile_rows * p.tile_columns; index += gridDim.x / kCluster) {
+    uint32_t before = 0;
+    for (int k = 0; k < p.k; k += kDepth) {
+      barrier_wait(at.full(turn.stage), turn.parity);
+      __syncwarp();
+      uint64_t x = rows_descriptor(at.stage(turn.stage) + rows_at * kDepth);
+      uint64_t w = rows_descriptor(at.stage(turn.stage) + P::kX);
+      wgmma_fence();
+#pragma unroll
+      for (uint32_t part = 0; part < kDepth / 32; ++part) {
+        wgmma_s8<kColumns>(sums, x + 2 * part, w + 2 * part, static_cast<uint32_t>(k) + part);
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (k > 0) release(before);
+      before = turn.stage;
+      turn.next();
+    }
+    TileAt tile = tile_at(index, p.tile_rows, p.tile_columns);
+    int column = tile.column * kColumns, end = column + kColumns < p.n ? column + kColumns : p.n;
+    typename SumsFinish<T>::Beside beside;
+    finish.begin_rows(first_row<kCluster>(tile, rank) + static_cast<int>(rows_at + warp % 4 * 16));
+    finish.load(beside, column, end);
+    wgmma_wait<0>();
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(sums[j][i])::"memory");  // sums are read after the wait
+    }
+    release(before);
+    finish_tile<T, kColumns>(finish, staging, sums, beside, column, end);
+  }
+}
+
+#endif
+
+template <class T, int kColumns, int kCluster>
+__global__ void __launch_bounds__(kThreads, 1)
+    product_kernel(const __grid_constant__ Int8Arguments p, const __grid_constant__ Operands operands) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) uint8_t shared[];
+  using P = Places<kColumns>;
+  static_assert(kColumns / kCluster % 8 == 0, "parts of a stage begin where the swizzle does");
+  P at{shared_address(shared)};
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < P::kStages; ++i) {
+      barrier_init(at.full(i), 1);
+      barrier_init(at.empty(i), kMultiplying * kCluster);
+    }
+    barriers_made();
+  }
+  uint32_t rank = 0;
+  if constexpr (kCluster > 1) {
+    rank = cluster_rank();
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
+  uint32_t warp = threadIdx.x / 32;
+  if (warp >= kMultiplying) {
+    give_registers<24>();
+    if (threadIdx.x == kMultiplying * 32) copy_tiles<kColumns, kCluster>(p, operands, at, rank);
+  } else {
+    take_registers<240>();
+    multiply_tiles<T, kColumns, kCluster>(
+        p, at, reinterpret_cast<int32_t*>(shared + P::kStages * P::kStage) + warp * kStagedWords, rank);
+  }
+  if constexpr (kCluster > 1) cluster_sync();  // none leaves while others still arrive at its barriers
+#endif
+}
+
+using Encode = decltype(cuTensorMapEncodeTiled);
+
+// The driver's own function, which the program is not linked to; null where there is none.
+Encode* encode() {
+  static Encode* const function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    cudaError_t status =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+    if (status != cudaSuccess || result != cudaDriverEntryPointSuccess) {
+      cudaGetLastError();
+      found = nullptr;
+    }
+    return reinterpret_cast<Encode*>(found);
+  }();
+  return function;
+}
+
+// Codes [rows, k] in boxes of box_rows rows and kDepth bytes.
+CUtensorMap tensor_map(const int8_t* codes, int rows, int k, int box_rows) {
+  CUtensorMap map;
+  cuuint64_t extents[] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)};
+  cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(k)};
+  cuuint32_t box[] = {kDepth, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+  CUresult result = encode()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<int8_t*>(codes), extents, row_bytes,
+                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    fail(ErrorKind::internal, "the driver makes no map of codes [" + std::to_string(rows) + ", " + std::to_string(k) +
+                                  "]: error " + std::to_string(static_cast<int>(result)));
+  }
+  return map;
+}
+
+template <class T, int kColumns, int kCluster>
+void launch(cudaStream_t stream, const Int8Arguments& arguments) {
+  Int8Arguments p = arguments;
+  p.tile_rows = static_cast<int>(ceil_div(p.m, kRows * kCluster));
+  p.tile_columns = static_cast<int>(ceil_div(p.n, kColumns));
+  Operands operands{tensor_map(p.x, p.m, p.k, kRows), tensor_map(p.w, p.n, p.k, kColumns / kCluster)};
+  int clusters = std::min(p.tile_rows * p.tile_columns, device_limits().multiprocessors / kCluster);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {kCluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = Places<kColumns>::kShared;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, product_kernel<T, kColumns, kCluster>, p, operands));
+}
+
+template <class T, int kColumns, int kCluster>
+Int8Launch* prepare_kernel() {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(product_kernel<T, kColumns, kCluster>),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(Places<kColumns>::kShared)));
+  return launch<T, kColumns, kCluster>;
+}
+
+template <int kCluster>
+Int8Launch* prepare(const Int8Arguments& arguments) {
+  int clusters = device_limits().multiprocessors / kCluster;
+  return with_float(arguments.finish.dtype, [&]<class T>(T) -> Int8Launch* {
+    switch (wgmma_columns(arguments.m, arguments.n, clusters, kCluster)) {
+      case 144: return prepare_kernel<T, 144, kCluster>();
+      case 176: return prepare_kernel<T, 176, kCluster>();
+      case 208: return prepare_kernel<T, 208, kCluster>();
+      default: return prepare_kernel<T, 256, kCluster>();
+    }
+  });
+}
+
+}  // namespace
+
+bool int8_wgmma_runs(const DeviceLimits& limits) {
+#ifdef KINORA_SM90A
+  return limits.major == 9 && limits.minor == 0 && limits.shared_bytes >= kSharedLimit && encode();
+#else
+  return false;
+#endif
+}
+
+Int8Launch* prepare_int8_wgmma(const Int8Arguments& arguments) { return prepare<1>(arguments); }
+Int8Launch* prepare_int8_wgmma_pairs(const Int8Arguments& arguments) { return prepare<2>(arguments); }
+
+}  // namespace kinora::cuda

@@ -1,0 +1,139 @@
+// Hopper's products of a warpgroup (four warps) from shared memory, and what feeds them: tensor maps' copies and
+// mbarriers (PTX ISA, "Asynchronous warpgroup level matrix instructions" and "Data movement"). Only in code for sm_90a.
+#pragma once
+
+#include <cuda.h>
+
+#include "cuda/mma.cuh"
+
+namespace kinora::cuda {
+
+// An mbarrier is 8 bytes of shared memory. Its phases have parities 0, 1, 0, …; before the first one ends, one of
+// parity 1 counts as ended.
+__device__ inline void barrier_init(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// For copies and other threads, which may use barriers after the __syncthreads that follows.
+__device__ inline void barriers_made() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ inline void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Arrives; the phase ends when so many bytes have been copied, too.
+__device__ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
+  uint32_t ended = 0;
+  while (!ended) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  }
+}
+
+// The map's box from these coordinates on; what lies beyond the tensor is zeros, and counts as bytes.
+__device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int x, int y, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          to),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(x), "r"(y), "r"(barrier)
+      : "memory");
+}
+
+// A cluster's blocks, which reach each other's shared memory.
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// All threads of all blocks.
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// At the barrier in the same place of block `rank`.
+__device__ inline void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n\t.reg .b32 there;\n\tmapa.shared::cluster.u32 there, %0, %1;\n\t"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n\t}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+// copy_box to the same place of each block in the bits of `ranks`, with word to its own barrier.
+__device__ inline void copy_box_to(uint16_t ranks, uint32_t to, const CUtensorMap& map, int x, int y,
+                                   uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(x), "r"(y), "r"(barrier), "h"(ranks)
+      : "memory");
+}
+
+// The matrix descriptor of rows of 128 bytes in the 128-byte swizzle, eight of them (1024 bytes) after the other. The
+// columns 32 i bytes further on have the descriptor plus 2 i.
+__device__ inline uint64_t rows_descriptor(uint32_t address) {
+  constexpr uint64_t kEightRows = 1024 / 16, kSwizzle128 = 1;
+  return (address & 0x3ffffu) >> 4 | uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128 << 62;
+}
+
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until at most `kPending` groups are under way.
+template <int kPending>
+__device__ inline void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// Registers of each thread from now on, a multiple of 8 that fits with the others'; for all of a warpgroup.
+template <int kRegisters>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// sums = x [64, 32] · w [kColumns, 32]ᵀ, plus what they were where `add` is not 0. Warp i of the warpgroup holds rows
+// 16 i on, sums[j] the columns from 8 j on, as mma does.
+template <int kColumns>
+__device__ inline void wgmma_s8(int32_t (&sums)[kColumns / 8][4], uint64_t x, uint64_t w, uint32_t add);
+
+// The operands' names in tens, and the sums of 8 and 32 columns.
+#define KINORA_TEN(t) \
+  "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
+#define KINORA_8(j) "+r"(sums[j][0]), "+r"(sums[j][1]), "+r"(sums[j][2]), "+r"(sums[j][3])
+#define KINORA_32(j) KINORA_8(j), KINORA_8(j + 1), KINORA_8(j + 2), KINORA_8(j + 3)
+#define KINORA_64(j) KINORA_32(j), KINORA_32(j + 4)
+#define KINORA_128(j) KINORA_64(j), KINORA_64(j + 8)
+#define KINORA_WGMMA(columns, names, x_name, w_name, add_name, ...)                                                    \
+  template <>                                                                                                          \
+  __device__ inline void wgmma_s8<columns>(int32_t(&sums)[columns / 8][4], uint64_t x, uint64_t w, uint32_t add) {     \
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, " add_name ", 0;\n\twgmma.mma_async.sync.aligned.m64n" #columns \
+                 "k32.s32.s8.s8 {" names "}, " x_name ", " w_name ", p;\n\t}"                                          \
+                 : __VA_ARGS__                                                                                         \
+                 : "l"(x), "l"(w), "r"(add)                                                                            \
+                 : "memory");                                                                                          \
+  }
+#define KINORA_60 KINORA_TEN() KINORA_TEN(1) KINORA_TEN(2) KINORA_TEN(3) KINORA_TEN(4) KINORA_TEN(5)
+KINORA_WGMMA(144, KINORA_60 KINORA_TEN(6) "%70, %71", "%72", "%73", "%74", KINORA_128(0), KINORA_8(16), KINORA_8(17))
+KINORA_WGMMA(176, KINORA_60 KINORA_TEN(6) KINORA_TEN(7) "%80, %81, %82, %83, %84, %85, %86, %87", "%88", "%89", "%90",
+             KINORA_128(0), KINORA_32(16), KINORA_8(20), KINORA_8(21))
+KINORA_WGMMA(208, KINORA_60 KINORA_TEN(6) KINORA_TEN(7) KINORA_TEN(8) KINORA_TEN(9) "%100, %101, %102, %103", "%104",
+             "%105", "%106", KINORA_128(0), KINORA_64(16), KINORA_8(24), KINORA_8(25))
+KINORA_WGMMA(256,
+             KINORA_60 KINORA_TEN(6) KINORA_TEN(7) KINORA_TEN(8) KINORA_TEN(9) KINORA_TEN(10)
+                 KINORA_TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127",
+             "%128", "%129", "%130", KINORA_128(0), KINORA_128(16))
+#undef KINORA_60
+#undef KINORA_WGMMA
+#undef KINORA_128
+#undef KINORA_64
+#undef KINORA_32
+#undef KINORA_8
+#undef KINORA_TEN
+
+}  // namespace kinora::cuda
