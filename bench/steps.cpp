@@ -388,8 +388,7 @@ void compare_int8(const Runtime& runtime, std::span<char*> names) {
     if (cuda::has_fp8_products()) bench.measure("fp8", QuantFormat::fp8, weight, {});
     cuda::int8_kernel_override = Int8Kernel::none;
     Tensor expected = bench.measure("cublas", QuantFormat::int8, weight, {});
-    for (auto [kernel, what] :
-         {std::pair{Int8Kernel::mma, "mma"}, {Int8Kernel::wgmma, "wgmma"}, {Int8Kernel::wgmma_pairs, "pairs"}}) {
+    for (auto [kernel, what] : {std::pair{Int8Kernel::mma, "mma"}, {Int8Kernel::wgmma, "wgmma"}}) {
       if (!cuda::int8_kernel_runs(kernel)) continue;
       cuda::int8_kernel_override = kernel;
       bench.measure(what, QuantFormat::int8, weight, expected);

@@ -18,10 +18,8 @@ struct Int8Arguments {
 using Int8Launch = void(cudaStream_t stream, const Int8Arguments& arguments);
 
 // What makes products of these sizes and this type; the kernel is made ready, so that streams can be recorded.
-Int8Launch* prepare_int8_mma(const Int8Arguments& arguments);  // int8_mma.cu; sm_80 and later
-// int8_wgmma.cu: one tile for each block, or pairs of blocks that share what they read of the weight.
-Int8Launch* prepare_int8_wgmma(const Int8Arguments& arguments);
-Int8Launch* prepare_int8_wgmma_pairs(const Int8Arguments& arguments);
-bool int8_wgmma_runs(const DeviceLimits& limits);  // sm_90, in builds for sm_90a
+Int8Launch* prepare_int8_mma(const Int8Arguments& arguments);    // int8_mma.cu; sm_80 and later
+Int8Launch* prepare_int8_wgmma(const Int8Arguments& arguments);  // int8_wgmma.cu
+bool int8_wgmma_runs(const DeviceLimits& limits);                // sm_90, in builds for sm_90a
 
 }  // namespace kinora::cuda

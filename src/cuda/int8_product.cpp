@@ -17,7 +17,6 @@ struct Row {
 
 // The first one that runs is taken.
 constexpr std::array kKernels{
-    Row{Int8Kernel::wgmma_pairs, int8_wgmma_runs, prepare_int8_wgmma_pairs},
     Row{Int8Kernel::wgmma, int8_wgmma_runs, prepare_int8_wgmma},
     Row{Int8Kernel::mma, [](const DeviceLimits& limits) { return limits.major >= 8; }, prepare_int8_mma},
 };

@@ -9,7 +9,7 @@
 namespace kinora::cuda {
 
 // A table in int8_product.cpp says which one runs where; `none`: those of cuBLASLt, with their sums in memory.
-enum class Int8Kernel : uint8_t { none, mma, wgmma, wgmma_pairs };
+enum class Int8Kernel : uint8_t { none, mma, wgmma };
 
 class Int8Product {
  public:

@@ -17,16 +17,17 @@ constexpr TileAt tile_at(int index, int rows, int columns) {
   return {first + inside % height, inside / height};
 }
 
-// How wide the tiles [128, width] of a persistent kernel are, where `clusters` of `height` blocks with a tile each are
-// at work at once: the width whose waves of tiles take the least time. A tile takes as long as it is wide and somewhat
-// more, the less where a cluster shares what it reads of the weight (reckoned, not measured).
+// How wide the tiles [128, width] of a persistent kernel are, where `blocks` with a tile each are at work at once: the
+// width whose waves of tiles take the least time. A tile takes as long as it is wide and somewhat more (reckoned, not
+// measured).
 constexpr int kWgmmaColumns[] = {256, 208, 176, 144};
-constexpr int wgmma_columns(int m, int n, int clusters, int height) {
-  int rows = 128 * height, overhead = height > 1 ? 48 : 112, best = 0;
+constexpr int wgmma_columns(int m, int n, int blocks) {
+  constexpr int kOverhead = 112;
+  int best = 0;
   int64_t least = 0;
   for (int width : kWgmmaColumns) {
-    int64_t tiles = ((int64_t{m} + rows - 1) / rows) * ((int64_t{n} + width - 1) / width);
-    int64_t time = (tiles + clusters - 1) / clusters * (width + overhead);
+    int64_t tiles = ((int64_t{m} + 127) / 128) * ((int64_t{n} + width - 1) / width);
+    int64_t time = (tiles + blocks - 1) / blocks * (width + kOverhead);
     if (best == 0 || time < least) best = width, least = time;
   }
   return best;

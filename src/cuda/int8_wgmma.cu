@@ -1,7 +1,7 @@
 // INT8 products by Hopper's wgmma. A block stays on its multiprocessor and makes tile after tile: one thread copies
 // operands into stages of shared memory, two warpgroups multiply 64 rows each, and while they finish a tile's sums the
-// next tile's operands are on their way. Two blocks may form a cluster, whose tiles lie below each other: each fetches
-// half of the weight's rows for both, so that less is read from the second-level cache.
+// next tile's operands are on their way. Clusters of two blocks, each of which fetches half of the weight's rows for
+// both, took a third longer.
 #include "cuda/int8_finish.cuh"
 #include "cuda/wgmma.cuh"
 
@@ -44,31 +44,18 @@ struct Operands {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// The first row of this block's tile, which is one of kCluster tiles below each other.
-template <int kCluster>
-__device__ inline int first_row(TileAt tile, uint32_t rank) {
-  return (tile.row * kCluster + static_cast<int>(rank)) * kRows;
-}
-
-template <int kColumns, int kCluster>
-__device__ void copy_tiles(const Int8Arguments& p, const Operands& operands, Places<kColumns> at, uint32_t rank) {
+template <int kColumns>
+__device__ void copy_tiles(const Int8Arguments& p, const Operands& operands, Places<kColumns> at) {
   using P = Places<kColumns>;
-  constexpr int kPart = kColumns / kCluster;  // of the weight's rows, fetched by each block
-  auto part = static_cast<int>(rank) * kPart;
   Turn<P::kStages> turn;
-  for (int index = blockIdx.x / kCluster; index < p.tile_rows * p.tile_columns; index += gridDim.x / kCluster) {
+  for (int index = blockIdx.x; index < p.tile_rows * p.tile_columns; index += gridDim.x) {
     TileAt tile = tile_at(index, p.tile_rows, p.tile_columns);
-    int row = first_row<kCluster>(tile, rank), column = tile.column * kColumns + part;
+    int row = tile.row * kRows, column = tile.column * kColumns;
     for (int k = 0; k < p.k; k += kDepth) {
       barrier_wait(at.empty(turn.stage), turn.parity ^ 1);
       barrier_expect(at.full(turn.stage), P::kStage);
       copy_box(at.stage(turn.stage), operands.x, k, row, at.full(turn.stage));
-      uint32_t w = at.stage(turn.stage) + P::kX + static_cast<uint32_t>(part * kDepth);
-      if constexpr (kCluster == 1) {
-        copy_box(w, operands.w, k, column, at.full(turn.stage));
-      } else {
-        copy_box_to((1 << kCluster) - 1, w, operands.w, k, column, at.full(turn.stage));
-      }
+      copy_box(at.stage(turn.stage) + P::kX, operands.w, k, column, at.full(turn.stage));
       turn.next();
     }
   }
@@ -97,21 +84,17 @@ __device__ void finish_tile(const SumsFinish<T>& finish, int32_t* staging, const
   }
 }
 
-template <class T, int kColumns, int kCluster>
-__device__ void multiply_tiles(const Int8Arguments& p, Places<kColumns> at, int32_t* staging, uint32_t rank) {
+template <class T, int kColumns>
+__device__ void multiply_tiles(const Int8Arguments& p, Places<kColumns> at, int32_t* staging) {
   using P = Places<kColumns>;
   uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows_at = warp / 4 * 64;
-  auto release = [&](uint32_t stage) {  // for all blocks that write there
-    if constexpr (kCluster == 1) {
-      if (lane == 0) barrier_arrive(at.empty(stage));
-    } else {
-      if (lane < kCluster) barrier_arrive_at(at.empty(stage), lane);
-    }
+  auto release = [&](uint32_t stage) {
+    if (lane == 0) barrier_arrive(at.empty(stage));
   };
   Turn<P::kStages> turn;
   SumsFinish<T> finish(p);
   int32_t sums[kColumns / 8][4];
-  for (int index = blockIdx.x / kCluster; index < p.tile_rows * p.tile_columns; index += gridDim.x / kCluster) {
+  for (int index = blockIdx.x; index < p.tile_rows * p.tile_columns; index += gridDim.x) {
     uint32_t before = 0;
     for (int k = 0; k < p.k; k += kDepth) {
       barrier_wait(at.full(turn.stage), turn.parity);
@@ -132,7 +115,7 @@ __device__ void multiply_tiles(const Int8Arguments& p, Places<kColumns> at, int3
     TileAt tile = tile_at(index, p.tile_rows, p.tile_columns);
     int column = tile.column * kColumns, end = column + kColumns < p.n ? column + kColumns : p.n;
     typename SumsFinish<T>::Beside beside;
-    finish.begin_rows(first_row<kCluster>(tile, rank) + static_cast<int>(rows_at + warp % 4 * 16));
+    finish.begin_rows(tile.row * kRows + static_cast<int>(rows_at + warp % 4 * 16));
     finish.load(beside, column, end);
     wgmma_wait<0>();
 #pragma unroll
@@ -147,38 +130,30 @@ __device__ void multiply_tiles(const Int8Arguments& p, Places<kColumns> at, int3
 
 #endif
 
-template <class T, int kColumns, int kCluster>
+template <class T, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1)
     product_kernel(const __grid_constant__ Int8Arguments p, const __grid_constant__ Operands operands) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) uint8_t shared[];
   using P = Places<kColumns>;
-  static_assert(kColumns / kCluster % 8 == 0, "parts of a stage begin where the swizzle does");
   P at{shared_address(shared)};
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < P::kStages; ++i) {
       barrier_init(at.full(i), 1);
-      barrier_init(at.empty(i), kMultiplying * kCluster);
+      barrier_init(at.empty(i), kMultiplying);
     }
     barriers_made();
   }
-  uint32_t rank = 0;
-  if constexpr (kCluster > 1) {
-    rank = cluster_rank();
-    cluster_sync();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
   uint32_t warp = threadIdx.x / 32;
   if (warp >= kMultiplying) {
     give_registers<24>();
-    if (threadIdx.x == kMultiplying * 32) copy_tiles<kColumns, kCluster>(p, operands, at, rank);
+    if (threadIdx.x == kMultiplying * 32) copy_tiles<kColumns>(p, operands, at);
   } else {
     take_registers<240>();
-    multiply_tiles<T, kColumns, kCluster>(
-        p, at, reinterpret_cast<int32_t*>(shared + P::kStages * P::kStage) + warp * kStagedWords, rank);
+    multiply_tiles<T, kColumns>(p, at,
+                                reinterpret_cast<int32_t*>(shared + P::kStages * P::kStage) + warp * kStagedWords);
   }
-  if constexpr (kCluster > 1) cluster_sync();  // none leaves while others still arrive at its barriers
 #endif
 }
 
@@ -216,44 +191,23 @@ CUtensorMap tensor_map(const int8_t* codes, int rows, int k, int box_rows) {
   return map;
 }
 
-template <class T, int kColumns, int kCluster>
+template <class T, int kColumns>
 void launch(cudaStream_t stream, const Int8Arguments& arguments) {
   Int8Arguments p = arguments;
-  p.tile_rows = static_cast<int>(ceil_div(p.m, kRows * kCluster));
+  p.tile_rows = static_cast<int>(ceil_div(p.m, kRows));
   p.tile_columns = static_cast<int>(ceil_div(p.n, kColumns));
-  Operands operands{tensor_map(p.x, p.m, p.k, kRows), tensor_map(p.w, p.n, p.k, kColumns / kCluster)};
-  int clusters = std::min(p.tile_rows * p.tile_columns, device_limits().multiprocessors / kCluster);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kCluster, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = Places<kColumns>::kShared;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, product_kernel<T, kColumns, kCluster>, p, operands));
+  Operands operands{tensor_map(p.x, p.m, p.k, kRows), tensor_map(p.w, p.n, p.k, kColumns)};
+  int blocks = std::min(p.tile_rows * p.tile_columns, device_limits().multiprocessors);
+  product_kernel<T, kColumns>
+      <<<dim3(static_cast<unsigned>(blocks)), kThreads, Places<kColumns>::kShared, stream>>>(p, operands);
+  check(cudaGetLastError());
 }
 
-template <class T, int kColumns, int kCluster>
+template <class T, int kColumns>
 Int8Launch* prepare_kernel() {
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(product_kernel<T, kColumns, kCluster>),
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(product_kernel<T, kColumns>),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(Places<kColumns>::kShared)));
-  return launch<T, kColumns, kCluster>;
-}
-
-template <int kCluster>
-Int8Launch* prepare(const Int8Arguments& arguments) {
-  int clusters = device_limits().multiprocessors / kCluster;
-  return with_float(arguments.finish.dtype, [&]<class T>(T) -> Int8Launch* {
-    switch (wgmma_columns(arguments.m, arguments.n, clusters, kCluster)) {
-      case 144: return prepare_kernel<T, 144, kCluster>();
-      case 176: return prepare_kernel<T, 176, kCluster>();
-      case 208: return prepare_kernel<T, 208, kCluster>();
-      default: return prepare_kernel<T, 256, kCluster>();
-    }
-  });
+  return launch<T, kColumns>;
 }
 
 }  // namespace
@@ -266,7 +220,15 @@ bool int8_wgmma_runs(const DeviceLimits& limits) {
 #endif
 }
 
-Int8Launch* prepare_int8_wgmma(const Int8Arguments& arguments) { return prepare<1>(arguments); }
-Int8Launch* prepare_int8_wgmma_pairs(const Int8Arguments& arguments) { return prepare<2>(arguments); }
+Int8Launch* prepare_int8_wgmma(const Int8Arguments& arguments) {
+  return with_float(arguments.finish.dtype, [&]<class T>(T) -> Int8Launch* {
+    switch (wgmma_columns(arguments.m, arguments.n, device_limits().multiprocessors)) {
+      case 144: return prepare_kernel<T, 144>();
+      case 176: return prepare_kernel<T, 176>();
+      case 208: return prepare_kernel<T, 208>();
+      default: return prepare_kernel<T, 256>();
+    }
+  });
+}
 
 }  // namespace kinora::cuda

@@ -44,34 +44,6 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int x, int 
       : "memory");
 }
 
-// A cluster's blocks, which reach each other's shared memory.
-__device__ inline uint32_t cluster_rank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-// All threads of all blocks.
-__device__ inline void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
-}
-// At the barrier in the same place of block `rank`.
-__device__ inline void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{\n\t.reg .b32 there;\n\tmapa.shared::cluster.u32 there, %0, %1;\n\t"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n\t}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-// copy_box to the same place of each block in the bits of `ranks`, with word to its own barrier.
-__device__ inline void copy_box_to(uint16_t ranks, uint32_t to, const CUtensorMap& map, int x, int y,
-                                   uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(x), "r"(y), "r"(barrier), "h"(ranks)
-      : "memory");
-}
-
 // The matrix descriptor of rows of 128 bytes in the 128-byte swizzle, eight of them (1024 bytes) after the other. The
 // columns 32 i bytes further on have the descriptor plus 2 i.
 __device__ inline uint64_t rows_descriptor(uint32_t address) {

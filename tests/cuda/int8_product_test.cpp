@@ -29,15 +29,12 @@ TEST(Int8Tiles, EachTileHasOneNumber) {
 }
 
 TEST(Int8Tiles, WidthsFillTheLastWave) {
-  auto pairs = [](int m, int n) { return cuda::wgmma_columns(m, n, 66, 2); };
-  EXPECT_EQ(pairs(2048, 2240), 144);
-  EXPECT_EQ(pairs(2048, 1152), 144);
-  EXPECT_EQ(pairs(2048, 6720), 208);
-  EXPECT_EQ(pairs(2048, 11200), 208);
-  EXPECT_EQ(pairs(76544, 21504), 256);
-  EXPECT_EQ(pairs(1, 8), 144);
-  EXPECT_EQ(cuda::wgmma_columns(2048, 2240, 132, 1), 144);
-  EXPECT_EQ(cuda::wgmma_columns(8828, 12288, 132, 1), 256);
+  constexpr int kBlocks = 132;
+  EXPECT_EQ(cuda::wgmma_columns(2048, 2240, kBlocks), 144);
+  EXPECT_EQ(cuda::wgmma_columns(2048, 1152, kBlocks), 144);
+  EXPECT_EQ(cuda::wgmma_columns(8828, 12288, kBlocks), 256);
+  EXPECT_EQ(cuda::wgmma_columns(76544, 21504, kBlocks), 256);
+  EXPECT_EQ(cuda::wgmma_columns(1, 8, kBlocks), 144);
 }
 
 // Lanes that access 16 (8) bytes do so in groups of 8 (16): within each, no two may meet in a bank.
@@ -282,11 +279,10 @@ TEST_P(CudaInt8Product, GivesCublasBitsAtTheModelsSizes) {
 }
 
 std::string kernel_name(const testing::TestParamInfo<Int8Kernel>& kernel) {
-  constexpr const char* kNames[] = {"none", "mma", "wgmma", "wgmma_pairs"};
+  constexpr const char* kNames[] = {"none", "mma", "wgmma"};
   return kNames[static_cast<size_t>(kernel.param)];
 }
-INSTANTIATE_TEST_SUITE_P(Kernels, CudaInt8Product,
-                         testing::Values(Int8Kernel::mma, Int8Kernel::wgmma, Int8Kernel::wgmma_pairs), kernel_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, CudaInt8Product, testing::Values(Int8Kernel::mma, Int8Kernel::wgmma), kernel_name);
 
 }  // namespace
 }  // namespace kinora::test
