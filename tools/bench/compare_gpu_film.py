@@ -152,12 +152,12 @@ def free():
         torch.cuda.empty_cache()
 
 
-def eval_kinora(o, folder, component, inputs, repeats):
+def eval_kinora(o, folder, component, inputs, repeats, *flags):
     """The output, and what `kinora eval` says of its times."""
     source, target = o.folder / "in.safetensors", o.folder / "out.safetensors"
     save_file({k: v.contiguous() for k, v in inputs.items()}, source)
     command = [o.kinora, "eval", folder, component, source, "-o", target, "--device", o.device, "--dtype", "bfloat16",
-               "--repeats", repeats] + (["--by-op"] if o.by_op else []) + (["--attention", o.attention] if o.attention else [])
+               "--repeats", repeats] + (["--by-op"] if o.by_op else []) + (["--attention", o.attention] if o.attention else []) + [*flags]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"kinora eval ended with {done.returncode}: {done.stderr.strip()[-400:]}")
@@ -197,6 +197,23 @@ class Mmdit:
         row["kinora_error"] = relative(out, exact)
         (folder / "Open_Sora_v2.safetensors").unlink()
         return row
+
+    def formats(self, o, names):
+        """A row for each format, bfloat16 first; FORMAT+attention is with --attention fp8 too."""
+        folder, x, rows, base = o.folder / "mmdit-{}-{}".format(*o.depths), mmdit_inputs(o, *(o.grid or self.grid)), [], None
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "Open_Sora_v2.safetensors").exists():
+            write_weights(folder / "Open_Sora_v2.safetensors", mmdit(o, *o.depths).state_dict())
+            free()
+            (folder / "Open_Sora_v2.json").write_text(json.dumps(dict(o.width, depth=o.depths[0], depth_single_blocks=o.depths[1])))
+        for name in ("bfloat16", *names):
+            format, _, attention = name.partition("+")
+            flags = (["--quantize", format] if format != "bfloat16" else []) + (["--attention", "fp8"] if attention else [])
+            out, times = eval_kinora(o, folder, "mmdit", x, min(o.repeats, 5), *flags)
+            base = out if base is None else base
+            rows.append({"format": name, "ms": times["kinora_ms"], "weights_mib": times["kinora_peak_mib"], "attention": times["attention"],
+                         "error_against_bfloat16": relative(out, base)})
+        return rows
 
     def run(self, o, median_ms):
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -264,13 +281,14 @@ def parts():
 def add_options(p):
     p.add_argument("--opensora", help="folder with the opensora package, for mmdit-256 and mmdit-768")
     p.add_argument("--attention", help="as kinora's, for the film parts")
+    p.add_argument("--depths", default="19,38", help="blocks of both kinds of MMDiT, for --quantize with fewer than all")
     p.add_argument("--by-op", action="store_true", help="also print where Kinora's time goes, for the film parts")
 
 
 def complete(o):
     """The sizes, those of the published models; `tiny` ones, on the CPU, only try the script."""
     o.device, o.width, o.t5, o.text_tokens, o.grid = "cuda", WIDTH, T5_XXL, 512, None
-    o.depths = (19, 38)
+    o.depths = tuple(int(n) for n in o.depths.split(","))
     if o.tiny:
         o.device, o.text_tokens, o.grid = "cpu", 16, (3, 2, 4)
         o.width = dict(hidden_size=256, num_heads=2, context_in_dim=64, vec_in_dim=32, axes_dim=[16, 56, 56])

@@ -3,8 +3,9 @@
     python tools/bench/whole_film.py FOLDER KINORA --opensora FOLDER [--cases 256,256-fp8,…] [--out films.json]
 
 makes a folder of the published layout with random weights (34 GB; the file names and shapes are what count, the films are
-noise), then runs each case as a user would. Cases that end in the same name before `=` must write the same bytes: that is
-how streamed weights are compared with resident ones. --opensora: as for compare_gpu.py. --tiny tries the program on the CPU.
+noise), then runs each case as a user would; --cases "" only makes the folder. Cases that end in the same name before `=`
+must write the same bytes: that is how streamed weights are compared with resident ones. --opensora: as for compare_gpu.py.
+--tiny tries the program on the CPU.
 """
 import argparse
 import json
@@ -134,7 +135,7 @@ def main():
     folder, cases, rows, films = make(o), TINY if o.tiny else CASES, {}, {}
     print(f"weights made in {time.perf_counter() - start:.0f} s\n\n| film | seconds | text | transformer | autoencoder | GPU memory | |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name in cases if o.tiny else o.cases.split(","):
+    for name in cases if o.tiny else filter(None, o.cases.split(",")):
         row = draw(o, folder, name, cases[name])
         content, base, note = row.pop("bytes", None), name.split("=")[0], row.get("failed", "")
         if content and base in films:
