@@ -256,8 +256,7 @@ Pipeline::Plan Pipeline::plan(const Request& r, std::optional<Size> draft) const
   p.guided = !sprint() && p.guidance > 1;
 
   p.scheduler = make_scheduler(*scheduler_config_, r.scheduler);
-  bool scm = p.scheduler->name() == "scm";
-  if (scm != sprint()) {
+  if (p.scheduler->trigflow() != sprint()) {
     fail(ErrorKind::usage,
          sprint() ? "Sana-Sprint models need the scm scheduler" : "the scm scheduler is for Sana-Sprint models only");
   }
@@ -404,15 +403,14 @@ Tensor Pipeline::predict_trigflow(const DenoiseInputs& inputs, const Tensor& lat
   DenoiseInputs in = inputs;
   in.latents = Tensor(latents.shape(), DType::f32);
   for (int64_t i = 0; i < latents.numel(); ++i)
-    in.latents.data<float>()[i] = latents.data<float>()[i] / ScmScheduler::kSigmaData * norm;
+    in.latents.data<float>()[i] = latents.data<float>()[i] / kSigmaData * norm;
   int64_t batch = latents.shape()[0];
   auto scale = static_cast<float>(denoiser_->config().timestep_scale);
   in.timestep = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), tau * scale));
   Tensor f = denoiser_->predict(in);
   for (int64_t i = 0; i < f.numel(); ++i) {
     float& v = f.data<float>()[i];
-    v = ((1 - 2 * tau) * in.latents.data<float>()[i] + (1 - 2 * tau + 2 * tau * tau) * v) / norm *
-        ScmScheduler::kSigmaData;
+    v = ((1 - 2 * tau) * in.latents.data<float>()[i] + (1 - 2 * tau + 2 * tau * tau) * v) / norm * kSigmaData;
   }
   return f;
 }
@@ -442,12 +440,12 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
     in.latents = latents;
     return denoise_on_device(r, p, in, noise);
   }
-  auto* scm = dynamic_cast<ScmScheduler*>(p.scheduler.get());
-  size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
+  bool trigflow = p.scheduler->trigflow();
+  size_t count = p.scheduler->steps();
   if (r.on_stage) r.on_stage({Stage::denoise, 0, static_cast<int64_t>(count - p.first_step)});
   for (size_t i = p.first_step; i < count; ++i) {
     float t = p.scheduler->timesteps()[i];
-    Tensor output = scm ? predict_trigflow(in, latents, t) : predict_flow(p, in, latents, t);
+    Tensor output = trigflow ? predict_trigflow(in, latents, t) : predict_flow(p, in, latents, t);
     check_finite(output, "step " + std::to_string(i + 1) + " of the transformer");
     latents = p.scheduler->step(i, output, latents, noise);
     if (r.on_stage) {
@@ -455,19 +453,19 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
           {Stage::denoise, static_cast<int64_t>(i + 1 - p.first_step), static_cast<int64_t>(count - p.first_step)});
     }
     if (!r.on_step) continue;
-    Tensor clean = scm ? scm->denoised() : latents;
+    Tensor clean = p.scheduler->result(latents);
     r.on_step({static_cast<int64_t>(i + 1 - p.first_step), static_cast<int64_t>(count - p.first_step), &clean});
   }
   denoiser_->rest();
-  if (!scm) return latents;
-  Tensor result = scm->denoised().clone();
-  for (int64_t i = 0; i < result.numel(); ++i) result.data<float>()[i] /= ScmScheduler::kSigmaData;
+  if (!trigflow) return latents;
+  Tensor result = p.scheduler->result(latents).clone();
+  for (int64_t i = 0; i < result.numel(); ++i) result.data<float>()[i] /= kSigmaData;
   return result;
 }
 
 Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const DenoiseInputs& in, const NoiseSource& noise) {
-  bool scm = p.scheduler->name() == "scm";
-  size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
+  bool trigflow = p.scheduler->trigflow();
+  size_t count = p.scheduler->steps();
   auto steps = static_cast<int64_t>(count - p.first_step);
   DeviceLoop loop{.latents = in.latents,
                   .caption = in.caption,
@@ -483,11 +481,11 @@ Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const Denois
     loop.on_step = [&](size_t taken, const Tensor& latents, const Tensor& clean) {
       auto done = static_cast<int64_t>(taken);
       if (r.on_stage) r.on_stage({Stage::denoise, done, steps});
-      if (r.on_step) r.on_step({done, steps, scm ? &clean : &latents});
+      if (r.on_step) r.on_step({done, steps, trigflow ? &clean : &latents});
     };
   }
   LoopResult result = device_sampler_->run(loop);
-  Tensor latents = runtime_.context.device->to_host(scm ? result.clean : result.latents);
+  Tensor latents = runtime_.context.device->to_host(trigflow ? result.clean : result.latents);
   denoiser_->rest();
   if (!is_finite(latents)) {
     for (const Conditioning* c : {&p.positive, &p.negative}) {
@@ -495,7 +493,7 @@ Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const Denois
     }
   }
   check_finite(latents, "the transformer");
-  for (int64_t i = 0; scm && i < latents.numel(); ++i) latents.data<float>()[i] /= ScmScheduler::kSigmaData;
+  for (int64_t i = 0; trigflow && i < latents.numel(); ++i) latents.data<float>()[i] /= kSigmaData;
   return latents;
 }
 
@@ -553,7 +551,7 @@ Tensor Pipeline::draw(const Request& r, const Plan& p, Result& result) {
   if (r.init_image) {
     latents = p.scheduler->add_noise(repeat_rows(clean, p.batch), latents, p.first_step);
   } else if (sprint()) {
-    for (int64_t i = 0; i < latents.numel(); ++i) latents.data<float>()[i] *= ScmScheduler::kSigmaData;
+    for (int64_t i = 0; i < latents.numel(); ++i) latents.data<float>()[i] *= kSigmaData;
   }
   return denoise(r, p, latents, sources);
 }
