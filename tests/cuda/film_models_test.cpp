@@ -14,8 +14,6 @@
 namespace kinora::test {
 namespace {
 
-constexpr int64_t kModelTerms = 1 << 14;  // as in models/video_ae_test.cpp
-
 // [1, C, T, H, W] -> [T, H, W, C]
 Tensor film_of(const Golden& golden, const std::string& name) {
   Tensor x = golden.tensor(name);

@@ -20,9 +20,6 @@ Tensor film_of(const Golden& golden, const std::string& name) {
 
 Runtime runtime(int threads = 2) { return {&cpu::backend(), context(threads), DType::f32}; }
 
-// Sums of about this many terms follow one another through a whole model.
-constexpr int64_t kModelTerms = 1 << 14;
-
 void expect_same(const Tensor& got, const Tensor& expected, const std::string& what) {
   expect_close(got, expected, DType::f32, kModelTerms, what);
 }
@@ -147,21 +144,11 @@ TEST(FluxAe, EncodesAndDecodesAsOpenSora) {
   expect_same(model.decode(golden.channels_last("in.latents")), golden.channels_last("out.picture"), "decode");
 }
 
-std::string message(const std::function<void()>& body, ErrorKind kind) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind) << error.what();
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(VideoAutoencoder, SaysWhichFilmsFit) {
   Golden golden("vae3d"), golden_dc("dcae_video");
   VideoAutoencoder causal = causal_model(golden), dc_ae = dc_ae_model(golden_dc);
   auto refusal = [](VideoAutoencoder& model, int64_t frames, int64_t height, int64_t width) {
-    return message([&] { model.encode(Tensor::zeros({frames, height, width, 3})); }, ErrorKind::usage);
+    return message_of([&] { model.encode(Tensor::zeros({frames, height, width, 3})); }, ErrorKind::usage);
   };
   EXPECT_NE(refusal(causal, 8, 16, 16).find("the nearest are 5 and 9"), std::string::npos)
       << refusal(causal, 8, 16, 16);
@@ -171,16 +158,16 @@ TEST(VideoAutoencoder, SaysWhichFilmsFit) {
   EXPECT_NE(refusal(dc_ae, 9, 16, 16).find("the nearest are 8 and 12"), std::string::npos) << refusal(dc_ae, 9, 16, 16);
   EXPECT_NE(refusal(dc_ae, 3, 16, 16).find("the nearest are 1 and 4"), std::string::npos) << refusal(dc_ae, 3, 16, 16);
   auto latents = [&] { causal.decode(Tensor::zeros({2, 2, 2, 5})); };
-  EXPECT_NE(message(latents, ErrorKind::input).find("[2, 2, 2, 5]"), std::string::npos);
+  EXPECT_NE(message_of(latents, ErrorKind::input).find("[2, 2, 2, 5]"), std::string::npos);
   auto film = [&] { causal.encode(Tensor::zeros({1, 16, 16, 4})); };
-  EXPECT_NE(message(film, ErrorKind::input).find("[1, 16, 16, 4]"), std::string::npos);
+  EXPECT_NE(message_of(film, ErrorKind::input).find("[1, 16, 16, 4]"), std::string::npos);
   auto noise = [&] { causal.encode(Tensor::zeros({1, 16, 16, 3}), Tensor::zeros({1, 2, 2, 3})); };
-  EXPECT_NE(message(noise, ErrorKind::usage).find("[1, 2, 2, 3]"), std::string::npos);
+  EXPECT_NE(message_of(noise, ErrorKind::usage).find("[1, 2, 2, 3]"), std::string::npos);
   auto decode = [&] { causal.decode(Tensor::zeros({2, 2, 2, 4})); };
   causal.tiling.size = 30;
-  EXPECT_NE(message(decode, ErrorKind::usage).find("multiples of 8 and 4"), std::string::npos);
+  EXPECT_NE(message_of(decode, ErrorKind::usage).find("multiples of 8 and 4"), std::string::npos);
   causal.tiling = {.space = false, .time = true, .size = 30, .frames = 20};  // a quarter of five latents
-  EXPECT_NE(message(decode, ErrorKind::usage).find("in whole latents"), std::string::npos);
+  EXPECT_NE(message_of(decode, ErrorKind::usage).find("in whole latents"), std::string::npos);
 }
 
 TEST(VideoAutoencoder, KnowsAFileByItsTensors) {
@@ -200,12 +187,13 @@ TEST(VideoAutoencoder, KnowsAFileByItsTensors) {
   auto load = [&](const std::string& name) {
     return [&, name] { load_video_autoencoder(folder.path(name), runtime()); };
   };
-  EXPECT_NE(message(load("flux.safetensors"), ErrorKind::model).find("holds no film autoencoder"), std::string::npos);
+  EXPECT_NE(message_of(load("flux.safetensors"), ErrorKind::model).find("holds no film autoencoder"),
+            std::string::npos);
   auto wrong = [&] { load_flux_autoencoder(folder.path("diffusion_pytorch_model.safetensors"), runtime()); };
-  EXPECT_NE(message(wrong, ErrorKind::model).find("is not FLUX.1's autoencoder"), std::string::npos);
+  EXPECT_NE(message_of(wrong, ErrorKind::model).find("is not FLUX.1's autoencoder"), std::string::npos);
   TempFolder empty;
   auto none = [&] { load_video_autoencoder(empty.path(), runtime()); };
-  EXPECT_NE(message(none, ErrorKind::model).find("hunyuan_vae.safetensors"), std::string::npos);
+  EXPECT_NE(message_of(none, ErrorKind::model).find("hunyuan_vae.safetensors"), std::string::npos);
 }
 
 // Every tensor of the published files is asked for by its name and shape, and no other. All borrow the same zeros.
@@ -240,12 +228,12 @@ TEST(VideoAutoencoder, ReadsConfigsOfBothSpellings) {
       Config::parse(R"({"temporal_compression_ratio": 4, "scaling_factor": 0.5, "norm_num_groups": 16})", "c"));
   EXPECT_EQ(c.scaling_factor, 0.5);
   EXPECT_TRUE(!c.halves_time(0) && c.halves_time(1) && c.halves_time(2) && !c.halves_time(3));
-  EXPECT_EQ(message([] { read_causal_vae3d_config(Config::parse(R"({"block_out_channels": [32, 32]})", "c")); },
-                    ErrorKind::model)
+  EXPECT_EQ(message_of([] { read_causal_vae3d_config(Config::parse(R"({"block_out_channels": [32, 32]})", "c")); },
+                       ErrorKind::model)
                 .substr(0, 11),
             "c: 2 blocks");
   EXPECT_NE(
-      message([] { read_video_dc_ae_config(Config::parse(R"({"width_list": [32, 32]})", "c")); }, ErrorKind::model)
+      message_of([] { read_video_dc_ae_config(Config::parse(R"({"width_list": [32, 32]})", "c")); }, ErrorKind::model)
           .find("same length"),
       std::string::npos);
 }
