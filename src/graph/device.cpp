@@ -2,6 +2,14 @@
 
 namespace kinora {
 
+std::shared_ptr<void> Device::shared(const std::string& key, size_t bytes, const std::function<void(void*)>& make) {
+  if (auto found = shared_[key].lock()) return found;
+  std::shared_ptr<void> memory = allocate(bytes);
+  make(memory.get());
+  shared_[key] = memory;
+  return memory;
+}
+
 Tensor Device::to_device(const Tensor& host) {
   if (host.on_device()) return host;
   std::shared_ptr<void> memory = allocate(host.bytes());
