@@ -11,13 +11,6 @@
 namespace kinora::test {
 namespace {
 
-// [1, C, T, H, W] -> [T, H, W, C]
-Tensor film_of(const Golden& golden, const std::string& name) {
-  Tensor x = golden.tensor(name);
-  const Shape& s = x.shape();
-  return x.permuted({0, 2, 3, 4, 1}).reshaped({s[2], s[3], s[4], s[1]});
-}
-
 Runtime runtime(int threads = 2) { return {&cpu::backend(), context(threads), DType::f32}; }
 
 void expect_same(const Tensor& got, const Tensor& expected, const std::string& what) {
@@ -34,22 +27,22 @@ VideoAutoencoder dc_ae_model(const Golden& golden) {
 TEST(CausalVae3d, EncodesAndDecodesAsOpenSora) {
   Golden golden("vae3d");
   VideoAutoencoder model = causal_model(golden);
-  Tensor film = film_of(golden, "in.film"), noise = film_of(golden, "in.noise");
-  expect_same(model.encode(film), film_of(golden, "out.latents"), "mode");
-  expect_same(model.encode(film, noise), film_of(golden, "out.sampled"), "sample");
-  expect_same(model.encode(film_of(golden, "in.picture")), film_of(golden, "out.picture_latents"), "one frame");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
+  Tensor film = golden.film("in.film"), noise = golden.film("in.noise");
+  expect_same(model.encode(film), golden.film("out.latents"), "mode");
+  expect_same(model.encode(film, noise), golden.film("out.sampled"), "sample");
+  expect_same(model.encode(golden.film("in.picture")), golden.film("out.picture_latents"), "one frame");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
 }
 
 TEST(CausalVae3d, TilesAsOpenSora) {
   Golden weights("vae3d"), golden("vae3d_tiled");
   VideoAutoencoder model = causal_model(weights);
   model.tiling = {.space = true, .time = false, .size = 32, .frames = 16};
-  expect_same(model.encode(film_of(golden, "in.film")), film_of(golden, "out.latents"), "encode, tiles of pictures");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode, tiles of pictures");
+  expect_same(model.encode(golden.film("in.film")), golden.film("out.latents"), "encode, tiles of pictures");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode, tiles of pictures");
   model.tiling.time = true;
-  expect_same(model.encode(film_of(golden, "in.long")), film_of(golden, "out.long_latents"), "encode, tiles of both");
-  expect_same(model.decode(film_of(golden, "in.long_latents")), film_of(golden, "out.long"), "decode, tiles of both");
+  expect_same(model.encode(golden.film("in.long")), golden.film("out.long_latents"), "encode, tiles of both");
+  expect_same(model.decode(golden.film("in.long_latents")), golden.film("out.long"), "decode, tiles of both");
 }
 
 TEST(CausalVae3d, GivesFramesOutWhileItDecodes) {
@@ -59,7 +52,7 @@ TEST(CausalVae3d, GivesFramesOutWhileItDecodes) {
   std::vector<std::string> events;
   int64_t frames = 0;
   model.decode(
-      film_of(golden, "in.long_latents"),
+      golden.film("in.long_latents"),
       [&](const Tensor& part) {
         frames += part.shape()[0];
         events.push_back("frames to " + std::to_string(frames));
@@ -74,7 +67,7 @@ TEST(CausalVae3d, GivesFramesOutWhileItDecodes) {
 
 TEST(CausalVae3d, SameBitsOnAnyNumberOfThreads) {
   Golden golden("vae3d");
-  Tensor latents = film_of(golden, "in.latents");
+  Tensor latents = golden.film("in.latents");
   Tensor one = causal_model(golden, 1).decode(latents), three = causal_model(golden, 3).decode(latents);
   EXPECT_EQ(std::memcmp(one.raw(), three.raw(), one.bytes()), 0);
 }
@@ -84,7 +77,7 @@ TEST(CausalVae3d, RunsInBfloat16) {
   Golden golden("vae3d");
   VideoAutoencoder model(read_causal_vae3d_config(golden.config), golden.weights,
                          {&cpu::backend(), context(2), DType::bf16});
-  expect_close(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), DType::bf16, 16, "bfloat16");
+  expect_close(model.decode(golden.film("in.latents")), golden.film("out.film"), DType::bf16, 16, "bfloat16");
 }
 
 // Group norms aside, what its parts make of the first frames does not depend on the later ones, not even in the last
@@ -111,10 +104,10 @@ TEST(VideoDcAe, EncodesAndDecodesAsOpenSora) {
   Golden golden("dcae_video");
   VideoAutoencoder model = dc_ae_model(golden);
   model.tiling = {.space = false, .time = false};
-  expect_same(model.encode(film_of(golden, "in.film")), film_of(golden, "out.latents"), "encode");
-  expect_same(model.encode(film_of(golden, "in.picture")), film_of(golden, "out.picture_latents"), "encode one frame");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
-  expect_same(model.decode(film_of(golden, "in.latents1")), film_of(golden, "out.picture"), "decode one frame");
+  expect_same(model.encode(golden.film("in.film")), golden.film("out.latents"), "encode");
+  expect_same(model.encode(golden.film("in.picture")), golden.film("out.picture_latents"), "encode one frame");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
+  expect_same(model.decode(golden.film("in.latents1")), golden.film("out.picture"), "decode one frame");
 }
 
 TEST(VideoDcAe, TilesAsOpenSora) {
@@ -122,8 +115,8 @@ TEST(VideoDcAe, TilesAsOpenSora) {
   VideoAutoencoder model = dc_ae_model(weights);
   EXPECT_TRUE(model.tiling.time && model.tiling.space && model.tiling.frames == 32);
   model.tiling = {.space = true, .time = true, .size = 32, .frames = 16};
-  expect_same(model.encode(film_of(golden, "in.film")), film_of(golden, "out.latents"), "encode");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
+  expect_same(model.encode(golden.film("in.film")), golden.film("out.latents"), "encode");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
 }
 
 // The last stretch of 7 latent frames in tiles of 4, every 3, would be a single one: it must not come out as one
@@ -183,7 +176,7 @@ TEST(VideoAutoencoder, KnowsAFileByItsTensors) {
   folder.write("config.json", golden.file.header().metadata.at("config"));
   VideoAutoencoder model = load_video_autoencoder(folder.path(), runtime());
   EXPECT_TRUE(model.causal());
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
   auto load = [&](const std::string& name) {
     return [&, name] { load_video_autoencoder(folder.path(name), runtime()); };
   };
