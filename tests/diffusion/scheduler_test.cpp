@@ -105,8 +105,7 @@ TEST(Schedulers, CoefficientsGiveTheSameSteps) {
       check_steps(*make("dpm", variant, 3), steps, 0);
       if (steps > 2) check_steps(*make("dpm", variant, 3), steps, 2);
     }
-    check_steps(*make("euler", "", 3), steps, 0);
-    check_steps(*make("scm", "", 1), steps, 0);
+    for (const SchedulerDef* def : scheduler_table()) check_steps(*def->make(3), steps, 0);
   }
 }
 
