@@ -30,6 +30,11 @@ struct Golden {
   }
   Tensor tensor(const std::string& name) const { return file.tensor(name); }
   Tensor channels_last(const std::string& name) const { return tensor(name).permuted({0, 2, 3, 1}); }
+  Tensor film(const std::string& name) const {  // [1, C, T, H, W] -> [T, H, W, C]
+    Tensor x = tensor(name);
+    const Shape& s = x.shape();
+    return x.permuted({0, 2, 3, 4, 1}).reshaped({s[2], s[3], s[4], s[1]});
+  }
 };
 
 }  // namespace kinora::test

@@ -24,6 +24,9 @@ inline double tolerance(DType dtype, int64_t terms) {
   return unit * growth;
 }
 
+// Sums of about this many terms follow one another through a whole model.
+constexpr int64_t kModelTerms = 1 << 14;
+
 // Checks |got - expected| <= tolerance · max|expected| elementwise; NaN never passes.
 inline void expect_close(const Tensor& got, const Tensor& expected, DType dtype, int64_t terms,
                          const std::string& what) {
@@ -46,6 +49,18 @@ inline void expect_close(const Tensor& got, const Tensor& expected, DType dtype,
   EXPECT_TRUE(finite && worst <= allowed)
       << what << ": element " << at << " is " << a.values<float>()[at] << ", expected " << b.values<float>()[at]
       << "; error " << worst << " of " << allowed << " allowed";
+}
+
+// What the Error that `body` throws says; checks its kind. "no error" where there is none.
+template <class Body>
+std::string message_of(const Body& body, ErrorKind kind) {
+  try {
+    body();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), kind) << error.what();
+    return error.what();
+  }
+  return "no error";
 }
 
 // Uniform in [low, high), from a small generator of its own so that inputs never change.

@@ -136,18 +136,23 @@ Tensor Tensor::permuted(std::initializer_list<int> order) const {
   return result;
 }
 
-Tensor concat_rows(std::span<const Tensor> parts) {
+Shape concat_rows_shape(std::span<const Tensor> parts) {
   check(!parts.empty(), "concat_rows: nothing to join");
   int64_t rows = 0;
   for (const Tensor& part : parts) {
-    check(!part.on_device(), "concat_rows: the bytes are on a device");
     check(part.dtype() == parts[0].dtype() && part.shape().with(0, 1) == parts[0].shape().with(0, 1),
           "concat_rows: parts differ in shape or type");
     rows += part.shape()[0];
   }
-  Tensor result(parts[0].shape().with(0, rows), parts[0].dtype());
+  return parts[0].shape().with(0, rows);
+}
+
+Tensor concat_rows(std::span<const Tensor> parts) {
+  Shape shape = concat_rows_shape(parts);
+  Tensor result(shape, parts[0].dtype());
   auto* out = static_cast<std::byte*>(result.raw());
   for (const Tensor& part : parts) {
+    check(!part.on_device(), "concat_rows: the bytes are on a device");
     if (part.bytes()) std::memcpy(out, part.raw(), part.bytes());
     out += part.bytes();
   }

@@ -144,7 +144,8 @@ class Tensor {
   bool mapped_ = false;
 };
 
-// Joins along the first axis; all other extents and types equal.
+// Joins along the first axis; all other extents and types equal, or Error(internal). Of tensors on the host.
 Tensor concat_rows(std::span<const Tensor> parts);
+Shape concat_rows_shape(std::span<const Tensor> parts);  // of the result, after these checks
 
 }  // namespace kinora

@@ -31,25 +31,70 @@ void gather_rows(DType dtype, DType compute, const void* base, int64_t first, in
   }
 }
 
+// From scores to weights, row by row.
+struct Softening {
+  AttentionExtras extras;
+  bool causal;
+  int64_t window, block, keys;
+  float scale, softcap;
+  // Elements from one batch item, head and query to the next in the bias; 0 where one row serves all.
+  int64_t bias_item = 0, bias_head = 0, bias_query = 0;
+
+  explicit Softening(const StepSpec& spec)
+      : extras(attention_extras(spec.inputs)),
+        causal(spec.node.attrs.integer("causal")),
+        window(spec.node.attrs.integer("window")),
+        block(spec.node.attrs.integer("block")),
+        keys(spec.inputs[1].shape[1]),
+        scale(static_cast<float>(spec.node.attrs.real("scale"))),
+        softcap(static_cast<float>(spec.node.attrs.real("softcap"))) {
+    if (!extras.bias) return;
+    const Shape& s = spec.inputs[extras.bias].shape;
+    bias_query = s[2] > 1 ? keys : 0;
+    bias_head = s[1] > 1 ? s[2] * keys : 0;
+    bias_item = s[0] > 1 ? s[1] * s[2] * keys : 0;
+  }
+
+  // How many of a batch item's keys are there.
+  int64_t keys_of(const StepArgs& args, int64_t item) const {
+    if (!extras.lengths) return keys;
+    return std::clamp<int64_t>(static_cast<const int32_t*>(args.in[extras.lengths])[item], 1, keys);
+  }
+
+  // Scores of query i and the keys before `there` to their exponentials, those of the other keys to zero; returns the
+  // sum.
+  float run(const StepArgs& args, float* row, int64_t item, int64_t head, int64_t i, int64_t there) const {
+    auto count = static_cast<size_t>(there);
+    float factor = scale;
+    if (softcap > 0) {
+      simd().affine(row, scale / softcap, 0, row, count);
+      simd().unary(Unary::tanh, row, row, count);
+      factor = softcap;
+    }
+    if (causal) {
+      simd().affine(row, factor, 0, row, count);
+      factor = 1;
+      int64_t first = window > 0 ? std::max<int64_t>(0, i - window + 1) : 0;
+      std::fill(row, row + std::min(first, there), -1e30f);
+      int64_t end = (i / block + 1) * block;
+      if (end < there) std::fill(row + end, row + there, -1e30f);
+    }
+    const float* bias = nullptr;
+    if (extras.bias) {
+      bias = static_cast<const float*>(args.in[extras.bias]) + item * bias_item + head * bias_head + i * bias_query;
+    }
+    std::fill(row + there, row + keys, 0.0f);
+    return simd().softmax_row(row, factor, bias, count);
+  }
+};
+
 }  // namespace
 
 Step make_attention(const StepSpec& spec) {
   const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
-  const Attrs& attrs = spec.node.attrs;
   DType dtype = spec.output().dtype, compute = dtype == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32;
-  int64_t batch = q[0], n = q[1], heads = q[2], d = q[3], m = k[1], kv_heads = k[2], window = attrs.integer("window");
-  bool causal = attrs.integer("causal");
-  AttentionExtras extras = attention_extras(spec.inputs);
-  // Elements from one batch item, head and query to the next in the bias; 0 where one row serves all.
-  int64_t bias_item = 0, bias_head = 0, bias_query = 0;
-  if (extras.bias) {
-    const Shape& s = spec.inputs[extras.bias].shape;
-    bias_query = s[2] > 1 ? m : 0;
-    bias_head = s[1] > 1 ? s[2] * m : 0;
-    bias_item = s[0] > 1 ? s[1] * s[2] * m : 0;
-  }
-  int64_t together = attrs.integer("block");
-  auto scale = static_cast<float>(attrs.real("scale")), softcap = static_cast<float>(attrs.real("softcap"));
+  int64_t batch = q[0], n = q[1], heads = q[2], d = q[3], m = k[1], kv_heads = k[2];
+  Softening soften(spec);
   int64_t block = std::min(kQueries, n), blocks = (n + block - 1) / block, tail = n - (blocks - 1) * block;
   int64_t groups = (blocks + kBlocks - 1) / kBlocks;
   // Scores and results of a full block of queries and of the last one.
@@ -72,36 +117,13 @@ Step make_attention(const StepSpec& spec) {
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
   step.run = [=](const StepArgs& args) {
-    const float* bias = extras.bias ? static_cast<const float*>(args.in[extras.bias]) : nullptr;
-    const int32_t* lengths = extras.lengths ? static_cast<const int32_t*>(args.in[extras.lengths]) : nullptr;
-    // Scores of query i and the keys before `there` to their exponentials; returns the sum of these.
-    auto soften = [&](float* row, int64_t b, int64_t h, int64_t i, int64_t there) {
-      auto count = static_cast<size_t>(there);
-      float factor = scale;
-      if (softcap > 0) {
-        simd().affine(row, scale / softcap, 0, row, count);
-        simd().unary(Unary::tanh, row, row, count);
-        factor = softcap;
-      }
-      if (causal) {
-        simd().affine(row, factor, 0, row, count);
-        factor = 1;
-        int64_t first = window > 0 ? std::max<int64_t>(0, i - window + 1) : 0;
-        std::fill(row, row + std::min(first, there), -1e30f);
-        int64_t end = (i / together + 1) * together;
-        if (end < there) std::fill(row + end, row + there, -1e30f);
-      }
-      const float* line = bias ? bias + b * bias_item + h * bias_head + i * bias_query : nullptr;
-      std::fill(row + there, row + m, 0.0f);
-      return simd().softmax_row(row, factor, line, count);
-    };
     args.pool.run(batch * heads * groups, [&](int64_t task, int worker) {
       int64_t group = task % groups, b = task / groups / heads, h = task / groups % heads, kv = h / (heads / kv_heads);
       auto *kvs = ws.at<std::byte>(args, worker, kv_at), *qs = ws.at<std::byte>(args, worker, q_at);
       float *s = ws.at(args, worker, s_at), *y = ws.at(args, worker, y_at), *totals = ws.at(args, worker, total_at);
       auto *pk = ws.at<std::byte>(args, worker, k_at), *pv = ws.at<std::byte>(args, worker, v_at);
       auto *workspace = ws.at<std::byte>(args, worker, work_at), *p = ws.at<std::byte>(args, worker, p_at);
-      int64_t there = lengths ? std::clamp<int64_t>(lengths[b], 1, m) : m;
+      int64_t there = soften.keys_of(args, b);
       std::memset(kvs + static_cast<size_t>(there * d) * element, 0, static_cast<size_t>((m - there) * d) * element);
       gather_rows(dtype, compute, args.in[1], (b * m * kv_heads + kv) * d, kv_heads * d, there, d, kvs);
       scores[0].pack(kvs, d, true, pk);
@@ -112,7 +134,7 @@ Step make_attention(const StepSpec& spec) {
         int64_t rows = which ? tail : block, first = (b * n + i * block) * heads + h;
         gather_rows(dtype, compute, args.in[0], first * d, heads * d, rows, d, qs);
         scores[which].run(qs, pk, s, workspace);
-        for (int64_t r = 0; r < rows; ++r) totals[r] = soften(s + r * m, b, h, i * block + r, there);
+        for (int64_t r = 0; r < rows; ++r) totals[r] = soften.run(args, s + r * m, b, h, i * block + r, there);
         const void* weights = s;
         if (compute != DType::f32) {
           simd().store(compute, s, p, static_cast<size_t>(rows * m));

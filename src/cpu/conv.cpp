@@ -1,19 +1,14 @@
-// Convolution, channels last: dense through oneDNN in tasks of (picture, panel of output channels, group of rows), one
-// kernel position per channel (depthwise) by our own loop, grouped 1x1 as small products.
+// Convolution, channels last: dense through oneDNN, one filter per channel (depthwise) by our own loop, grouped 1x1 as
+// small products.
 #include <algorithm>
-#include <cstring>
-#include <map>
 
+#include "cpu/dense_conv.h"
 #include "cpu/finish.h"
 #include "cpu/kernels.h"
 #include "cpu/onednn.h"
 
 namespace kinora::cpu {
 namespace {
-
-constexpr int64_t kPanel = 128;    // output channels of a task
-constexpr int64_t kPixels = 1024;  // output pixels of one primitive call, about
-constexpr int64_t kManyTasks = 64;
 
 struct Geometry {
   Shape x, w, y;
@@ -36,108 +31,6 @@ struct Geometry {
   bool grouped_1x1() const { return groups > 1 && w[2] == 1 && w[3] == 1 && stride == 1 && padding == 0; }
 };
 
-// The rows of the picture that output rows [first, first + rows) read, and the zeros beyond its borders.
-struct RowWindow {
-  int64_t begin, rows_in, top, bottom;
-  RowWindow(const Geometry& g, int64_t first, int64_t rows) {
-    int64_t want_begin = first * g.stride - g.padding, want_end = (first + rows - 1) * g.stride - g.padding + g.w[2];
-    begin = std::max<int64_t>(0, want_begin);
-    int64_t end = std::min(g.x[1], want_end);
-    rows_in = end - begin;
-    top = begin - want_begin;
-    bottom = want_end - end;
-  }
-};
-
-Step make_dense(const StepSpec& spec) {
-  Geometry g(spec);
-  DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype;
-  DType compute = xt == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32;
-  bool convert_x = xt != compute, convert_w = wt != compute;
-  int64_t rows = std::clamp<int64_t>(kPixels / g.y[2], 1, g.y[1]), blocks = (g.y[1] + rows - 1) / rows;
-  int64_t panels = (g.y[3] + kPanel - 1) / kPanel, per_task = blocks;
-  while (per_task > 1 && g.x[0] * panels * ((blocks + per_task - 1) / per_task) < kManyTasks)
-    per_task = (per_task + 1) / 2;
-  int64_t tasks_per_panel = (blocks + per_task - 1) / per_task;
-  int64_t width_pad = (g.y[2] - 1) * g.stride + g.w[3] - g.padding - g.x[2];
-
-  // Few distinct calls occur: the first, a middle and the last block of rows, for full and last panels.
-  using Key = std::array<int64_t, 5>;
-  auto key_of = [=](int64_t block, int64_t panel) {
-    int64_t n = std::min(rows, g.y[1] - block * rows);
-    RowWindow window(g, block * rows, n);
-    return Key{n, window.rows_in, window.top, window.bottom, std::min(kPanel, g.y[3] - panel * kPanel)};
-  };
-  auto primitives = std::make_shared<std::map<Key, ConvPrimitive>>();
-  size_t packed = 0, workspace = 0;
-  int64_t most_rows_in = 0;
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t panel : {int64_t{0}, panels - 1}) {
-      Key key = key_of(block, panel);
-      most_rows_in = std::max(most_rows_in, key[1]);
-      if (primitives->count(key)) continue;
-      ConvPrimitive primitive({g.x[3], key[4], g.x[3], key[4], key[1], g.x[2], key[0], g.y[2], g.w[2], g.w[3], g.stride,
-                               key[2], key[3], g.padding, width_pad, compute});
-      packed = std::max(packed, primitive.packed_bytes());
-      workspace = std::max(workspace, primitive.workspace_bytes());
-      primitives->emplace(key, std::move(primitive));
-    }
-  }
-  Finish finish(spec);
-  int64_t per_output = g.w[1] * g.w[2] * g.w[3], row_in = g.x[2] * g.x[3];
-  Workspace ws;
-  size_t w_at = ws.add(convert_w ? static_cast<size_t>(kPanel * per_output) * dtype_size(compute) : 0);
-  size_t packed_at = ws.add(packed), work_at = ws.add(workspace);
-  size_t line_at = ws.add(static_cast<size_t>(std::max({per_output, row_in, kPanel})) * 4);
-  size_t x_at = ws.add(convert_x ? static_cast<size_t>(most_rows_in * row_in) * dtype_size(compute) : 0);
-  size_t y_at = ws.add(static_cast<size_t>(rows * g.y[2] * kPanel) * 4);
-  Step step;
-  step.scratch_bytes = ws.total(spec.threads);
-  step.run = [=](const StepArgs& args) {
-    args.pool.run(g.x[0] * panels * tasks_per_panel, [&](int64_t task, int worker) {
-      int64_t group = task % tasks_per_panel, panel = task / tasks_per_panel % panels;
-      int64_t picture = task / tasks_per_panel / panels, channel = panel * kPanel,
-              width = std::min(kPanel, g.y[3] - channel);
-      float* line = ws.at(args, worker, line_at);
-      auto convert = [&](const void* source, DType type, int64_t lines, int64_t n, std::byte* target) {
-        for (int64_t r = 0; r < lines; ++r) {
-          simd().load(type, advance(source, type, r * n), line, static_cast<size_t>(n));
-          simd().store(compute, line, advance(target, compute, r * n), static_cast<size_t>(n));
-        }
-      };
-      const void* w = advance(args.in[1], wt, channel * per_output);
-      if (convert_w) {
-        convert(w, wt, width, per_output, ws.at<std::byte>(args, worker, w_at));
-        w = ws.at<std::byte>(args, worker, w_at);
-      }
-      auto* packed_w = ws.at<std::byte>(args, worker, packed_at);
-      bool fresh = true;
-      for (int64_t block = group * per_task; block < std::min(blocks, (group + 1) * per_task); ++block) {
-        const ConvPrimitive& primitive = primitives->at(key_of(block, panel));
-        // Layouts may differ between calls of different shape, so pack for each shape anew only when it changes.
-        if (fresh || key_of(block, panel) != key_of(block - 1, panel)) primitive.pack(w, packed_w);
-        fresh = false;
-        int64_t n = std::min(rows, g.y[1] - block * rows);
-        RowWindow window(g, block * rows, n);
-        const void* x = advance(args.in[0], xt, (picture * g.x[1] + window.begin) * row_in);
-        if (convert_x) {
-          convert(x, xt, window.rows_in, row_in, ws.at<std::byte>(args, worker, x_at));
-          x = ws.at<std::byte>(args, worker, x_at);
-        }
-        float* y = ws.at(args, worker, y_at);
-        primitive.run(x, packed_w, y, ws.at(args, worker, work_at));
-        int64_t first = ((picture * g.y[1] + block * rows) * g.y[2]) * g.y[3] + channel;
-        for (int64_t p = 0; p < n * g.y[2]; ++p) {
-          finish.apply(args, y + p * width, channel, static_cast<size_t>(width), line);
-          simd().store(finish.out_type, y + p * width, advance(args.out, finish.out_type, first + p * g.y[3]),
-                       static_cast<size_t>(width));
-        }
-      }
-    });
-  };
-  return step;
-}
-
 // [channels, 1, kh, kw] -> [kh·kw, channels] in float32.
 void transpose_taps(const void* weight, DType type, int64_t channels, int64_t taps, float* out) {
   std::vector<float> stored(static_cast<size_t>(taps));
@@ -153,7 +46,7 @@ Step make_depthwise_rows(const StepSpec& spec, const Geometry& g, bool glu) {
   bool biased = spec.inputs.size() == 3;
   DType bt = biased ? spec.inputs[2].dtype : DType::f32;
   int64_t channels = g.x[3], taps = g.w[2] * g.w[3];
-  int64_t rows = std::clamp<int64_t>(kPixels / g.y[2], 1, 4), blocks = (g.y[1] + rows - 1) / rows;
+  int64_t rows = std::clamp<int64_t>(kConvPixels / g.y[2], 1, 4), blocks = (g.y[1] + rows - 1) / rows;
   std::shared_ptr<std::vector<float>> known;
   if (spec.values[1] && (!biased || spec.values[2])) {
     known = std::make_shared<std::vector<float>>(static_cast<size_t>((taps + 1) * channels));
@@ -263,7 +156,7 @@ bool supports_conv2d(const StepSpec& spec) {
 Step make_conv2d(const StepSpec& spec) {
   Geometry g(spec);
   if (g.groups > 1 && g.depthwise()) return make_depthwise_rows(spec, g, false);
-  return g.grouped_1x1() ? make_grouped_1x1(spec) : make_dense(spec);
+  return g.grouped_1x1() ? make_grouped_1x1(spec) : make_dense_conv(spec);
 }
 
 }  // namespace kinora::cpu

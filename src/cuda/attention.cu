@@ -465,8 +465,8 @@ Step make_attention(const StepSpec& spec) {
   const Attrs& attrs = spec.node.attrs;
   AttentionPlan plan = plan_for(spec);
   AttentionArgs a{};
-  a.q_at = head_strides(spec, 0), a.k_at = head_strides(spec, 1), a.v_at = head_strides(spec, 2);
-  a.out_at = output_strides(spec);
+  AttentionStrides at(spec);
+  a.q_at = at.q, a.k_at = at.k, a.v_at = at.v, a.out_at = at.out;
   AttentionExtras extras = attention_extras(spec.inputs);
   bool biased = extras.bias > 0;
   if (biased) place_bias(spec, extras.bias, a);
@@ -483,7 +483,7 @@ Step make_attention(const StepSpec& spec) {
   auto per_pack = static_cast<int64_t>(16 / dtype_size(spec.output().dtype));
   bool vectors = q[3] % per_pack == 0;
   a.out_vectors = vectors && all_multiples(a.out_at, per_pack);
-  for (const HeadStrides& at : {a.q_at, a.k_at, a.v_at}) vectors = vectors && all_multiples(at, per_pack);
+  for (const HeadStrides& input : {at.q, at.k, at.v}) vectors = vectors && all_multiples(input, per_pack);
   bool pairs = biased && a.m % 2 == 0 && a.bias_batch % 2 == 0 && a.bias_head % 2 == 0 && a.bias_query % 2 == 0;
   int64_t blocks = q[0] * q[2] * a.tiles;
   if (plan.shared > 48 * 1024) {

@@ -6,6 +6,7 @@
 // - Hopper adds products of 8-bit floats to sums of 13 bits behind the point, in which a long sum loses what comes
 //   late: sums end after kMostKeys, and float32 takes over.
 #include "cuda/attention.cuh"
+#include "cuda/cudnn_attention.h"
 #include "cuda/cudnn_attention_fp8.h"
 #include "cuda/kernels.h"
 #include "cuda/quantize.cuh"
@@ -290,10 +291,7 @@ bool supports_fp8_attention(const StepSpec& spec) {
   constexpr int64_t kMost = int64_t{65535} * kCodeTokens;  // blocks of a grid's second axis
   if (q[0] == 0 || q[2] == 0 || q[2] != k[2] || q[3] != kDim) return false;
   if (q[1] < kShort || k[1] < kShort || q[1] > kMost || k[1] > kMost) return false;
-  for (size_t i = 0; i < 3; ++i) {
-    if (!all_multiples(head_strides(spec, i), kPack)) return false;
-  }
-  if (!all_multiples(output_strides(spec), kPack)) return false;
+  if (!AttentionStrides(spec).all_multiples(kPack)) return false;
   return !spec.placed || Plans(Cut(spec)).last != nullptr;  // a plan takes a second to make
 }
 
@@ -304,18 +302,11 @@ Step make_fp8_attention(const StepSpec& spec) {
   Scratch at(cut, plans);
   DType dtype = spec.output().dtype;
   int64_t batch = spec.inputs[0].shape[0];
-  HeadStrides strides[] = {head_strides(spec, 0), head_strides(spec, 1), head_strides(spec, 2), output_strides(spec)};
+  AttentionStrides strides(spec);
   auto scale = static_cast<float>(spec.node.attrs.real("scale"));
-  // A slice may begin where packs cannot be read.
-  Step own = supports_attention(spec) ? make_attention(spec) : Step{};
   Step step;
   step.scratch_bytes = at.size;
-  step.run = [=, q = strides[0], k = strides[1], v = strides[2], out = strides[3]](const StepArgs& args) {
-    bool aligned = is_aligned(args.in[0], 16) && is_aligned(args.in[1], 16) && is_aligned(args.in[2], 16);
-    if (!aligned || !is_aligned(args.out, 16)) {
-      kinora::check(static_cast<bool>(own.run), "attention: a slice lies where it cannot be read");
-      return own.run(args);
-    }
+  step.run = [=](const StepArgs& args) {
     cudaStream_t stream = stream_of(args);
     auto* scratch = static_cast<std::byte*>(args.scratch);
     auto floats = [&](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
@@ -324,6 +315,7 @@ Step make_fp8_attention(const StepSpec& spec) {
                     reinterpret_cast<uint32_t*>(scratch + at.peaks),
                     reinterpret_cast<Fp8Numbers*>(scratch + at.numbers)};
     auto one = [&]<class T>(T, int64_t b) {
+      const auto& [q, k, v, out] = strides;
       auto item = [&](size_t i, const HeadStrides& s) { return static_cast<const T*>(args.in[i]) + b * s.batch; };
       auto tokens = [](int64_t n) { return static_cast<int>(n); };
       Inputs in{
@@ -361,7 +353,7 @@ Step make_fp8_attention(const StepSpec& spec) {
       }
     }
   };
-  return step;
+  return or_own_attention(spec, std::move(step));
 }
 
 }  // namespace kinora::cuda

@@ -10,6 +10,7 @@
 #include "ops/fuse.h"
 #include "ops/fuse_conv.h"
 #include "ops/fuse_film.h"
+#include "ops/fuse_products.h"
 #include "ops/fuse_quantized.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"

@@ -200,13 +200,8 @@ bool runs(const Plan& plan, const Convolution& p) {
   void* y = trial.take(results);
   void* workspace = trial.take(static_cast<int64_t>(plan.workspace_bytes()));
   if (!trial.enough()) return true;
-  cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  cudnnStatus_t status = plan.execute(stream, x, weight, bias, residual, y, workspace);
-  cudaError_t done = cudaStreamSynchronize(stream);
-  check(cudaStreamDestroy(stream));
-  check(done);
-  return status == CUDNN_STATUS_SUCCESS;
+  return try_run([&](cudaStream_t stream) { return plan.execute(stream, x, weight, bias, residual, y, workspace); }) ==
+         CUDNN_STATUS_SUCCESS;
 }
 
 // The plan of one engine configuration; null when it does not do.

@@ -148,13 +148,9 @@ bool runs(const Plan& plan, const AttentionProblem& p) {
   void* data = trial.take(most * static_cast<int64_t>(dtype_size(p.dtype)));
   void* workspace = trial.take(static_cast<int64_t>(plan.workspace_bytes()));
   if (!trial.enough()) return true;
-  cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  cudnnStatus_t status = plan.execute(stream, data, data, data, data, 1.0f, workspace, nullptr);
-  cudaError_t done = cudaStreamSynchronize(stream);
-  check(cudaStreamDestroy(stream));
-  check(done);
-  return status == CUDNN_STATUS_SUCCESS;
+  return try_run([&](cudaStream_t stream) {
+           return plan.execute(stream, data, data, data, data, 1.0f, workspace, nullptr);
+         }) == CUDNN_STATUS_SUCCESS;
 }
 
 // The plan of one engine configuration; null when it does not do.
@@ -196,19 +192,7 @@ bool AttentionProblem::operator<(const AttentionProblem& o) const {
 }
 
 std::shared_ptr<const FusedAttentionPlan> fused_attention_plan(const AttentionProblem& problem) {
-  // Never destroyed, as the handles.
-  static auto& plans = *new std::map<std::pair<int, AttentionProblem>, std::shared_ptr<const FusedAttentionPlan>>;
-  int device = 0;
-  check(cudaGetDevice(&device));
-  std::lock_guard guard(lock());
-  auto [entry, fresh] = plans.try_emplace({device, problem});
-  if (!fresh) return entry->second;
-  try {
-    entry->second = find_plan(problem, handle_of(device));
-  } catch (const Error& error) {
-    log(LogLevel::debug, std::string("attention goes without cuDNN: ") + error.what());
-  }
-  return entry->second;
+  return kept_plan<FusedAttentionPlan>(problem, find_plan, "cuDNN");
 }
 
 namespace {
@@ -226,8 +210,8 @@ AttentionProblem describe(const StepSpec& spec) {
     at.batch = 0;
     return at;
   };
-  p.q = neat(head_strides(spec, 0), q), p.k = neat(head_strides(spec, 1), k), p.v = neat(head_strides(spec, 2), k);
-  p.out = neat(output_strides(spec), q);
+  AttentionStrides all(spec);
+  p.q = neat(all.q, q), p.k = neat(all.k, k), p.v = neat(all.v, k), p.out = neat(all.out, q);
   p.cut = attention_extras(spec.inputs).lengths > 0;
   return p;
 }
@@ -253,10 +237,7 @@ bool supports_cudnn_attention(const StepSpec& spec) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   const Shape& k = spec.inputs[1].shape;
   if (q.numel() == 0 || k.numel() == 0 || q[1] > kMost || k[1] > kMost) return false;
-  for (size_t i = 0; i < 3; ++i) {
-    if (!all_multiples(head_strides(spec, i), 8)) return false;
-  }
-  if (!all_multiples(output_strides(spec), 8)) return false;
+  if (!AttentionStrides(spec).all_multiples(8)) return false;
   return !spec.placed || fused_attention_plan(describe(spec)) != nullptr;  // a plan takes a second to make
 }
 
@@ -264,28 +245,32 @@ Step make_cudnn_attention(const StepSpec& spec) {
   std::shared_ptr<const FusedAttentionPlan> plan = fused_attention_plan(describe(spec));
   kinora::check(plan != nullptr, "attention: cuDNN has no plan for it");
   int64_t batch = spec.inputs[0].shape[0];
-  HeadStrides at[] = {head_strides(spec, 0), head_strides(spec, 1), head_strides(spec, 2), output_strides(spec)};
+  AttentionStrides at(spec);
   auto size = static_cast<int64_t>(dtype_size(spec.output().dtype));
   auto scale = static_cast<float>(spec.node.attrs.real("scale"));
   size_t lengths = attention_extras(spec.inputs).lengths;
-  // A slice may begin where cuDNN cannot read.
-  Step own = supports_attention(spec) ? make_attention(spec) : Step{};
   Step step;
   step.scratch_bytes = plan->workspace_bytes();
-  step.run = [=, q = at[0], k = at[1], v = at[2], out = at[3]](const StepArgs& args) {
-    bool aligned = is_aligned(args.in[0], 16) && is_aligned(args.in[1], 16) && is_aligned(args.in[2], 16);
-    if (!aligned || !is_aligned(args.out, 16)) {
-      kinora::check(static_cast<bool>(own.run), "attention: a slice lies where cuDNN cannot read it");
-      return own.run(args);
-    }
+  step.run = [=](const StepArgs& args) {
     for (int64_t b = 0; b < batch; ++b) {
       auto item = [&](size_t i, const HeadStrides& s) {
         return static_cast<const std::byte*>(args.in[i]) + b * s.batch * size;
       };
-      plan->run(stream_of(args), item(0, q), item(1, k), item(2, v),
-                static_cast<std::byte*>(args.out) + b * out.batch * size, scale, args.scratch,
+      plan->run(stream_of(args), item(0, at.q), item(1, at.k), item(2, at.v),
+                static_cast<std::byte*>(args.out) + b * at.out.batch * size, scale, args.scratch,
                 lengths ? static_cast<const int32_t*>(args.in[lengths]) + b : nullptr);
     }
+  };
+  return or_own_attention(spec, std::move(step));
+}
+
+Step or_own_attention(const StepSpec& spec, Step step) {
+  Step own = supports_attention(spec) ? make_attention(spec) : Step{};
+  step.run = [run = std::move(step.run), own = std::move(own.run)](const StepArgs& args) {
+    bool aligned = is_aligned(args.in[0], 16) && is_aligned(args.in[1], 16) && is_aligned(args.in[2], 16);
+    if (aligned && is_aligned(args.out, 16)) return run(args);
+    kinora::check(static_cast<bool>(own), "attention: a slice lies where it cannot be read");
+    own(args);
   };
   return step;
 }

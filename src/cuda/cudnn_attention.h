@@ -33,4 +33,8 @@ class FusedAttentionPlan {
 // there is none or cuDNN is absent. Plans are kept for the whole program, per device.
 std::shared_ptr<const FusedAttentionPlan> fused_attention_plan(const AttentionProblem& problem);
 
+// The step, but our own kernel for a run whose q, k, v or result begins where 16 bytes at a time cannot be read, as a
+// slice may.
+Step or_own_attention(const StepSpec& spec, Step step);
+
 }  // namespace kinora::cuda

@@ -121,7 +121,7 @@ class Plan final : public Fp8AttentionPlan {
 };
 
 // Runs a plan once, as in cudnn.cpp, on memory of no meaning.
-cudnnStatus_t try_run(const Plan& plan, const Fp8AttentionProblem& p) {
+cudnnStatus_t try_plan(const Plan& plan, const Fp8AttentionProblem& p) {
   int64_t row = p.heads * kFp8HeadDim;
   Trial trial;
   Fp8AttentionArgs args;
@@ -133,13 +133,7 @@ cudnnStatus_t try_run(const Plan& plan, const Fp8AttentionProblem& p) {
   args.numbers = static_cast<Fp8Numbers*>(trial.take(sizeof(Fp8Numbers)));
   args.workspace = trial.take(static_cast<int64_t>(plan.workspace_bytes()));
   if (!trial.enough()) return CUDNN_STATUS_SUCCESS;
-  cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  cudnnStatus_t status = plan.execute(stream, args);
-  cudaError_t done = cudaStreamSynchronize(stream);
-  check(cudaStreamDestroy(stream));
-  check(done);
-  return status;
+  return try_run([&](cudaStream_t stream) { return plan.execute(stream, args); });
 }
 
 std::shared_ptr<const Plan> find_plan(const Fp8AttentionProblem& problem, cudnnHandle_t handle) {
@@ -153,7 +147,7 @@ std::shared_ptr<const Plan> find_plan(const Fp8AttentionProblem& problem, cudnnH
       std::optional<EnginePlan> engine = steady_plan(config, handle);
       if (!engine) continue;
       auto plan = std::make_shared<Plan>(std::move(*engine), handle);
-      cudnnStatus_t status = try_run(*plan, problem);
+      cudnnStatus_t status = try_plan(*plan, problem);
       if (status == CUDNN_STATUS_SUCCESS) return plan;
       log(LogLevel::debug, what + ": an engine does not run: " + api().error_string(status));
     }
@@ -169,19 +163,7 @@ bool Fp8AttentionProblem::operator<(const Fp8AttentionProblem& o) const {
 }
 
 std::shared_ptr<const Fp8AttentionPlan> fp8_attention_plan(const Fp8AttentionProblem& problem) {
-  // Never destroyed, as the handles.
-  static auto& plans = *new std::map<std::pair<int, Fp8AttentionProblem>, std::shared_ptr<const Fp8AttentionPlan>>;
-  int device = 0;
-  check(cudaGetDevice(&device));
-  std::lock_guard guard(lock());
-  auto [entry, fresh] = plans.try_emplace({device, problem});
-  if (!fresh) return entry->second;
-  try {
-    entry->second = find_plan(problem, handle_of(device));
-  } catch (const Error& error) {
-    log(LogLevel::debug, std::string("attention goes without 8-bit codes: ") + error.what());
-  }
-  return entry->second;
+  return kept_plan<Fp8AttentionPlan>(problem, find_plan, "8-bit codes");
 }
 
 }  // namespace kinora::cuda

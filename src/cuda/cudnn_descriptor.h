@@ -94,6 +94,18 @@ cudnnHandle_t handle_of(int device);
 // Guards the handles, whose stream is set anew for each run, and the plans.
 std::mutex& lock();
 
+// What becomes of a plan that is run once by itself.
+template <class Enqueue>
+cudnnStatus_t try_run(const Enqueue& enqueue) {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  cudnnStatus_t status = enqueue(stream);
+  cudaError_t done = cudaStreamSynchronize(stream);
+  check(cudaStreamDestroy(stream));
+  check(done);
+  return status;
+}
+
 // Memory for one run, given back at the end of the scope.
 class Trial {
  public:

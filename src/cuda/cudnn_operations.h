@@ -1,9 +1,12 @@
 // What the graphs of attention are put together from: tensors, products, pointwise operations and reductions.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 
+#include "core/log.h"
 #include "cuda/cudnn_descriptor.h"
 
 namespace kinora::cuda::cudnn {
@@ -47,5 +50,24 @@ struct EnginePlan {
 // Of one engine configuration; nullopt when it is refused, when its sums depend on timing, or when it wants too much
 // memory.
 std::optional<EnginePlan> steady_plan(const Descriptor& config, cudnnHandle_t handle);
+
+// What `find` gives for attention of this kind on the current device, looked for once and kept for the whole program;
+// null when it finds none, or cuDNN is absent.
+template <class Plan, class Problem, class Find>
+std::shared_ptr<const Plan> kept_plan(const Problem& problem, const Find& find, const std::string& what) {
+  // Never destroyed, as the handles.
+  static auto& plans = *new std::map<std::pair<int, Problem>, std::shared_ptr<const Plan>>;
+  int device = 0;
+  check(cudaGetDevice(&device));
+  std::lock_guard guard(lock());
+  auto [entry, fresh] = plans.try_emplace({device, problem});
+  if (!fresh) return entry->second;
+  try {
+    entry->second = find(problem, handle_of(device));
+  } catch (const Error& error) {
+    log(LogLevel::debug, "attention goes without " + what + ": " + error.what());
+  }
+  return entry->second;
+}
 
 }  // namespace kinora::cuda::cudnn

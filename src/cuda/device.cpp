@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cstring>
-#include <map>
 
 #include "cuda/backend.h"
 #include "cuda/cuda.h"
@@ -279,14 +278,6 @@ class CudaDevice : public Device {
     return std::make_unique<CudaRecording>(graph, stream_->handle);
   }
 
-  std::shared_ptr<void> shared(const std::string& key, size_t bytes, const std::function<void(void*)>& make) override {
-    if (auto found = shared_[key].lock()) return found;
-    std::shared_ptr<void> memory = allocate(bytes);
-    make(memory.get());
-    shared_[key] = memory;
-    return memory;
-  }
-
   MemoryUse use() const {
     MemoryUse use;
     use.peak = stream_->peak;
@@ -300,7 +291,6 @@ class CudaDevice : public Device {
   Staging staging_;
   std::unique_ptr<CudaCopies> copies_;
   size_t limit_ = 0;
-  std::map<std::string, std::weak_ptr<void>> shared_;
 };
 
 }  // namespace

@@ -41,6 +41,20 @@ inline bool all_multiples(const HeadStrides& s, int64_t elements) {
   return s.batch % elements == 0 && s.token % elements == 0 && s.head % elements == 0;
 }
 
+// Of the inputs and the output of attention.
+struct AttentionStrides {
+  HeadStrides q, k, v, out;
+
+  explicit AttentionStrides(const StepSpec& spec)
+      : q(head_strides(spec, 0)), k(head_strides(spec, 1)), v(head_strides(spec, 2)), out(output_strides(spec)) {}
+  bool all_multiples(int64_t elements) const {
+    for (const HeadStrides& at : {q, k, v, out}) {
+      if (!cuda::all_multiples(at, elements)) return false;
+    }
+    return true;
+  }
+};
+
 inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 }  // namespace kinora::cuda

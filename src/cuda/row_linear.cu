@@ -43,26 +43,34 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, int N>
-void run_rows(const T* x, const T* weight, const T* bias, T* y, int64_t rows, int64_t n, int64_t k, Act act,
-              cudaStream_t stream) {
-  auto blocks = static_cast<unsigned>(ceil_div(n, kWarps));
+// Calls launch<Rows>(first) until all rows are done, kRows or fewer at a time.
+template <class Launch>
+void for_rows(int64_t rows, const Launch& launch) {
   for (int64_t first = 0; first < rows;) {
-    auto launch = [&]<int Rows>() {
-      row_linear_kernel<T, N, Rows>
-          <<<blocks, kThreads, 0, stream>>>(x + first * k, weight, bias, y + first * n, n, k, act);
+    auto next = [&]<int Rows>() {
+      launch.template operator()<Rows>(first);
       check(cudaGetLastError());
       first += Rows;
     };
     int64_t left = rows - first;
     if (left >= kRows) {
-      launch.template operator()<kRows>();
+      next.template operator()<kRows>();
     } else if (left >= 2) {
-      launch.template operator()<2>();
+      next.template operator()<2>();
     } else {
-      launch.template operator()<1>();
+      next.template operator()<1>();
     }
   }
+}
+
+template <class T, int N>
+void run_rows(const T* x, const T* weight, const T* bias, T* y, int64_t rows, int64_t n, int64_t k, Act act,
+              cudaStream_t stream) {
+  auto blocks = static_cast<unsigned>(ceil_div(n, kWarps));
+  for_rows(rows, [&]<int Rows>(int64_t first) {
+    row_linear_kernel<T, N, Rows>
+        <<<blocks, kThreads, 0, stream>>>(x + first * k, weight, bias, y + first * n, n, k, act);
+  });
 }
 
 // A weight's codes, k of them a row; `scales`: a float for each row or, of fp4, a byte for each 16 codes.
@@ -195,22 +203,10 @@ template <class T, Codes C>
 void run_coded_rows(const T* x, const CodedWeight& weight, const CodedFinish& finish, T* y, int64_t rows, int64_t n,
                     int64_t k, int64_t row, cudaStream_t stream) {
   auto blocks = static_cast<unsigned>(ceil_div(n, kCodedWarps * kColumns));
-  for (int64_t first = 0; first < rows;) {
-    auto launch = [&]<int Rows>() {
-      coded_row_kernel<T, C, Rows>
-          <<<blocks, kCodedThreads, 0, stream>>>(x + first * k, weight, finish, y + first * row, n, k, row);
-      check(cudaGetLastError());
-      first += Rows;
-    };
-    int64_t left = rows - first;
-    if (left >= kRows) {
-      launch.template operator()<kRows>();
-    } else if (left >= 2) {
-      launch.template operator()<2>();
-    } else {
-      launch.template operator()<1>();
-    }
-  }
+  for_rows(rows, [&]<int Rows>(int64_t first) {
+    coded_row_kernel<T, C, Rows>
+        <<<blocks, kCodedThreads, 0, stream>>>(x + first * k, weight, finish, y + first * row, n, k, row);
+  });
 }
 
 // Where each item of a batch has one row, so that no other number of items, up to a bound that none reaches, leads

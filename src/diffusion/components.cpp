@@ -79,8 +79,7 @@ Tensor TextEncoder::encode(const Tensor& ids, const Tensor& mask, Keep keep) {
 }
 
 const Executable& TextEncoder::compiled(int64_t batch, int64_t tokens) {
-  return cache_.get({batch, tokens},
-                    [&] { return compile(graph(batch, tokens), *runtime_.backend, runtime_.context); });
+  return cache_.get({batch, tokens}, runtime_, [&] { return graph(batch, tokens); });
 }
 
 Denoiser::Denoiser(SanaConfig config, Weights weights, Runtime runtime)
@@ -133,9 +132,8 @@ Graph Denoiser::graph(int64_t batch, int64_t height, int64_t width, int64_t toke
 }
 
 const Executable& Denoiser::compiled(int64_t batch, int64_t height, int64_t width, int64_t tokens, Padding padding) {
-  return cache_.get({batch, height, width, tokens, static_cast<int64_t>(padding)}, [&] {
-    return compile(graph(batch, height, width, tokens, padding), *runtime_.backend, runtime_.context);
-  });
+  return cache_.get({batch, height, width, tokens, static_cast<int64_t>(padding)}, runtime_,
+                    [&] { return graph(batch, height, width, tokens, padding); });
 }
 
 size_t Denoiser::memory(int64_t batch, int64_t height, int64_t width, int64_t tokens) {
@@ -159,6 +157,22 @@ Tensor Denoiser::predict(const DenoiseInputs& in, Keep keep) {
   return compiled(s[0], s[1], s[2], in.caption.shape()[1], padding).run(feed(in), keep).at("sample");
 }
 
+Graph autoencoder_graph(const Shape& input, const Weights& weights, DType dtype,
+                        const std::function<Value(const Params&, Value)>& build) {
+  Graph graph;
+  Value x = cast(graph.input("x", input), dtype);
+  graph.output("y", cast(build(Params(graph, weights), x), DType::f32));
+  return graph;
+}
+
+Tensor run_each(const Tensor& batch, const std::function<Tensor(const Tensor& one)>& run) {
+  int64_t count = batch.shape()[0];
+  if (count == 1) return run(batch);
+  std::vector<Tensor> parts;
+  for (int64_t i = 0; i < count; ++i) parts.push_back(run(batch.rows(i, i + 1)));
+  return concat_rows(parts);
+}
+
 Autoencoder::Autoencoder(DcAeConfig config, Weights weights, Runtime runtime)
     : config_(std::move(config)), weights_(std::move(weights)), runtime_(std::move(runtime)) {
   Graph probe;
@@ -171,22 +185,18 @@ Autoencoder::Autoencoder(DcAeConfig config, Weights weights, Runtime runtime)
 }
 
 Graph Autoencoder::graph(bool encoder, const Shape& input) const {
-  Graph graph;
-  Value x = cast(graph.input("x", input), runtime_.dtype);
-  Params params(graph, weights_);
-  Value y = encoder ? build_dc_ae_encoder(params, config_, x) : build_dc_ae_decoder(params, config_, x);
-  graph.output("y", cast(y, DType::f32));
-  return graph;
+  auto build = encoder ? build_dc_ae_encoder : build_dc_ae_decoder;
+  return autoencoder_graph(input, weights_, runtime_.dtype,
+                           [&](const Params& params, Value x) { return build(params, config_, x); });
 }
 
 const Executable& Autoencoder::compiled(bool encoder, const Shape& input) {
-  return cache_.get({encoder, input[0], input[1], input[2]},
-                    [&] { return compile(graph(encoder, input), *runtime_.backend, runtime_.context); });
+  return cache_.get({encoder, input[0], input[1], input[2]}, runtime_, [&] { return graph(encoder, input); });
 }
 
 Tensor Autoencoder::decode_bytes(const Tensor& latents) {
   const Shape& input = latents.shape();
-  const Executable& exe = bytes_cache_.get({input[1], input[2]}, [&] {
+  const Executable& exe = bytes_cache_.get({input[1], input[2]}, runtime_, [&] {
     Graph graph;
     Value x = cast(graph.input("x", input), runtime_.dtype);
     Value y = cast(build_dc_ae_decoder(Params(graph, weights_), config_, x), DType::f32);
@@ -195,7 +205,7 @@ Tensor Autoencoder::decode_bytes(const Tensor& latents) {
     graph.output("picture", cast(affine(affine(level, 1, kRound), 1, -kRound), DType::u8));
     int64_t height = y.shape()[1];
     graph.output("zeros", sum(affine(reshape(y, {height, y.shape().numel() / height}), 0, 0), {1}));
-    return compile(graph, *runtime_.backend, runtime_.context);
+    return graph;
   });
   std::map<std::string, Tensor> out = exe.run({{"x", latents}});
   check_finite(out.at("zeros"), "the autoencoder");  // 0 · infinity is not a number
@@ -205,15 +215,11 @@ Tensor Autoencoder::decode_bytes(const Tensor& latents) {
 
 size_t Autoencoder::memory(bool encoder, const Shape& input) { return compiled(encoder, input).arena_bytes(); }
 
-// One picture at a time: a batch needs no more memory than one.
 Tensor Autoencoder::run(bool encoder, const Tensor& input, Keep keep) {
-  if (input.shape()[0] == 1) return compiled(encoder, input.shape()).run({{"x", input}}, keep).at("y");
-  std::vector<Tensor> parts;
-  for (int64_t i = 0; i < input.shape()[0]; ++i) {
-    Tensor one = input.rows(i, i + 1);
-    parts.push_back(compiled(encoder, one.shape()).run({{"x", one}}).at("y"));
-  }
-  return concat_rows(parts);
+  if (input.shape()[0] != 1) keep = Keep::on_host;
+  return run_each(input, [&](const Tensor& one) {
+    return compiled(encoder, one.shape()).run({{"x", one}}, keep).at("y");
+  });
 }
 
 namespace {

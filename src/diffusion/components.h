@@ -20,11 +20,12 @@ class ExecutableCache {
  public:
   explicit ExecutableCache(size_t limit = 4) : limit_(limit) {}
 
+  // What `build` gives, a graph, compiled for the runtime.
   template <class Build>
-  const Executable& get(const std::vector<int64_t>& key, const Build& build) {
+  const Executable& get(const std::vector<int64_t>& key, const Runtime& runtime, const Build& build) {
     auto found = entries_.find(key);
     if (found != entries_.end()) return found->second;
-    Executable fresh = build();
+    Executable fresh = compile(build(), *runtime.backend, runtime.context);
     if (entries_.size() >= limit_) entries_.clear();
     return entries_.emplace(key, std::move(fresh)).first->second;
   }
@@ -103,6 +104,12 @@ struct Tiling {
 
 // Called with 0 and then after every tile (a picture in one piece is one tile): tiles done, tiles in all.
 using TileReport = std::function<void(int64_t done, int64_t total)>;
+
+// What autoencoders have in common: the graph from input "x", computed with in `dtype`, to output "y" in f32; and the
+// results of each row of a batch by itself, so that it needs no more memory than one.
+Graph autoencoder_graph(const Shape& input, const Weights& weights, DType dtype,
+                        const std::function<Value(const Params&, Value)>& build);
+Tensor run_each(const Tensor& batch, const std::function<Tensor(const Tensor& one)>& run);
 
 class Autoencoder {
  public:

@@ -70,16 +70,16 @@ LoopResult DeviceSampler::run(const DeviceLoop& loop) {
   LoopShape shape{s[0], s[1], s[2], loop.caption.shape()[1], loop.guided, noisy};
   std::vector<int64_t> key{shape.batch, shape.height, shape.width, shape.tokens, shape.guided, shape.noisy};
   std::optional<Split> halves;
-  auto compiled = [&](Graph Split::*half) {
+  auto half = [&](Graph Split::*which) {
     if (!halves) {
       // Of the graph as the backend wants it, where the projections of all layers' captions are few and large.
       halves.emplace(split(apply_passes(build_step(denoiser_, shape), *runtime.backend),
                            {"coefficients", "latents", "previous", "timestep", "noise"}));
     }
-    return compile(*halves.*half, *runtime.backend, runtime.context);
+    return std::move(*halves.*which);
   };
-  const Executable& before = befores_.get(key, [&] { return compiled(&Split::before); });
-  const Executable& exe = steps_.get(key, [&] { return compiled(&Split::after); });
+  const Executable& before = befores_.get(key, runtime, [&] { return half(&Split::before); });
+  const Executable& exe = steps_.get(key, runtime, [&] { return half(&Split::after); });
 
   int64_t runs = loop.caption.shape()[0], count = static_cast<int64_t>(loop.steps.size());
   auto scale = static_cast<float>(denoiser_.config().timestep_scale);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -10,6 +9,7 @@
 #include "core/log.h"
 #include "core/rng.h"
 #include "diffusion/finite.h"
+#include "diffusion/pipeline_plan.h"
 #include "diffusion/prompt.h"
 #include "diffusion/video_latents.h"
 #include "io/safetensors.h"
@@ -46,8 +46,7 @@ ModelDefaults read_defaults(const fs::path& root, const SanaConfig& sana, const 
   return d;
 }
 
-// The tensor repeated `times` along the first axis, each row in turn: a b -> a a b b is not needed, rows are one
-// prompt.
+// [1, ..] -> [times, ..]
 Tensor repeat_rows(const Tensor& row, int64_t times) {
   std::vector<Tensor> rows(static_cast<size_t>(times), row);
   return concat_rows(rows);
@@ -60,37 +59,7 @@ std::string seconds_since(std::chrono::steady_clock::time_point start) {
   return text;
 }
 
-// Leaves out padding behind the last token of all captions: its weight in the attention is exactly zero.
-void trim_padding(DenoiseInputs& in) {
-  constexpr int64_t kMultiple = 16;    // few lengths, so that few graphs are compiled
-  const Shape s = in.caption.shape();  // [batch, tokens, width]
-  int64_t used = 1;
-  for (int64_t i = 0; i < s[0] * s[1]; ++i) {
-    if (in.mask.data<float>()[i] > 0) used = std::max(used, i % s[1] + 1);
-  }
-  int64_t keep = std::min(s[1], (used + kMultiple - 1) / kMultiple * kMultiple);
-  Tensor caption({s[0], keep, s[2]}, DType::f32), mask({s[0], keep}, DType::f32);
-  for (int64_t b = 0; b < s[0]; ++b) {
-    std::copy_n(in.caption.data<float>() + b * s[1] * s[2], keep * s[2], caption.data<float>() + b * keep * s[2]);
-    std::copy_n(in.mask.data<float>() + b * s[1], keep, mask.data<float>() + b * keep);
-  }
-  in.caption = caption;
-  in.mask = mask;
-}
-
 }  // namespace
-
-// A request with every default filled in and every number checked.
-struct Pipeline::Plan {
-  int64_t width, height;          // of the picture that the model draws
-  int64_t out_width, out_height;  // of the picture asked for
-  int64_t batch, h, w, channels;  // latents
-  size_t first_step = 0;
-  double guidance = 0;
-  bool guided = false;  // two model runs per step, by classifier-free guidance
-  std::unique_ptr<Scheduler> scheduler;
-  Conditioning positive, negative;
-};
 
 Runtime make_runtime(const LoadOptions& options) {
   Quantization quantization = parse_quantization(options.quantize, options.quantize_layers);
@@ -256,8 +225,7 @@ Pipeline::Plan Pipeline::plan(const Request& r, std::optional<Size> draft) const
   p.guided = !sprint() && p.guidance > 1;
 
   p.scheduler = make_scheduler(*scheduler_config_, r.scheduler);
-  bool scm = p.scheduler->name() == "scm";
-  if (scm != sprint()) {
+  if (p.scheduler->trigflow() != sprint()) {
     fail(ErrorKind::usage,
          sprint() ? "Sana-Sprint models need the scm scheduler" : "the scm scheduler is for Sana-Sprint models only");
   }
@@ -376,129 +344,6 @@ Tensor Pipeline::initial_latents(const Request& r, const Plan& p, std::vector<No
   return concat_rows(noise);
 }
 
-// Velocity of the flow, guided.
-Tensor Pipeline::predict_flow(const Plan& p, const DenoiseInputs& inputs, const Tensor& latents, float t) {
-  int64_t runs = p.guided ? 2 : 1;
-  DenoiseInputs in = inputs;
-  std::vector<Tensor> copies(static_cast<size_t>(runs), latents);
-  in.latents = runs == 1 ? latents : concat_rows(copies);
-  auto scale = static_cast<float>(denoiser_->config().timestep_scale);
-  in.timestep = Tensor::from({p.batch * runs}, std::vector<float>(static_cast<size_t>(p.batch * runs), t * scale));
-  Tensor v = denoiser_->predict(in);
-  Tensor out(latents.shape(), DType::f32);
-  int64_t c = p.channels, stored = v.shape()[3];  // a learned sigma, when there is one, follows and is not used
-  for (int64_t i = 0; i < out.numel() / c; ++i) {
-    const float* plain = v.data<float>() + i * stored;
-    const float* prompted = plain + (p.guided ? v.numel() / 2 : 0);
-    auto w = static_cast<float>(p.guidance);
-    for (int64_t k = 0; k < c; ++k) {
-      out.data<float>()[i * c + k] = p.guided ? plain[k] + w * (prompted[k] - plain[k]) : plain[k];
-    }
-  }
-  return out;
-}
-
-// The TrigFlow prediction from a model that was trained on the flow: Sana-Sprint's change of variables.
-Tensor Pipeline::predict_trigflow(const DenoiseInputs& inputs, const Tensor& latents, float t) {
-  float tau = std::sin(t) / (std::cos(t) + std::sin(t)), norm = std::sqrt(tau * tau + (1 - tau) * (1 - tau));
-  DenoiseInputs in = inputs;
-  in.latents = Tensor(latents.shape(), DType::f32);
-  for (int64_t i = 0; i < latents.numel(); ++i)
-    in.latents.data<float>()[i] = latents.data<float>()[i] / ScmScheduler::kSigmaData * norm;
-  int64_t batch = latents.shape()[0];
-  auto scale = static_cast<float>(denoiser_->config().timestep_scale);
-  in.timestep = Tensor::from({batch}, std::vector<float>(static_cast<size_t>(batch), tau * scale));
-  Tensor f = denoiser_->predict(in);
-  for (int64_t i = 0; i < f.numel(); ++i) {
-    float& v = f.data<float>()[i];
-    v = ((1 - 2 * tau) * in.latents.data<float>()[i] + (1 - 2 * tau + 2 * tau * tau) * v) / norm *
-        ScmScheduler::kSigmaData;
-  }
-  return f;
-}
-
-Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::vector<NoiseSource>& sources) {
-  DenoiseInputs in;
-  std::vector<Tensor> captions, masks;
-  for (const Conditioning* c : {&p.negative, &p.positive}) {
-    if (c == &p.negative && !p.guided) continue;
-    captions.insert(captions.end(), static_cast<size_t>(p.batch), c->hidden);
-    masks.insert(masks.end(), static_cast<size_t>(p.batch), c->mask);
-  }
-  in.caption = device_sampler_ ? runtime_.context.device->concat_rows(captions) : concat_rows(captions);
-  in.mask = concat_rows(masks);
-  if (!device_sampler_) trim_padding(in);  // on a device one graph serves all prompts
-  in.lengths = mask_lengths(in.mask);
-  kinora::check(in.lengths.defined(), "a prompt's padding must stand behind its tokens");
-  auto guidance = static_cast<float>(p.guidance) * static_cast<float>(denoiser_->config().guidance_embeds_scale);
-  in.guidance = Tensor::from({p.batch}, std::vector<float>(static_cast<size_t>(p.batch), guidance));
-  // Noise is drawn in torch's order and turned to channels last.
-  NoiseSource noise = [&](const Shape& s) {
-    std::vector<Tensor> parts;
-    for (NoiseSource& source : sources) parts.push_back(source({1, s[3], s[1], s[2]}));
-    return concat_rows(parts).permuted({0, 2, 3, 1});
-  };
-  if (device_sampler_) {
-    in.latents = latents;
-    return denoise_on_device(r, p, in, noise);
-  }
-  auto* scm = dynamic_cast<ScmScheduler*>(p.scheduler.get());
-  size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
-  if (r.on_stage) r.on_stage({Stage::denoise, 0, static_cast<int64_t>(count - p.first_step)});
-  for (size_t i = p.first_step; i < count; ++i) {
-    float t = p.scheduler->timesteps()[i];
-    Tensor output = scm ? predict_trigflow(in, latents, t) : predict_flow(p, in, latents, t);
-    check_finite(output, "step " + std::to_string(i + 1) + " of the transformer");
-    latents = p.scheduler->step(i, output, latents, noise);
-    if (r.on_stage) {
-      r.on_stage(
-          {Stage::denoise, static_cast<int64_t>(i + 1 - p.first_step), static_cast<int64_t>(count - p.first_step)});
-    }
-    if (!r.on_step) continue;
-    Tensor clean = scm ? scm->denoised() : latents;
-    r.on_step({static_cast<int64_t>(i + 1 - p.first_step), static_cast<int64_t>(count - p.first_step), &clean});
-  }
-  denoiser_->rest();
-  if (!scm) return latents;
-  Tensor result = scm->denoised().clone();
-  for (int64_t i = 0; i < result.numel(); ++i) result.data<float>()[i] /= ScmScheduler::kSigmaData;
-  return result;
-}
-
-Tensor Pipeline::denoise_on_device(const Request& r, const Plan& p, const DenoiseInputs& in, const NoiseSource& noise) {
-  bool scm = p.scheduler->name() == "scm";
-  size_t count = p.scheduler->timesteps().size() - (scm ? 1 : 0);
-  auto steps = static_cast<int64_t>(count - p.first_step);
-  DeviceLoop loop{.latents = in.latents,
-                  .caption = in.caption,
-                  .lengths = in.lengths,
-                  .guidance = static_cast<float>(p.guidance),
-                  .guided = p.guided,
-                  .steps = {},
-                  .noise = noise,
-                  .on_step = {}};
-  for (size_t i = p.first_step; i < count; ++i) loop.steps.push_back(p.scheduler->coefficients(i, i - p.first_step));
-  if (r.on_stage) r.on_stage({Stage::denoise, 0, steps});
-  if (r.on_step || r.on_stage) {
-    loop.on_step = [&](size_t taken, const Tensor& latents, const Tensor& clean) {
-      auto done = static_cast<int64_t>(taken);
-      if (r.on_stage) r.on_stage({Stage::denoise, done, steps});
-      if (r.on_step) r.on_step({done, steps, scm ? &clean : &latents});
-    };
-  }
-  LoopResult result = device_sampler_->run(loop);
-  Tensor latents = runtime_.context.device->to_host(scm ? result.clean : result.latents);
-  denoiser_->rest();
-  if (!is_finite(latents)) {
-    for (const Conditioning* c : {&p.positive, &p.negative}) {
-      if (c->hidden.defined()) check_finite(runtime_.context.device->to_host(c->hidden), "the text encoder");
-    }
-  }
-  check_finite(latents, "the transformer");
-  for (int64_t i = 0; scm && i < latents.numel(); ++i) latents.data<float>()[i] /= ScmScheduler::kSigmaData;
-  return latents;
-}
-
 // On the host, as the autoencoder has them.
 Tensor Pipeline::unscaled(const Tensor& where) const {
   Tensor latents = where.on_device() ? runtime_.context.device->to_host(where) : where;
@@ -553,7 +398,7 @@ Tensor Pipeline::draw(const Request& r, const Plan& p, Result& result) {
   if (r.init_image) {
     latents = p.scheduler->add_noise(repeat_rows(clean, p.batch), latents, p.first_step);
   } else if (sprint()) {
-    for (int64_t i = 0; i < latents.numel(); ++i) latents.data<float>()[i] *= ScmScheduler::kSigmaData;
+    for (int64_t i = 0; i < latents.numel(); ++i) latents.data<float>()[i] *= kSigmaData;
   }
   return denoise(r, p, latents, sources);
 }

@@ -4,7 +4,9 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/tensor.h"
@@ -24,12 +26,18 @@ struct StepCoefficients {
   float timestep = 0;  // what the model is given
 };
 
+// TrigFlow models hold latents multiplied by this, the standard deviation of their data.
+constexpr float kSigmaData = 0.5f;
+
+// Tensors are [..] f32 on the host, all of one shape.
 class Scheduler {
  public:
   virtual ~Scheduler() = default;
   // Prepares `steps` steps, 1 to 1000; throws Error(usage) outside.
   virtual void set_steps(int64_t steps) = 0;
-  // What the model is given at each step.
+  size_t steps() const { return timesteps_.size() - (trigflow() ? 1 : 0); }
+  // What the model is given at each step: of a flow 1000·sigma, of trigflow an angle, and behind the last step's the 0
+  // that it ends at.
   const std::vector<float>& timesteps() const { return timesteps_; }
   // Begins at step `first`: for image-to-image.
   virtual void begin(size_t first) = 0;
@@ -41,48 +49,40 @@ class Scheduler {
   virtual float noise_level(size_t i) const = 0;
   // Step i, when `taken` steps went before it since begin().
   virtual StepCoefficients coefficients(size_t i, size_t taken) const = 0;
+  // Whether x and the output are those of TrigFlow (Lu & Song, arXiv:2410.11081), x multiplied by kSigmaData, and not
+  // of a flow.
+  virtual bool trigflow() const { return false; }
+  // The latents to show or decode after a step: the x it gave, or what the sampler takes them to be in the end.
+  virtual Tensor result(const Tensor& x) const { return x; }
   virtual std::string name() const = 0;
 
  protected:
   std::vector<float> timesteps_;
 };
 
-// DPM-Solver++ (Lu et al., arXiv:2211.01095), multistep, on flow matching's noise levels.
-struct DpmSolverConfig {
-  double flow_shift = 1;
-  int64_t order = 2;  // 1 or 2
-  bool heun = false;  // else midpoint
-  bool lower_order_final = true, euler_at_final = false;
-  bool final_sigma_zero = true;  // else the smallest sigma of the variance-preserving schedule
+// A sampler as the table has it, see docs/add-a-scheduler.md.
+struct SchedulerDef {
+  std::string_view name;        // as --scheduler takes it
+  std::string_view class_name;  // of diffusers, as scheduler_config.json has it
+  // From a configuration of that class; throws Error(model) for what would change the samples and is not done here.
+  std::unique_ptr<Scheduler> (*read)(const Config& json, double shift);
+  // With its defaults, where the configuration is of another class.
+  std::unique_ptr<Scheduler> (*make)(double shift);
 };
-std::unique_ptr<Scheduler> make_dpm_solver(const DpmSolverConfig& config);
+extern const SchedulerDef kDpmSolver, kFlowEuler, kScm;
+std::span<const SchedulerDef* const> scheduler_table();
 
-// The Euler method on the flow (Esser et al., arXiv:2403.03206).
-std::unique_ptr<Scheduler> make_flow_euler(double shift);
+// The sampler of scheduler_config.json by its "_class_name", or the one called `name` with the same shift of noise
+// levels. Throws Error(model) for a class or an option that is not supported, Error(usage) for an unknown name.
+std::unique_ptr<Scheduler> make_scheduler(const Config& json, const std::string& name = "");
 
-// The consistency sampler of Sana-Sprint in its trigonometric form (Lu & Song, arXiv:2410.11081).
-// Latents are kept multiplied by sigma_data; timesteps() are angles, the last one (0) included.
-class ScmScheduler : public Scheduler {
- public:
-  static constexpr float kSigmaData = 0.5f;
-  static constexpr float kMaxTimestep = 1.57080f;
-  static constexpr float kIntermediateTimestep = 1.3f;
-
-  void set_steps(int64_t steps) override;
-  void begin(size_t) override {}
-  Tensor step(size_t i, const Tensor& output, const Tensor& x, const NoiseSource& noise) override;
-  Tensor add_noise(const Tensor& latents, const Tensor& noise, size_t i) const override;
-  float noise_level(size_t i) const override;
-  StepCoefficients coefficients(size_t i, size_t taken) const override;
-  std::string name() const override { return "scm"; }
-  const Tensor& denoised() const { return denoised_; }  // the last prediction of the clean latents, times sigma_data
-
- private:
-  Tensor denoised_;
-};
-
-// From scheduler_config.json by its "_class_name"; throws Error(model) for one that Sana does not use.
-// `override_name` ("dpm++", "euler", "scm", "") takes another with the same shift.
-std::unique_ptr<Scheduler> make_scheduler(const Config& json, const std::string& override_name = "");
+// What samplers are made of.
+void check_steps(int64_t steps);  // as set_steps
+// Σ factor·tensor, each product and sum rounded to float32 in this order.
+Tensor combine(std::initializer_list<std::pair<float, const Tensor*>> terms);
+// Throw Error(model) unless the switches are false or absent; unless the text is one of those known.
+void expect_off(const Config& json, std::initializer_list<const char*> switches);
+void expect_text(const Config& json, const std::string& key, const std::string& fallback,
+                 std::initializer_list<const char*> known);
 
 }  // namespace kinora

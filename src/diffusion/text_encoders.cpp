@@ -86,8 +86,7 @@ Tensor T5Encoder::encode(const Tensor& ids, const Tensor& mask) {
 }
 
 const Executable& T5Encoder::compiled(int64_t batch, int64_t tokens, bool masked) {
-  return cache_.get({batch, tokens, masked},
-                    [&] { return compile(graph(batch, tokens, masked), *runtime_.backend, runtime_.context); });
+  return cache_.get({batch, tokens, masked}, runtime_, [&] { return graph(batch, tokens, masked); });
 }
 
 ClipTextEncoder::ClipTextEncoder(ClipTextConfig config, Weights weights, Runtime runtime)
@@ -118,8 +117,7 @@ Graph ClipTextEncoder::graph(int64_t batch, int64_t tokens) const {
 ClipTextEncoder::Output ClipTextEncoder::encode(const Tensor& ids) {
   check_ids(ids, config_.vocab_size);
   int64_t batch = ids.shape()[0], tokens = ids.shape()[1];
-  const Executable& exe =
-      cache_.get({batch, tokens}, [&] { return compile(graph(batch, tokens), *runtime_.backend, runtime_.context); });
+  const Executable& exe = cache_.get({batch, tokens}, runtime_, [&] { return graph(batch, tokens); });
   std::vector<int32_t> rows = clip_pooled_positions(ids, config_);
   for (size_t i = 0; i < rows.size(); ++i) rows[i] += static_cast<int32_t>(static_cast<int64_t>(i) * tokens);
   std::map<std::string, Tensor> out = exe.run({{"ids", ids}, {"rows", Tensor::from({batch}, rows)}});

@@ -103,18 +103,15 @@ void VideoAutoencoder::check_size(int64_t frames, int64_t height, int64_t width)
 }
 
 Graph VideoAutoencoder::graph(bool encoder, const Shape& s) const {
-  Graph graph;
-  Value x = cast(graph.input("x", {1, s[0], s[1], s[2], s[3]}), runtime_.dtype);
-  Params params(graph, weights_);
-  Value y = std::visit([&](const auto& c) { return build(c, params, encoder, x); }, model_);
-  graph.output("y", cast(y, DType::f32));
-  return graph;
+  return autoencoder_graph({1, s[0], s[1], s[2], s[3]}, weights_, runtime_.dtype, [&](const Params& params, Value x) {
+    return std::visit([&](const auto& c) { return build(c, params, encoder, x); }, model_);
+  });
 }
 
 const Executable& VideoAutoencoder::compiled(bool encoder, const Shape& s) {
-  return cache_.get({encoder, s[0], s[1], s[2]}, [&] {
+  return cache_.get({encoder, s[0], s[1], s[2]}, runtime_, [&] {
     if (runtime_.context.device) runtime_.context.device->wait();  // one that has to go may be at work
-    return compile(graph(encoder, s), *runtime_.backend, runtime_.context);
+    return graph(encoder, s);
   });
 }
 
@@ -285,25 +282,16 @@ FluxAutoencoder::FluxAutoencoder(FluxAeConfig config, Weights weights, Runtime r
 }
 
 Graph FluxAutoencoder::graph(bool encoder, const Shape& input) const {
-  Graph graph;
-  Value x = cast(graph.input("x", input), runtime_.dtype);
-  Params params(graph, weights_);
-  Value y = encoder ? build_flux_ae_encoder(params, config_, x) : build_flux_ae_decoder(params, config_, x);
-  graph.output("y", cast(y, DType::f32));
-  return graph;
+  auto build_half = encoder ? build_flux_ae_encoder : build_flux_ae_decoder;
+  return autoencoder_graph(input, weights_, runtime_.dtype,
+                           [&](const Params& params, Value x) { return build_half(params, config_, x); });
 }
 
-// One picture at a time: a batch needs no more memory than one.
 Tensor FluxAutoencoder::run(bool encoder, const Tensor& input) {
-  std::vector<Tensor> parts;
-  for (int64_t i = 0; i < input.shape()[0]; ++i) {
-    Tensor one = input.rows(i, i + 1);
+  return run_each(input, [&](const Tensor& one) {
     const Shape& s = one.shape();
-    const Executable& exe = cache_.get({encoder, s[1], s[2]},
-                                       [&] { return compile(graph(encoder, s), *runtime_.backend, runtime_.context); });
-    parts.push_back(exe.run({{"x", one}}).at("y"));
-  }
-  return parts.size() == 1 ? parts[0] : concat_rows(parts);
+    return cache_.get({encoder, s[1], s[2]}, runtime_, [&] { return graph(encoder, s); }).run({{"x", one}}).at("y");
+  });
 }
 
 Tensor FluxAutoencoder::encode(const Tensor& picture, const Tensor& noise) {

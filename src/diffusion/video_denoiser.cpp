@@ -89,8 +89,7 @@ Graph VideoDenoiser::graph(const Extent& extent) const {
 }
 
 const Executable& VideoDenoiser::compiled(const Extent& e) {
-  return cache_.get({e.batch, e.frames, e.rows, e.columns, e.text},
-                    [&] { return compile(graph(e), *runtime_.backend, runtime_.context); });
+  return cache_.get({e.batch, e.frames, e.rows, e.columns, e.text}, runtime_, [&] { return graph(e); });
 }
 
 size_t VideoDenoiser::memory(const Extent& extent) { return compiled(extent).arena_bytes(); }

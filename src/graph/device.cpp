@@ -2,6 +2,14 @@
 
 namespace kinora {
 
+std::shared_ptr<void> Device::shared(const std::string& key, size_t bytes, const std::function<void(void*)>& make) {
+  if (auto found = shared_[key].lock()) return found;
+  std::shared_ptr<void> memory = allocate(bytes);
+  make(memory.get());
+  shared_[key] = memory;
+  return memory;
+}
+
 Tensor Device::to_device(const Tensor& host) {
   if (host.on_device()) return host;
   std::shared_ptr<void> memory = allocate(host.bytes());
@@ -17,14 +25,7 @@ Tensor Device::to_host(const Tensor& tensor) {
 }
 
 Tensor Device::concat_rows(std::span<const Tensor> parts) {
-  check(!parts.empty(), "concat_rows: nothing to join");
-  int64_t rows = 0;
-  for (const Tensor& part : parts) {
-    check(part.dtype() == parts[0].dtype() && part.shape().with(0, 1) == parts[0].shape().with(0, 1),
-          "concat_rows: parts differ in shape or type");
-    rows += part.shape()[0];
-  }
-  Shape shape = parts[0].shape().with(0, rows);
+  Shape shape = concat_rows_shape(parts);
   std::shared_ptr<void> memory = allocate(static_cast<size_t>(shape.numel()) * dtype_size(parts[0].dtype()));
   auto* to = static_cast<std::byte*>(memory.get());
   for (const Tensor& part : parts) {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -60,14 +61,16 @@ class Device {
   virtual std::unique_ptr<Recording> record(const std::function<void()>& enqueue) = 0;
 
   // The bytes that `make` fills, shared by everyone who asks with the same key while someone holds them.
-  virtual std::shared_ptr<void> shared(const std::string& key, size_t bytes,
-                                       const std::function<void(void*)>& make) = 0;
+  std::shared_ptr<void> shared(const std::string& key, size_t bytes, const std::function<void(void*)>& make);
 
   Tensor to_device(const Tensor& host);  // itself when it is there already
   Tensor to_host(const Tensor& tensor);  // likewise
   // concat_rows on the device, of tensors here or there.
   Tensor concat_rows(std::span<const Tensor> parts);
   Tensor to_host_after(Mark& mark, const Tensor& tensor);
+
+ private:
+  std::map<std::string, std::weak_ptr<void>> shared_;
 };
 
 }  // namespace kinora

@@ -76,9 +76,9 @@ struct Backend {
 class Arena {
  public:
   explicit Arena(std::shared_ptr<Device> device = nullptr) : device_(std::move(device)) {}
-  std::byte* reserve(size_t bytes);
+  std::byte* reserve(size_t bytes);  // uninitialised, 64-byte aligned (256 on a device); throws Error(resource)
   size_t size() const { return size_; }
-  void release();
+  void release();  // gives the memory back; what was reserved is gone
 
  private:
   std::shared_ptr<Device> device_;

@@ -20,9 +20,9 @@ struct Node {
   std::vector<NodeId> inputs;
   Attrs attrs;
   TensorSpec spec;
-  std::string
-      name;  // inputs, parameters: their own; other nodes: the scope that built them, e.g. "transformer_blocks.3.attn1"
-  Tensor value;  // parameters and constants
+  // Inputs, parameters: their own; other nodes: the scope that built them, as "transformer_blocks.3.attn1".
+  std::string name;
+  Tensor value;  // of parameters and constants
 };
 
 class Graph;

@@ -2,6 +2,13 @@
 
 namespace kinora {
 
+const Node& node_of(const Value& value) { return value.graph().node(value.id()); }
+
+Value input_of(const Value& value, size_t k) {
+  const Node& node = node_of(value);
+  return k < node.inputs.size() ? Value(&value.graph(), node.inputs[k]) : Value();
+}
+
 std::vector<bool> live_nodes(const Graph& graph) {
   std::vector<bool> live(graph.nodes().size(), false);
   for (const auto& [name, id] : graph.outputs()) live[static_cast<size_t>(id)] = true;

@@ -17,6 +17,10 @@ Graph rewrite(const Graph& graph, const RewriteNode& node_rule);
 // The same node in another graph, on values of that graph.
 Value copy_node(Graph& target, const Node& node, std::span<const Value> inputs);
 
+// The node that made a value, and what that node read as its input k: undefined when it has no such input.
+const Node& node_of(const Value& value);
+Value input_of(const Value& value, size_t k = 0);
+
 // True for every node that an output depends on.
 std::vector<bool> live_nodes(const Graph& graph);
 

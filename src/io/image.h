@@ -25,6 +25,7 @@ struct ImageRecord {
 void save_image(const std::string& path, const Image& image, const ImageRecord& record = {});
 // Throws Error(usage) when save_image would refuse the ending.
 void check_image_path(const std::string& path);
+// The bytes of such a file; `format` is its ending without the dot. Throws Error(usage) for another.
 std::string encode_image(const std::string& format, const Image& image, const ImageRecord& record);
 
 // PNG, JPEG or WebP by its first bytes; transparency is laid over white. At most 16,384 pixels a side, 128 MiB a file.

@@ -18,6 +18,7 @@ struct ClipTextConfig {
 };
 
 // Reads the config of a text model, or of a whole CLIP model, whose "text_config" (and "text_config_dict") it takes.
+// Throws Error(model) for a value that is out of range or not supported.
 ClipTextConfig read_clip_text_config(const Config& json);
 
 // Per text the place whose hidden state stands for the whole: the first eos_token_id (0 when there is none), or the

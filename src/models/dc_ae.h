@@ -29,6 +29,7 @@ struct DcAeConfig {
   int64_t compression() const { return int64_t{1} << (encoder.channels.size() - 1); }
 };
 
+// Throws Error(model) for a value that is out of range or not supported.
 DcAeConfig read_dc_ae_config(const Config& json);
 
 // picture [batch, H, W, 3] in [-1, 1] -> latents [batch, H/c, W/c, latent_channels], not scaled. H and W divide by c.

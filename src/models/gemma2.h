@@ -18,6 +18,7 @@ struct Gemma2Config {
   std::string activation = "gelu_pytorch_tanh";
 };
 
+// Throws Error(model) for a value that is out of range or not supported.
 Gemma2Config read_gemma2_config(const Config& json);
 
 // ids [batch, tokens] i32, mask [batch, tokens] f32 (1 for a token, 0 for padding).

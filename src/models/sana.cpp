@@ -43,11 +43,15 @@ SanaConfig read_sana_config(const Config& json) {
 
 namespace {
 
-Value embedding_mlp(const Params& p, Value features, int64_t width) {
-  return linear_layer(p / "linear_2", linear_layer(p / "linear_1", features, width, true, "silu"), width, true);
+// Shapes below: D is the model's width, heads · head_dim; a picture of height x width tokens has that many, row by row.
+
+// [batch, 256] features -> [batch, D]
+Value embedding_mlp(const Params& p, Value features, int64_t d) {
+  return linear_layer(p / "linear_2", linear_layer(p / "linear_1", features, d, true, "silu"), d, true);
 }
 
-// [height · width, D]: the grid rescaled to the size the model was trained at; columns first, then rows.
+// [height · width, D]: the grid rescaled to the size the model was trained at; columns first, then rows. Models without
+// it learn places from the convolution in Mix-FFN alone (the paper's NoPE).
 Value position_embedding(Graph& graph, const SanaConfig& c, int64_t height, int64_t width) {
   int64_t base = c.sample_size / c.patch_size, dim = c.width() / 2;
   auto axis = [&](int64_t extent) {
@@ -63,6 +67,8 @@ Value position_embedding(Graph& graph, const SanaConfig& c, int64_t height, int6
   return reshape(concat({columns, rows}, 2), {height * width, 2 * dim});
 }
 
+// What every block is told of time and text. Modulation is AdaLN-single (PixArt-α, arXiv:2310.00426): computed once
+// from the time, and adapted by each block with a table of its own.
 struct Conditioning {
   Value modulation;  // [batch, 6, D]: what is added to each block's scale_shift_table
   Value embedded;    // [batch, D]: the time embedding before its last layer, for the output norm
@@ -72,72 +78,80 @@ struct Conditioning {
 };
 
 Conditioning build_conditioning(const Params& p, const SanaConfig& c, const SanaInputs& in) {
-  int64_t width = c.width(), batch = in.latents.shape()[0];
+  int64_t d = c.width(), batch = in.latents.shape()[0];
   DType dtype = in.latents.dtype();
   Conditioning out;
   Params time = p / "time_embed";
   Value features = cast(timestep_features(in.timestep), dtype);
-  if (c.guidance_embeds) {
+  if (c.guidance_embeds) {  // Sprint
     Value guidance = cast(timestep_features(in.guidance), dtype);
-    out.embedded = embedding_mlp(time / "timestep_embedder", features, width) +
-                   embedding_mlp(time / "guidance_embedder", guidance, width);
+    out.embedded =
+        embedding_mlp(time / "timestep_embedder", features, d) + embedding_mlp(time / "guidance_embedder", guidance, d);
   } else {
-    out.embedded = embedding_mlp(time / "emb" / "timestep_embedder", features, width);
+    out.embedded = embedding_mlp(time / "emb" / "timestep_embedder", features, d);
   }
-  out.modulation = reshape(linear_layer(time / "linear", silu(out.embedded), 6 * width, true), {batch, 6, width});
+  out.modulation = reshape(linear_layer(time / "linear", silu(out.embedded), 6 * d, true), {batch, 6, d});
 
+  // The norm behind the projection keeps the text encoder's large values from upsetting training (the paper's text
+  // encoder design).
   Params caption = p / "caption_projection";
-  Value y = linear_layer(caption / "linear_1", in.caption, width, true, "gelu_tanh");
-  y = linear_layer(caption / "linear_2", y, width, true);
-  out.caption = rms_norm(y, (p / "caption_norm").get("weight", {width}), {}, 1e-5);
+  Value y = linear_layer(caption / "linear_1", in.caption, d, true, "gelu_tanh");
+  y = linear_layer(caption / "linear_2", y, d, true);
+  out.caption = rms_norm(y, (p / "caption_norm").get("weight", {d}), {}, 1e-5);
   if (in.mask.defined()) out.mask_bias = affine(in.mask, 10000, -10000);  // 0 for a token, -10000 for padding
   out.lengths = in.lengths;
   return out;
 }
 
-Value heads_of(Value x, int64_t heads) { return reshape(x, {x.shape()[0], x.shape()[1], heads, x.shape()[2] / heads}); }
+// [batch, tokens, heads · dim] -> [batch, tokens, heads, dim]
+Value split_heads(Value x, int64_t heads) {
+  return reshape(x, {x.shape()[0], x.shape()[1], heads, x.shape()[2] / heads});
+}
 
+// Of queries and keys over all heads, x [batch, tokens, D]: Sana-1.5 and Sprint have it.
 Value maybe_qk_norm(const Params& p, const std::string& name, const SanaConfig& c, Value x) {
   return c.qk_norm ? rms_norm(x, (p / name).get("weight", {c.width()}), {}, 1e-5) : x;
 }
 
-// x [batch, tokens, D] and, of the same shape, its norm -> x + gate·attention(normed)
+// The paper's linear attention, with ReLU as its kernel: x [batch, tokens, D], its norm of the same shape and gate
+// [batch, 1, D] -> x + gate·attention(normed).
 Value self_attention(const Params& p, const SanaConfig& c, Value x, Value normed, Value gate) {
   ScopeGuard scope = p.scope();
-  int64_t width = c.width();
-  Value q = maybe_qk_norm(p, "norm_q", c, linear_layer(p / "to_q", normed, width, c.attention_bias));
-  Value k = maybe_qk_norm(p, "norm_k", c, linear_layer(p / "to_k", normed, width, c.attention_bias));
-  Value v = linear_layer(p / "to_v", normed, width, c.attention_bias);
-  Value y = linear_attention(heads_of(q, c.heads), heads_of(k, c.heads), heads_of(v, c.heads));
+  int64_t d = c.width();
+  Value q = maybe_qk_norm(p, "norm_q", c, linear_layer(p / "to_q", normed, d, c.attention_bias));
+  Value k = maybe_qk_norm(p, "norm_k", c, linear_layer(p / "to_k", normed, d, c.attention_bias));
+  Value v = linear_layer(p / "to_v", normed, d, c.attention_bias);
+  Value y = linear_attention(split_heads(q, c.heads), split_heads(k, c.heads), split_heads(v, c.heads));
   y = reshape(y, x.shape());
   if (!c.fp16_clamp) return linear_add_layer(p / "to_out" / 0, y, true, x, gate);
-  return x + gate * clamp(linear_layer(p / "to_out" / 0, y, width, true), -65504, 65504);
+  return x + gate * clamp(linear_layer(p / "to_out" / 0, y, d, true), -65504, 65504);
 }
 
-// x + attention(x, caption)
+// Ordinary softmax attention from x [batch, tokens, D], not normed, to the caption -> x + attention(x, caption).
 Value cross_attention(const Params& p, const SanaConfig& c, Value x, const Conditioning& cond) {
   ScopeGuard scope = p.scope();
-  int64_t width = c.width();
-  Value q = maybe_qk_norm(p, "norm_q", c, linear_layer(p / "to_q", x, width, true));
-  Value k = maybe_qk_norm(p, "norm_k", c, linear_layer(p / "to_k", cond.caption, width, true));
-  Value v = linear_layer(p / "to_v", cond.caption, width, true);
+  int64_t d = c.width();
+  Value q = maybe_qk_norm(p, "norm_q", c, linear_layer(p / "to_q", x, d, true));
+  Value k = maybe_qk_norm(p, "norm_k", c, linear_layer(p / "to_k", cond.caption, d, true));
+  Value v = linear_layer(p / "to_v", cond.caption, d, true);
   AttentionOptions options{.scale = 1 / std::sqrt(static_cast<double>(c.cross_head_dim))};
-  Value y = attention(heads_of(q, c.cross_heads), heads_of(k, c.cross_heads), heads_of(v, c.cross_heads),
+  Value y = attention(split_heads(q, c.cross_heads), split_heads(k, c.cross_heads), split_heads(v, c.cross_heads),
                       cond.mask_bias, options, cond.lengths);
   return linear_add_layer(p / "to_out" / 0, reshape(y, x.shape()), true, x);
 }
 
-// x + gate·feed-forward(normed), with a 3x3 depthwise convolution inside; both [batch, tokens, D], pictures of `rows`
-// rows.
-Value mix_ffn(const Params& p, const SanaConfig& c, Value x, Value normed, Value gate, int64_t rows) {
+// The paper's Mix-FFN: a gated feed-forward with a 3x3 depthwise convolution inside, which brings in the tokens around
+// and so the place. x and normed [batch, tokens, D], pictures of `height` rows of tokens; gate [batch, 1, D]
+// -> x + gate·feed-forward(normed).
+Value mix_ffn(const Params& p, const SanaConfig& c, Value x, Value normed, Value gate, int64_t height) {
   ScopeGuard scope = p.scope();
-  int64_t batch = x.shape()[0], width = x.shape()[1] / rows, d = c.width();
+  int64_t batch = x.shape()[0], width = x.shape()[1] / height, d = c.width();
   auto hidden = static_cast<int64_t>(c.mlp_ratio * static_cast<double>(d));
-  Value a = conv1x1_layer(p / "conv_inverted", reshape(normed, {batch, rows, width, d}), 2 * hidden, true, "silu");
+  Value a = conv1x1_layer(p / "conv_inverted", reshape(normed, {batch, height, width, d}), 2 * hidden, true, "silu");
   Params depth = p / "conv_depth", point = p / "conv_point";
   a = depthwise_glu(a, depth.get("weight", {2 * hidden, 1, 3, 3}), depth.get("bias", {2 * hidden}));
   Value weight = point.get_as("weight", {d, hidden, 1, 1}, {d, hidden});
-  return linear_add(reshape(a, {batch, rows * width, hidden}), weight, {}, x, gate);
+  return linear_add(reshape(a, x.shape().with(-1, hidden)), weight, {}, x, gate);
 }
 
 // Every block's scale_shift_table + the modulation, in one sum: [batch, 6·layers, D].
@@ -153,13 +167,13 @@ Value block_modulations(const Params& p, const SanaConfig& c, const Conditioning
   return reshape(sum, {modulation.shape()[0], 6 * c.layers, d});
 }
 
-// `modulation` [batch, 6, D]: shift, scale and gate, twice.
-Value block(const Params& p, const SanaConfig& c, Value x, const Conditioning& cond, Value modulation, int64_t rows) {
+// x [batch, tokens, D]; modulation [batch, 6, D]: shift, scale and gate of the attention, then of the feed-forward.
+Value block(const Params& p, const SanaConfig& c, Value x, const Conditioning& cond, Value modulation, int64_t height) {
   ScopeGuard scope = p.scope();
   std::vector<Value> m = split(modulation, 1, 6);  // each [batch, 1, D]
   x = self_attention(p / "attn1", c, x, layer_norm(x, c.norm_eps, m[1], m[0]), m[2]);
   x = cross_attention(p / "attn2", c, x, cond);
-  return mix_ffn(p / "ff", c, x, layer_norm(x, c.norm_eps, m[4], m[3]), m[5], rows);
+  return mix_ffn(p / "ff", c, x, layer_norm(x, c.norm_eps, m[4], m[3]), m[5], height);
 }
 
 // [batch, H, W, C] -> [batch, H/p, W/p, C·p²] in the order of a convolution weight's [C, p, p].
@@ -179,6 +193,7 @@ Value build_sana(const Params& p, const SanaConfig& c, const SanaInputs& in) {
   int64_t height = in.latents.shape()[1] / patch, width = in.latents.shape()[2] / patch, tokens = height * width;
   Conditioning cond = build_conditioning(p, c, in);
 
+  // A convolution as wide as its stride makes a token of each patch.
   Params embed = p / "patch_embed" / "proj";
   Value weight = embed.get_as("weight", {d, c.in_channels, patch, patch}, {d, c.in_channels * patch * patch});
   Value x = linear(reshape(patchify(in.latents, patch), {batch, tokens, c.in_channels * patch * patch}), weight,
@@ -191,6 +206,7 @@ Value build_sana(const Params& p, const SanaConfig& c, const SanaInputs& in) {
     x = block(p / "transformer_blocks" / static_cast<int>(i), c, x, cond, modulation, height);
   }
 
+  // The last norm is modulated by the time embedding itself.
   ScopeGuard scope = (p / "proj_out").scope();
   Value table = cast(reshape(p.f32("scale_shift_table", {2, d}), {1, 2, d}), x.dtype());
   std::vector<Value> m = split(table + reshape(cond.embedded, {batch, 1, d}), 1, 2);  // shift, scale

@@ -16,7 +16,8 @@ struct T5Config {
   bool gated = false;  // v1.1: act(wi_0 x) · wi_1 x instead of act(wi x)
 };
 
-// Reads T5's config.json, "feed_forward_proj" as transformers does: "gated-gelu" is the tanh form of GELU.
+// Reads T5's config.json, "feed_forward_proj" as transformers does: "gated-gelu" is the tanh form of GELU. Throws
+// Error(model) for a value that is out of range or not supported.
 T5Config read_t5_config(const Config& json);
 
 // The bucket of a key `distance` tokens after its query (before it: negative): half of the buckets are for keys after

@@ -1,4 +1,4 @@
-// Elementwise ops. Binary ops broadcast like NumPy; both inputs must have the same dtype.
+// Elementwise ops. Binary ops broadcast like NumPy; both inputs must have the same dtype, which is the result's.
 #pragma once
 
 #include "graph/graph.h"

@@ -11,13 +11,6 @@ Graph split_gates(const Graph& graph);
 // Weights of products and norms in another float type than their x get a cast, which is folded once; so do the biases
 // of quantized products.
 Graph match_weight_types(const Graph& graph);
-// Linears that read the same x become one, with their weights joined, and slices of its result.
-Graph merge_linears(const Graph& graph);
-// A concat of neighbouring slices of one tensor, in order and with nothing left out, is that tensor.
-Graph drop_rejoined_slices(const Graph& graph);
-// A concat of the same columns of several linears, one behind the other in memory, is those columns of the linears'
-// concat: that one the linears can write themselves, and nothing is copied.
-Graph join_before_slicing(const Graph& graph);
 // rope(rms_norm(x)) -> rms_norm_rope.
 Graph fuse_norm_rope(const Graph& graph);
 // act(a) · b -> act_mul, a · b + c -> mul_add, linear + c -> linear_add, rms_norm + c -> rms_norm_add; a sum with a

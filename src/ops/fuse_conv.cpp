@@ -63,8 +63,7 @@ bool is_3x3_same(const Node& node, const Shape& weight) {
          node.attrs.text("weight_layout") == "oihw";
 }
 
-Value input_of(const Value& value) { return Value(&value.graph(), value.graph().node(value.id()).inputs[0]); }
-const OpDef* op_of(const Value& value) { return value.graph().node(value.id()).op; }
+const OpDef* op_of(const Value& value) { return node_of(value).op; }
 
 // a + repeated, when the latter repeats elements along axes of extent one of some shape; else undefined.
 Value repeat_by_broadcast(Value a, Value repeated) {

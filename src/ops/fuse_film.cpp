@@ -13,8 +13,6 @@ namespace {
 
 using Inputs = std::span<const Value>;
 
-const Node& node_of(const Value& value) { return value.graph().node(value.id()); }
-Value input_of(const Value& value, size_t k = 0) { return Value(&value.graph(), node_of(value).inputs[k]); }
 bool is(const Value& value, const OpDef& op) { return node_of(value).op == &op; }
 
 bool is_slice_of_frames(const Value& value, int64_t start, int64_t stop) {

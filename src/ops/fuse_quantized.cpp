@@ -61,10 +61,7 @@ Value decompose_act_mul_rows(Inputs in, const Attrs& attrs) {
   return quantize_rows(act_mul(in[0], in[1], attrs.text("act")), format_of(attrs));
 }
 
-Value bytes_of(Value x) {
-  const Node& node = x.graph().node(x.id());
-  return part(x, 0, {static_cast<int64_t>(node.spec.bytes())}, DType::u8);
-}
+Value bytes_of(Value x) { return part(x, 0, {static_cast<int64_t>(node_of(x).spec.bytes())}, DType::u8); }
 
 Value decompose_mul_add_rows(Inputs in, const Attrs& attrs) {
   Value sum = mul_add(in[0], in[1], in[2]), y = sum;
@@ -87,91 +84,9 @@ std::vector<Value> present(std::initializer_list<Value> values) {
   return result;
 }
 
-// Products that may be joined: of the same rows or x, format, activation and types, with weights that are parameters.
-struct Group {
-  std::vector<NodeId> members;
-  int64_t rows = 0;  // of the joined weight
-  Value joined;
-};
-
-constexpr int64_t kMostJoinedRows = 32768;  // as of merge_linears
-
-struct Key {
-  const OpDef* op;
-  NodeId x;
-  QuantFormat format;
-  std::string act;
-  bool biased;
-  DType bias;
-  Ints leading;
-  DType dtype;
-  auto operator<=>(const Key&) const = default;
-};
-
-bool is_parameter(const Graph& graph, NodeId id) { return graph.node(id).op == &kParameterOp; }
-
-bool may_join(const Graph& graph, const Node& node) {
-  if (node.op != &kQuantizedLinear && node.op != &kQuantizedLinearRows) return false;
-  QuantizedInputs at(node.attrs);
-  if (at.scale_2 || at.gate || at.residual) return false;
-  return is_parameter(graph, node.inputs[at.codes]) && is_parameter(graph, node.inputs[at.scale]) &&
-         (!at.bias || is_parameter(graph, node.inputs[at.bias]));
-}
-
-std::vector<Group> find_groups(const Graph& graph) {
-  std::vector<Group> groups;
-  std::map<Key, size_t> open;
-  std::vector<bool> live = live_nodes(graph);
-  for (size_t i = 0; i < graph.nodes().size(); ++i) {
-    const Node& node = graph.nodes()[i];
-    if (!live[i] || !may_join(graph, node)) continue;
-    QuantizedInputs at(node.attrs);
-    bool coded = node.op == &kQuantizedLinearRows;
-    Key key{node.op,
-            node.inputs[0],
-            at.format,
-            node.attrs.text("act"),
-            at.bias != 0,
-            at.bias ? graph.node(node.inputs[at.bias]).spec.dtype : DType::f32,
-            coded ? node.attrs.ints("rows") : Ints{},
-            node.spec.dtype};
-    int64_t rows = node.spec.shape[-1];
-    auto found = open.find(key);
-    if (found == open.end() || groups[found->second].rows + rows > kMostJoinedRows) {
-      open[key] = groups.size();
-      groups.emplace_back();
-      found = open.find(key);
-    }
-    groups[found->second].members.push_back(static_cast<NodeId>(i));
-    groups[found->second].rows += rows;
-  }
-  return groups;
-}
-
-Value join(const Graph& graph, Graph& target, const Group& group, Value x) {
-  const Node& first = graph.node(group.members[0]);
-  QuantizedInputs at(first.attrs);
-  std::vector<Value> inputs{x};
-  for (size_t input = 1; input < at.count; ++input) {
-    std::vector<Value> parts;
-    for (NodeId member : group.members) {
-      const Node& leaf = graph.node(graph.node(member).inputs[input]);
-      parts.push_back(target.parameter(leaf.name, leaf.value));
-    }
-    inputs.push_back(concat(parts, 0));
-  }
-  return target.append(*first.op, inputs, first.attrs);
-}
-
-const Node& source(const Value& value) { return value.graph().node(value.id()); }
-Value input_of(const Value& value, size_t k) {
-  const Node& node = source(value);
-  return k < node.inputs.size() ? Value(&value.graph(), node.inputs[k]) : Value();
-}
-
 // `made` as quantized rows, when there is an op for that.
 Value as_rows(Value made, QuantFormat format) {
-  const Node& n = source(made);
+  const Node& n = node_of(made);
   if (n.op == &kLayerNorm) {
     return layer_norm_rows(input_of(made, 0), format, n.attrs.real("eps"), input_of(made, 1), input_of(made, 2));
   }
@@ -213,25 +128,6 @@ Value rms_norm_rows(Value x, QuantFormat format, Value weight, Value bias, doubl
 
 Value act_mul_rows(Value a, Value b, QuantFormat format, const std::string& act) {
   return apply(kActMulRows, {a, b}, {{"act", act}, {"format", name_of(format)}});
-}
-
-Graph merge_quantized_linears(const Graph& graph) {
-  std::vector<Group> groups = find_groups(graph);
-  std::map<const Node*, std::pair<Group*, int64_t>> place;  // its group and its first row there
-  for (Group& group : groups) {
-    int64_t at = 0;
-    for (NodeId member : group.members) {
-      if (group.members.size() > 1) place[&graph.node(member)] = {&group, at};
-      at += graph.node(member).spec.shape[-1];
-    }
-  }
-  return rewrite(graph, [&](Graph& target, const Node& node, Inputs inputs) {
-    auto found = place.find(&node);
-    if (found == place.end()) return Value();
-    auto [group, at] = found->second;
-    if (!group->joined.defined()) group->joined = join(graph, target, *group, inputs[0]);
-    return slice(group->joined, node.spec.shape.rank() - 1, at, at + node.spec.shape[-1]);
-  });
 }
 
 Graph fuse_quantized_rows(const Graph& graph) {

@@ -29,9 +29,6 @@ Value mul_add_rows(Value a, Value b, Value c, QuantFormat format, const std::opt
 // The second part of its result; sum_of (ops/norm.h) is the first.
 Value rows_of(Value packed, const Shape& shape, DType dtype);
 
-// Quantized products with parts of one format that read the same x or the same rows become one, with their codes,
-// scales and biases joined, and slices of its result. Not nvfp4, whose second scale is of the whole weight.
-Graph merge_quantized_linears(const Graph& graph);
 // quantize_rows of a norm or a gated activation that nothing else reads -> the ops above.
 Graph fuse_quantized_rows(const Graph& graph);
 // mul_add whose result becomes quantized rows, perhaps through layer_norm_rows, or goes through a layer_norm, before

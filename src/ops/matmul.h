@@ -6,7 +6,7 @@
 namespace kinora {
 
 // [.., M, K] x [.., K, N] -> [.., M, N], optionally with a or b stored transposed. Leading axes are equal, or b has
-// rank 2.
+// rank 2. Both have the same dtype, which is the result's.
 Value matmul(Value a, Value b, bool transpose_a = false, bool transpose_b = false);
 
 // x [.., K], weight [N, K], bias [N] or undefined -> act(x·weightᵀ + bias) [.., N] in x's dtype.

@@ -1,4 +1,5 @@
-// Normalisation over the last axis, or over groups of channels; statistics in float32.
+// Normalisation over the last axis, or over groups of channels; statistics in float32. Results are of x's shape and
+// dtype where nothing else is said.
 #pragma once
 
 #include "graph/graph.h"

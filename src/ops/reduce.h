@@ -1,4 +1,4 @@
-// Reductions, accumulated in float32 in an order fixed by the shape.
+// Reductions, accumulated in float32 in an order fixed by the shape. Results are of x's dtype.
 #pragma once
 
 #include "graph/graph.h"

@@ -1,4 +1,4 @@
-// Ops that move elements without arithmetic.
+// Ops that move elements without arithmetic, of any dtype. Extents that do not fit are an Error(internal).
 #pragma once
 
 #include "graph/graph.h"

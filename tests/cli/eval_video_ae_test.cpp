@@ -13,8 +13,6 @@
 namespace kinora::test {
 namespace {
 
-constexpr int64_t kModelTerms = 1 << 14;
-
 class EvalVideoAe : public testing::Test {
  protected:
   // Writes the golden's weights as a folder in diffusers' layout, and some of its tensors as the input.

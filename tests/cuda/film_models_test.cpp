@@ -14,15 +14,6 @@
 namespace kinora::test {
 namespace {
 
-constexpr int64_t kModelTerms = 1 << 14;  // as in models/video_ae_test.cpp
-
-// [1, C, T, H, W] -> [T, H, W, C]
-Tensor film_of(const Golden& golden, const std::string& name) {
-  Tensor x = golden.tensor(name);
-  const Shape& s = x.shape();
-  return x.permuted({0, 2, 3, 4, 1}).reshaped({s[2], s[3], s[4], s[1]});
-}
-
 void expect_same(const Tensor& got, const Tensor& expected, const std::string& what) {
   expect_close(got, expected, DType::f32, kModelTerms, what);
 }
@@ -35,9 +26,9 @@ TEST(CudaCausalVae3d, EqualsTheGolden) {
   KINORA_NEEDS_GPU();
   Golden golden("vae3d");
   VideoAutoencoder model = causal_model(golden);
-  expect_same(model.encode(film_of(golden, "in.film")), film_of(golden, "out.latents"), "encode");
-  expect_same(model.encode(film_of(golden, "in.picture")), film_of(golden, "out.picture_latents"), "one frame");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
+  expect_same(model.encode(golden.film("in.film")), golden.film("out.latents"), "encode");
+  expect_same(model.encode(golden.film("in.picture")), golden.film("out.picture_latents"), "one frame");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
 }
 
 TEST(CudaCausalVae3d, TilesAsTheGolden) {
@@ -45,19 +36,19 @@ TEST(CudaCausalVae3d, TilesAsTheGolden) {
   Golden weights("vae3d"), golden("vae3d_tiled");
   VideoAutoencoder model = causal_model(weights);
   model.tiling = {.space = true, .time = true, .size = 32, .frames = 16};
-  expect_same(model.encode(film_of(golden, "in.long")), film_of(golden, "out.long_latents"), "encode");
-  expect_same(model.decode(film_of(golden, "in.long_latents")), film_of(golden, "out.long"), "decode");
+  expect_same(model.encode(golden.film("in.long")), golden.film("out.long_latents"), "encode");
+  expect_same(model.decode(golden.film("in.long_latents")), golden.film("out.long"), "decode");
 }
 
 TEST(CudaCausalVae3d, HalfPrecisionIsNearFloat32AndTheSameAgain) {
   KINORA_NEEDS_GPU();
   Golden golden("vae3d");
-  Tensor latents = film_of(golden, "in.latents");
+  Tensor latents = golden.film("in.latents");
   for (DType dtype : {DType::bf16, DType::f16}) {
     VideoAutoencoder model = causal_model(golden, dtype);
     Tensor film = model.decode(latents), again = model.decode(latents),
            other = causal_model(golden, dtype).decode(latents);
-    expect_close(film, film_of(golden, "out.film"), dtype, 16, std::string(dtype_name(dtype)));
+    expect_close(film, golden.film("out.film"), dtype, 16, std::string(dtype_name(dtype)));
     EXPECT_EQ(std::memcmp(film.raw(), again.raw(), film.bytes()), 0);
     EXPECT_EQ(std::memcmp(film.raw(), other.raw(), film.bytes()), 0);
   }
@@ -68,9 +59,9 @@ TEST(CudaVideoDcAe, EqualsTheGolden) {
   Golden golden("dcae_video");
   VideoAutoencoder model(read_video_dc_ae_config(golden.config), golden.weights, gpu_runtime());
   model.tiling = {.space = false, .time = false};
-  expect_same(model.encode(film_of(golden, "in.film")), film_of(golden, "out.latents"), "encode");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
-  expect_same(model.decode(film_of(golden, "in.latents1")), film_of(golden, "out.picture"), "decode one frame");
+  expect_same(model.encode(golden.film("in.film")), golden.film("out.latents"), "encode");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
+  expect_same(model.decode(golden.film("in.latents1")), golden.film("out.picture"), "decode one frame");
 }
 
 TEST(CudaFluxAe, EqualsTheGolden) {

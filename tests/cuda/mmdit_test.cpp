@@ -13,8 +13,6 @@
 namespace kinora::test {
 namespace {
 
-constexpr int64_t kModelTerms = 1 << 14;  // as in models/mmdit_test.cpp
-
 const char* const kGoldens[] = {"mmdit_opensora",     "mmdit_flux",        "mmdit_flux_unguided",
                                 "mmdit_fused_halves", "mmdit_split_pairs", "mmdit_patch1"};
 

@@ -8,8 +8,6 @@
 namespace kinora::test {
 namespace {
 
-constexpr int64_t kModelTerms = 1 << 14;  // as in models/golden_test.cpp
-
 class CudaSana : public testing::TestWithParam<const char*> {};
 
 TEST_P(CudaSana, EqualsTheGolden) {
@@ -39,11 +37,7 @@ TEST_P(CudaSana, BatchInvariant) {
   DenoiseInputs all = sana_inputs(golden, model.config());
   Tensor together = model.predict(all);
   for (int64_t i = 0; i < all.latents.shape()[0]; ++i) {
-    DenoiseInputs one = all;
-    for (Tensor* tensor : {&one.latents, &one.timestep, &one.guidance, &one.caption, &one.mask, &one.lengths}) {
-      if (tensor->defined()) *tensor = tensor->rows(i, i + 1);
-    }
-    Tensor alone = model.predict(one), same = together.rows(i, i + 1);
+    Tensor alone = model.predict(item_of(all, i)), same = together.rows(i, i + 1);
     EXPECT_EQ(std::memcmp(alone.raw(), same.raw(), alone.bytes()), 0) << GetParam() << ", item " << i;
   }
 }
@@ -55,17 +49,7 @@ class CudaDcAe : public testing::TestWithParam<const char*> {};
 
 TEST_P(CudaDcAe, EqualsTheGolden) {
   KINORA_NEEDS_GPU();
-  Golden golden(GetParam());
-  Autoencoder model(read_dc_ae_config(golden.config), golden.weights, gpu_runtime());
-  std::optional<Tiling> tiling;
-  if (golden.config.has("tile")) {
-    int64_t tile = golden.config.integer("tile", 1, 4096);
-    tiling = Tiling{tile, tile * 3 / 4};
-  }
-  expect_close(model.encode(golden.channels_last("in.picture"), tiling), golden.channels_last("out.latents"),
-               DType::f32, kModelTerms, std::string(GetParam()) + " encode");
-  expect_close(model.decode(golden.channels_last("in.latents"), tiling), golden.channels_last("out.picture"),
-               DType::f32, kModelTerms, std::string(GetParam()) + " decode");
+  expect_dc_ae_golden(GetParam(), gpu_runtime());
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, CudaDcAe,
@@ -75,12 +59,7 @@ class CudaGemma2 : public testing::TestWithParam<const char*> {};
 
 TEST_P(CudaGemma2, EqualsTheGolden) {
   KINORA_NEEDS_GPU();
-  Golden golden(GetParam());
-  TextEncoder model(read_gemma2_config(golden.config), golden.weights, gpu_runtime());
-  Tensor mask = golden.tensor("in.mask"), hidden = model.encode(golden.tensor("in.ids"), mask);
-  int64_t width = hidden.shape()[2];
-  for (int64_t i = 0; i < hidden.numel(); ++i) hidden.data<float>()[i] *= mask.data<float>()[i / width];
-  expect_close(hidden, golden.tensor("out.hidden"), DType::f32, kModelTerms, GetParam());
+  expect_gemma2_golden(GetParam(), gpu_runtime());
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, CudaGemma2, testing::Values("gemma2_softcap", "gemma2_plain"));

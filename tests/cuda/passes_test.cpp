@@ -24,8 +24,6 @@
 namespace kinora::test {
 namespace {
 
-constexpr int64_t kModelTerms = 1 << 14;  // as in models/golden_test.cpp
-
 Runtime cpu_runtime() { return make_runtime("cpu", "float32", 2, nullptr); }
 
 std::unique_ptr<Graph> as_on_the_gpu(const Graph& model) {

@@ -7,8 +7,6 @@
 namespace kinora::test {
 namespace {
 
-constexpr int64_t kModelTerms = 1 << 14;  // as in models/text_encoder_test.cpp
-
 class CudaT5 : public testing::TestWithParam<const char*> {};
 
 TEST_P(CudaT5, EqualsTheGolden) {

@@ -1,9 +1,11 @@
 // The samplers against diffusers on a grid of settings: tests/golden/make_schedulers.py made the file.
 #include "diffusion/scheduler.h"
 
+#include <map>
 #include <sstream>
 
 #include "io/safetensors.h"
+#include "io/settings.h"
 #include "support.h"
 
 namespace kinora::test {
@@ -19,20 +21,17 @@ Tensor model(const Tensor& x, float t) {
 }
 
 std::unique_ptr<Scheduler> make(const std::string& kind, const std::string& variant, double shift) {
-  if (kind == "scm") return std::make_unique<ScmScheduler>();
-  if (kind == "euler") return make_flow_euler(shift);
-  DpmSolverConfig c;
-  c.flow_shift = shift;
-  if (variant == "order1") c.order = 1;
-  if (variant == "heun") c.heun = true;
-  if (variant == "sigma_min" || variant == "euler_at_final" || variant == "second_to_the_end")
-    c.final_sigma_zero = false;
-  if (variant == "euler_at_final") {
-    c.euler_at_final = true;
-    c.lower_order_final = false;
-  }
-  if (variant == "second_to_the_end") c.lower_order_final = false;
-  return make_dpm_solver(c);
+  if (kind == "scm") return kScm.make(shift);
+  if (kind == "euler") return kFlowEuler.make(shift);
+  std::map<std::string, std::string> options{
+      {"default", ""},
+      {"order1", R"(, "solver_order": 1)"},
+      {"heun", R"(, "solver_type": "heun")"},
+      {"sigma_min", R"(, "final_sigmas_type": "sigma_min")"},
+      {"euler_at_final", R"(, "final_sigmas_type": "sigma_min", "lower_order_final": false, "euler_at_final": true)"},
+      {"second_to_the_end", R"(, "final_sigmas_type": "sigma_min", "lower_order_final": false)"}};
+  std::string json = R"({"prediction_type": "flow_prediction", "use_flow_sigmas": true)" + options.at(variant) + "}";
+  return kDpmSolver.read(Config::parse(json, "scheduler_config.json"), shift);
 }
 
 TEST(Schedulers, EqualDiffusersOnTheWholeGrid) {
@@ -53,7 +52,7 @@ TEST(Schedulers, EqualDiffusersOnTheWholeGrid) {
 
     Tensor x = file.tensor("start").clone(), samples = file.tensor(prefix + "samples");
     bool scm = kind == "scm";
-    for (int64_t i = 0; scm && i < x.numel(); ++i) x.data<float>()[i] *= ScmScheduler::kSigmaData;
+    for (int64_t i = 0; scm && i < x.numel(); ++i) x.data<float>()[i] *= kSigmaData;
     for (size_t i = 0; i < static_cast<size_t>(std::stoi(steps)); ++i) {
       auto at = static_cast<int64_t>(i);
       NoiseSource noise = [&](const Shape&) {
@@ -63,8 +62,7 @@ TEST(Schedulers, EqualDiffusersOnTheWholeGrid) {
       Tensor expected = samples.rows(at, at + 1);
       if (scm) {
         expected = expected.reshaped({2, x.numel()});
-        expect_close(static_cast<ScmScheduler&>(*scheduler).denoised(), expected.rows(1, 2).reshaped(x.shape()),
-                     DType::f32, 64, prefix);
+        expect_close(scheduler->result(x), expected.rows(1, 2).reshaped(x.shape()), DType::f32, 64, prefix);
         expected = expected.rows(0, 1);
       }
       // Rounding grows from step to step: the model's own slope is up to 2.3.
@@ -84,7 +82,7 @@ TEST(Schedulers, CoefficientsGiveTheSameSteps) {
     for (size_t i = first; i < static_cast<size_t>(steps); ++i) {
       Tensor output = model(x, scheduler.timesteps()[i]), noise = random_tensor(x.shape(), 11 + i);
       StepCoefficients c = scheduler.coefficients(i, i - first);
-      bool scm = scheduler.name() == "scm";
+      bool scm = scheduler.trigflow();
       Tensor next = Tensor::zeros(x.shape()), given = output.clone();
       for (int64_t k = 0; k < x.numel(); ++k) {
         float in = x.data<float>()[k], out = output.data<float>()[k];
@@ -92,10 +90,10 @@ TEST(Schedulers, CoefficientsGiveTheSameSteps) {
         next.data<float>()[k] = c.next_x * in + c.next_clean * clean + c.next_previous * previous.data<float>()[k] +
                                 c.next_noise * noise.data<float>()[k];
         previous.data<float>()[k] = clean;
-        if (!scm) continue;  // the pipeline's change of variables comes before ScmScheduler::step
+        if (!scm) continue;  // the pipeline's change of variables comes before step()
         float tau = c.timestep, norm = std::sqrt(tau * tau + (1 - tau) * (1 - tau));
         given.data<float>()[k] =
-            ((1 - 2 * tau) * c.input * in + (1 - 2 * tau + 2 * tau * tau) * out) / norm * ScmScheduler::kSigmaData;
+            ((1 - 2 * tau) * c.input * in + (1 - 2 * tau + 2 * tau * tau) * out) / norm * kSigmaData;
       }
       Tensor expected = scheduler.step(i, given, x, [&](const Shape&) { return noise; });
       expect_close(next, expected, DType::f32, 256, scheduler.name() + " step " + std::to_string(i));
@@ -103,20 +101,41 @@ TEST(Schedulers, CoefficientsGiveTheSameSteps) {
     }
   };
   for (int64_t steps : {1, 2, 5, 20}) {
-    for (const char* variant : {"", "order1", "heun", "sigma_min", "euler_at_final"}) {
+    for (const char* variant : {"default", "order1", "heun", "sigma_min", "euler_at_final"}) {
       check_steps(*make("dpm", variant, 3), steps, 0);
       if (steps > 2) check_steps(*make("dpm", variant, 3), steps, 2);
     }
-    check_steps(*make("euler", "", 3), steps, 0);
-    check_steps(*make("scm", "", 1), steps, 0);
+    for (const SchedulerDef* def : scheduler_table()) check_steps(*def->make(3), steps, 0);
   }
+}
+
+// What the flag and configuration files take is a table of its own, in a room before this one.
+TEST(Schedulers, AreThoseThatTheSettingTakes) {
+  std::string names;
+  for (const SchedulerDef* def : scheduler_table()) {
+    names += (names.empty() ? "" : "|") + std::string(def->name);
+    EXPECT_EQ(def->make(3)->name(), def->name);
+  }
+  EXPECT_EQ(names, find_setting("sampling.scheduler")->choices);
+}
+
+TEST(Schedulers, ANameTakesAnotherWithTheSameShift) {
+  Config json = Config::parse(R"({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3})", "x");
+  auto expect_times = [](std::unique_ptr<Scheduler> got, std::unique_ptr<Scheduler> expected) {
+    got->set_steps(4);
+    expected->set_steps(4);
+    EXPECT_EQ(got->name(), expected->name());
+    EXPECT_EQ(got->timesteps(), expected->timesteps());
+  };
+  expect_times(make_scheduler(json), kFlowEuler.make(3));
+  expect_times(make_scheduler(json, "euler"), kFlowEuler.make(3));
+  expect_times(make_scheduler(json, "dpm++"), kDpmSolver.make(3));
+  EXPECT_THROW(make_scheduler(json, "heun"), Error);
 }
 
 TEST(Schedulers, RefuseImpossibleSteps) {
   for (int64_t steps : {int64_t{0}, int64_t{-3}, int64_t{1001}}) {
-    EXPECT_THROW(make_flow_euler(3)->set_steps(steps), Error);
-    EXPECT_THROW(make_dpm_solver({})->set_steps(steps), Error);
-    EXPECT_THROW(ScmScheduler().set_steps(steps), Error);
+    for (const SchedulerDef* def : scheduler_table()) EXPECT_THROW(def->make(3)->set_steps(steps), Error) << def->name;
   }
 }
 

@@ -249,15 +249,7 @@ TEST(VideoSize, NamesAndAspectsEqualTheReference) {
   for (const std::string& aspect : aspect_names()) EXPECT_NO_THROW(named_size("256px", aspect));
 }
 
-std::string usage_message(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), ErrorKind::usage) << error.what();
-    return error.what();
-  }
-  return "no error";
-}
+std::string usage_message(const std::function<void()>& body) { return message_of(body, ErrorKind::usage); }
 
 TEST(VideoSize, RefusesWhatCannotBeMadeAndNamesWhatCan) {
   VideoLayout hunyuan, dc_ae{128, 4, 32, 1, false};
@@ -359,13 +351,7 @@ TEST(VideoTimes, AreReadFromAList) {
   EXPECT_EQ(parse_positions(s, "# times\n0\n 2 # close\r\n\n10.5", "list"), (std::vector<double>{0, 0.5, 2.625}));
   EXPECT_EQ(parse_positions(s, "0\n1\n2\n3\n4\n5\n6\n7\n80\n", "list"), (std::vector<double>{0, 1, 20}));
   auto message = [&](const char* text) {
-    try {
-      parse_positions(s, text, "list");
-    } catch (const Error& error) {
-      EXPECT_EQ(error.kind(), ErrorKind::input);
-      return std::string(error.what());
-    }
-    return std::string("no error");
+    return message_of([&] { parse_positions(s, text, "list"); }, ErrorKind::input);
   };
   EXPECT_NE(message("0\n1\n1\n").find("list, line 3"), std::string::npos);
   EXPECT_NE(message("0\nx\n").find("line 2"), std::string::npos);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstring>
-#include <map>
 #include <vector>
 
 #include "graph/device.h"
@@ -44,13 +43,6 @@ class HostDevice : public Device {
   void limit(size_t bytes) override { limit_ = bytes; }
   void* queue() override { return nullptr; }
   std::unique_ptr<Recording> record(const std::function<void()>&) override { return nullptr; }
-  std::shared_ptr<void> shared(const std::string& key, size_t bytes, const std::function<void(void*)>& make) override {
-    if (auto found = shared_[key].lock()) return found;
-    std::shared_ptr<void> memory = allocate(bytes);
-    make(memory.get());
-    shared_[key] = memory;
-    return memory;
-  }
 
  private:
   struct HostMark : Mark {
@@ -89,7 +81,6 @@ class HostDevice : public Device {
   HostCopies copies_;
   bool second_;
   size_t limit_ = 0;
-  std::map<std::string, std::weak_ptr<void>> shared_;
 };
 
 }  // namespace kinora::test

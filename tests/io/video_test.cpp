@@ -45,16 +45,6 @@ double psnr(const Image& a, const Image& b) {
   return 10 * std::log10(255.0 * 255.0 * static_cast<double>(a.rgb.size()) / std::max(sum, 1e-9));
 }
 
-std::string message(const std::function<void()>& body, ErrorKind kind) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind) << error.what();
-    return error.what();
-  }
-  return "no error";
-}
-
 bool can_write(const std::string& path, const std::string& codec) {
   try {
     check_video_path(path, codec);
@@ -173,19 +163,19 @@ TEST(Video, AnUnfinishedFilmLeavesNothing) {
     {
       auto writer = open_video(temp.path(name), {.width = 32, .height = 32});
       writer->add(scene(32, 32, 0));
-      EXPECT_NE(message([&] { writer->add(scene(16, 32, 0)); }, ErrorKind::usage).find("16x32"), std::string::npos);
+      EXPECT_NE(message_of([&] { writer->add(scene(16, 32, 0)); }, ErrorKind::usage).find("16x32"), std::string::npos);
       // A film so far has no name, so that nothing is left of it even when the program is killed.
       EXPECT_EQ(std::filesystem::is_empty(temp.path()), !std::string(name).ends_with(".png")) << name;
     }
     EXPECT_TRUE(std::filesystem::is_empty(temp.path())) << name;
     auto writer = open_video(temp.path(name), {.width = 32, .height = 32});
-    EXPECT_NE(message([&] { writer->finish(); }, ErrorKind::usage).find("at least one frame"), std::string::npos);
+    EXPECT_NE(message_of([&] { writer->finish(); }, ErrorKind::usage).find("at least one frame"), std::string::npos);
     writer.reset();
     EXPECT_TRUE(std::filesystem::is_empty(temp.path())) << name;
     auto nowhere = [&] {
       open_video(temp.path(std::string("no/such/") + name), {.width = 32, .height = 32})->add(scene(32, 32, 0));
     };
-    EXPECT_NE(message(nowhere, ErrorKind::io).find("No such file"), std::string::npos) << name;
+    EXPECT_NE(message_of(nowhere, ErrorKind::io).find("No such file"), std::string::npos) << name;
   }
 }
 
@@ -201,7 +191,7 @@ TEST(Video, AFullDiskIsAnErrorAndLeavesNothing) {
       setrlimit(RLIMIT_FSIZE, &small);
       write_film(temp.path(name), {.width = 320, .height = 200}, 12);
     };
-    std::string text = message(write, ErrorKind::io);
+    std::string text = message_of(write, ErrorKind::io);
     setrlimit(RLIMIT_FSIZE, &before);
     EXPECT_NE(text.find(name), std::string::npos) << text;
     EXPECT_TRUE(std::filesystem::is_empty(temp.path())) << name;
@@ -210,7 +200,7 @@ TEST(Video, AFullDiskIsAnErrorAndLeavesNothing) {
 
 TEST(Video, SaysWhatCanBeWritten) {
   auto refusal = [](const std::string& path, const std::string& codec) {
-    return message([&] { check_video_path(path, codec); }, ErrorKind::usage);
+    return message_of([&] { check_video_path(path, codec); }, ErrorKind::usage);
   };
   EXPECT_NE(refusal("a.avi", "").find("frames-{index}.png"), std::string::npos);
   EXPECT_NE(refusal("a.png", "").find("{index}"), std::string::npos);
@@ -218,10 +208,10 @@ TEST(Video, SaysWhatCanBeWritten) {
   EXPECT_NE(refusal("a.mp4", "theora").find("available for .mp4: h264"), std::string::npos);
   EXPECT_NE(refusal("a.webp", "av1").find("no codec to choose"), std::string::npos);
   auto open = [](const VideoOptions& options) { return [options] { open_video("/tmp/never.mp4", options); }; };
-  EXPECT_NE(message(open({.width = 0, .height = 5}), ErrorKind::usage).find("0x5"), std::string::npos);
-  EXPECT_NE(message(open({.width = 8, .height = 8, .fps = 0}), ErrorKind::usage).find("frames a second"),
+  EXPECT_NE(message_of(open({.width = 0, .height = 5}), ErrorKind::usage).find("0x5"), std::string::npos);
+  EXPECT_NE(message_of(open({.width = 8, .height = 8, .fps = 0}), ErrorKind::usage).find("frames a second"),
             std::string::npos);
-  EXPECT_NE(message(open({.width = 8, .height = 8, .quality = 60}), ErrorKind::usage).find("0 (best) to 51"),
+  EXPECT_NE(message_of(open({.width = 8, .height = 8, .quality = 60}), ErrorKind::usage).find("0 (best) to 51"),
             std::string::npos);
 }
 
@@ -253,9 +243,10 @@ TEST(Video, DamagedFilmsGiveFramesOrAnError) {
       }
     }
   }
-  EXPECT_NE(message([] { VideoReader::from_bytes({}, "empty.mp4"); }, ErrorKind::input).find("empty.mp4"),
+  EXPECT_NE(message_of([] { VideoReader::from_bytes({}, "empty.mp4"); }, ErrorKind::input).find("empty.mp4"),
             std::string::npos);
-  EXPECT_NE(message([] { VideoReader::open("/no/such.mp4"); }, ErrorKind::io).find("/no/such.mp4"), std::string::npos);
+  EXPECT_NE(message_of([] { VideoReader::open("/no/such.mp4"); }, ErrorKind::io).find("/no/such.mp4"),
+            std::string::npos);
 }
 
 // Phones store their pictures lying and say in the track's matrix how they were held.
@@ -338,7 +329,7 @@ TEST(Video, NoFormatThatNamesOtherFilesIsOpened) {
   std::string secret = write_film(temp.path("secret.mp4"), {.width = 16, .height = 16}, 1);
   for (std::string text : {"ffconcat version 1.0\nfile " + secret + "\n",
                            "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n" + secret + "\n#EXT-X-ENDLIST\n"}) {
-    EXPECT_NE(message([&] { VideoReader::open(temp.write("list.mp4", text)); }, ErrorKind::input).find("no film"),
+    EXPECT_NE(message_of([&] { VideoReader::open(temp.write("list.mp4", text)); }, ErrorKind::input).find("no film"),
               std::string::npos);
   }
 }
@@ -354,7 +345,7 @@ TEST(Video, FirstAndLastFrames) {
     EXPECT_GT(psnr(first[static_cast<size_t>(i)], scene(64, 48, i)), 30);
     EXPECT_GT(psnr(last[static_cast<size_t>(i)], scene(64, 48, 6 + i)), 30);
   }
-  EXPECT_NE(message([&] { first_frames(c, 33); }, ErrorKind::input).find("has 9 frames; 33 are needed"),
+  EXPECT_NE(message_of([&] { first_frames(c, 33); }, ErrorKind::input).find("has 9 frames; 33 are needed"),
             std::string::npos);
   EXPECT_EQ(read_video_record(path), kRecord.json);
 }

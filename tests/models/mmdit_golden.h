@@ -2,24 +2,13 @@
 #pragma once
 
 #include "diffusion/video_denoiser.h"
-#include "io/safetensors.h"
+#include "golden.h"
 #include "support.h"
 
 namespace kinora::test {
 
-struct MmditGolden {
-  SafetensorsFile file;
-  Config config;
-  Weights weights;
-
-  explicit MmditGolden(const std::string& name)
-      : file(SafetensorsFile::open(std::string(KINORA_SOURCE_DIR) + "/tests/golden/" + name + ".safetensors")),
-        config(Config::parse(file.header().metadata.at("config"), name)) {
-    for (const SafetensorsEntry& entry : file.header().entries) {
-      if (entry.name.starts_with("w.")) weights.add(entry.name.substr(2), file.tensor(entry), file.path());
-    }
-  }
-  Tensor tensor(const std::string& name) const { return file.tensor(name); }
+struct MmditGolden : Golden {
+  using Golden::Golden;
   VideoDenoiser model(int threads = 2, DType dtype = DType::f32) const {
     return VideoDenoiser(read_mmdit_config(config, weights), weights, {&cpu::backend(), context(threads), dtype});
   }

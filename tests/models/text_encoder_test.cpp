@@ -9,9 +9,6 @@
 namespace kinora::test {
 namespace {
 
-// Sums of about this many terms follow one another through a whole model.
-constexpr int64_t kModelTerms = 1 << 14;
-
 Runtime runtime(DType dtype = DType::f32) { return {&cpu::backend(), context(2), dtype}; }
 
 double rms_error(const Tensor& got, const Tensor& expected) {
@@ -128,17 +125,6 @@ TEST(TextEncoderFolders, AreReadAsPublished) {
              "text_model.embeddings.position_ids"});
   expect_close(ClipTextEncoder::load(clip, runtime()).encode(quick.tensor("in.ids")).pooled, quick.tensor("out.pooled"),
                DType::f32, kModelTerms, "clip folder");
-}
-
-template <class F>
-std::string message_of(F&& body, ErrorKind kind) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind) << error.what();
-    return error.what();
-  }
-  return "no error";
 }
 
 TEST(TextEncoderErrors, SayWhatIsWrong) {

@@ -11,17 +11,7 @@
 namespace kinora::test {
 namespace {
 
-// [1, C, T, H, W] -> [T, H, W, C]
-Tensor film_of(const Golden& golden, const std::string& name) {
-  Tensor x = golden.tensor(name);
-  const Shape& s = x.shape();
-  return x.permuted({0, 2, 3, 4, 1}).reshaped({s[2], s[3], s[4], s[1]});
-}
-
 Runtime runtime(int threads = 2) { return {&cpu::backend(), context(threads), DType::f32}; }
-
-// Sums of about this many terms follow one another through a whole model.
-constexpr int64_t kModelTerms = 1 << 14;
 
 void expect_same(const Tensor& got, const Tensor& expected, const std::string& what) {
   expect_close(got, expected, DType::f32, kModelTerms, what);
@@ -37,22 +27,22 @@ VideoAutoencoder dc_ae_model(const Golden& golden) {
 TEST(CausalVae3d, EncodesAndDecodesAsOpenSora) {
   Golden golden("vae3d");
   VideoAutoencoder model = causal_model(golden);
-  Tensor film = film_of(golden, "in.film"), noise = film_of(golden, "in.noise");
-  expect_same(model.encode(film), film_of(golden, "out.latents"), "mode");
-  expect_same(model.encode(film, noise), film_of(golden, "out.sampled"), "sample");
-  expect_same(model.encode(film_of(golden, "in.picture")), film_of(golden, "out.picture_latents"), "one frame");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
+  Tensor film = golden.film("in.film"), noise = golden.film("in.noise");
+  expect_same(model.encode(film), golden.film("out.latents"), "mode");
+  expect_same(model.encode(film, noise), golden.film("out.sampled"), "sample");
+  expect_same(model.encode(golden.film("in.picture")), golden.film("out.picture_latents"), "one frame");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
 }
 
 TEST(CausalVae3d, TilesAsOpenSora) {
   Golden weights("vae3d"), golden("vae3d_tiled");
   VideoAutoencoder model = causal_model(weights);
   model.tiling = {.space = true, .time = false, .size = 32, .frames = 16};
-  expect_same(model.encode(film_of(golden, "in.film")), film_of(golden, "out.latents"), "encode, tiles of pictures");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode, tiles of pictures");
+  expect_same(model.encode(golden.film("in.film")), golden.film("out.latents"), "encode, tiles of pictures");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode, tiles of pictures");
   model.tiling.time = true;
-  expect_same(model.encode(film_of(golden, "in.long")), film_of(golden, "out.long_latents"), "encode, tiles of both");
-  expect_same(model.decode(film_of(golden, "in.long_latents")), film_of(golden, "out.long"), "decode, tiles of both");
+  expect_same(model.encode(golden.film("in.long")), golden.film("out.long_latents"), "encode, tiles of both");
+  expect_same(model.decode(golden.film("in.long_latents")), golden.film("out.long"), "decode, tiles of both");
 }
 
 TEST(CausalVae3d, GivesFramesOutWhileItDecodes) {
@@ -62,7 +52,7 @@ TEST(CausalVae3d, GivesFramesOutWhileItDecodes) {
   std::vector<std::string> events;
   int64_t frames = 0;
   model.decode(
-      film_of(golden, "in.long_latents"),
+      golden.film("in.long_latents"),
       [&](const Tensor& part) {
         frames += part.shape()[0];
         events.push_back("frames to " + std::to_string(frames));
@@ -77,7 +67,7 @@ TEST(CausalVae3d, GivesFramesOutWhileItDecodes) {
 
 TEST(CausalVae3d, SameBitsOnAnyNumberOfThreads) {
   Golden golden("vae3d");
-  Tensor latents = film_of(golden, "in.latents");
+  Tensor latents = golden.film("in.latents");
   Tensor one = causal_model(golden, 1).decode(latents), three = causal_model(golden, 3).decode(latents);
   EXPECT_EQ(std::memcmp(one.raw(), three.raw(), one.bytes()), 0);
 }
@@ -87,7 +77,7 @@ TEST(CausalVae3d, RunsInBfloat16) {
   Golden golden("vae3d");
   VideoAutoencoder model(read_causal_vae3d_config(golden.config), golden.weights,
                          {&cpu::backend(), context(2), DType::bf16});
-  expect_close(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), DType::bf16, 16, "bfloat16");
+  expect_close(model.decode(golden.film("in.latents")), golden.film("out.film"), DType::bf16, 16, "bfloat16");
 }
 
 // Group norms aside, what its parts make of the first frames does not depend on the later ones, not even in the last
@@ -114,10 +104,10 @@ TEST(VideoDcAe, EncodesAndDecodesAsOpenSora) {
   Golden golden("dcae_video");
   VideoAutoencoder model = dc_ae_model(golden);
   model.tiling = {.space = false, .time = false};
-  expect_same(model.encode(film_of(golden, "in.film")), film_of(golden, "out.latents"), "encode");
-  expect_same(model.encode(film_of(golden, "in.picture")), film_of(golden, "out.picture_latents"), "encode one frame");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
-  expect_same(model.decode(film_of(golden, "in.latents1")), film_of(golden, "out.picture"), "decode one frame");
+  expect_same(model.encode(golden.film("in.film")), golden.film("out.latents"), "encode");
+  expect_same(model.encode(golden.film("in.picture")), golden.film("out.picture_latents"), "encode one frame");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
+  expect_same(model.decode(golden.film("in.latents1")), golden.film("out.picture"), "decode one frame");
 }
 
 TEST(VideoDcAe, TilesAsOpenSora) {
@@ -125,8 +115,8 @@ TEST(VideoDcAe, TilesAsOpenSora) {
   VideoAutoencoder model = dc_ae_model(weights);
   EXPECT_TRUE(model.tiling.time && model.tiling.space && model.tiling.frames == 32);
   model.tiling = {.space = true, .time = true, .size = 32, .frames = 16};
-  expect_same(model.encode(film_of(golden, "in.film")), film_of(golden, "out.latents"), "encode");
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
+  expect_same(model.encode(golden.film("in.film")), golden.film("out.latents"), "encode");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
 }
 
 // The last stretch of 7 latent frames in tiles of 4, every 3, would be a single one: it must not come out as one
@@ -147,21 +137,11 @@ TEST(FluxAe, EncodesAndDecodesAsOpenSora) {
   expect_same(model.decode(golden.channels_last("in.latents")), golden.channels_last("out.picture"), "decode");
 }
 
-std::string message(const std::function<void()>& body, ErrorKind kind) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.kind(), kind) << error.what();
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(VideoAutoencoder, SaysWhichFilmsFit) {
   Golden golden("vae3d"), golden_dc("dcae_video");
   VideoAutoencoder causal = causal_model(golden), dc_ae = dc_ae_model(golden_dc);
   auto refusal = [](VideoAutoencoder& model, int64_t frames, int64_t height, int64_t width) {
-    return message([&] { model.encode(Tensor::zeros({frames, height, width, 3})); }, ErrorKind::usage);
+    return message_of([&] { model.encode(Tensor::zeros({frames, height, width, 3})); }, ErrorKind::usage);
   };
   EXPECT_NE(refusal(causal, 8, 16, 16).find("the nearest are 5 and 9"), std::string::npos)
       << refusal(causal, 8, 16, 16);
@@ -171,16 +151,16 @@ TEST(VideoAutoencoder, SaysWhichFilmsFit) {
   EXPECT_NE(refusal(dc_ae, 9, 16, 16).find("the nearest are 8 and 12"), std::string::npos) << refusal(dc_ae, 9, 16, 16);
   EXPECT_NE(refusal(dc_ae, 3, 16, 16).find("the nearest are 1 and 4"), std::string::npos) << refusal(dc_ae, 3, 16, 16);
   auto latents = [&] { causal.decode(Tensor::zeros({2, 2, 2, 5})); };
-  EXPECT_NE(message(latents, ErrorKind::input).find("[2, 2, 2, 5]"), std::string::npos);
+  EXPECT_NE(message_of(latents, ErrorKind::input).find("[2, 2, 2, 5]"), std::string::npos);
   auto film = [&] { causal.encode(Tensor::zeros({1, 16, 16, 4})); };
-  EXPECT_NE(message(film, ErrorKind::input).find("[1, 16, 16, 4]"), std::string::npos);
+  EXPECT_NE(message_of(film, ErrorKind::input).find("[1, 16, 16, 4]"), std::string::npos);
   auto noise = [&] { causal.encode(Tensor::zeros({1, 16, 16, 3}), Tensor::zeros({1, 2, 2, 3})); };
-  EXPECT_NE(message(noise, ErrorKind::usage).find("[1, 2, 2, 3]"), std::string::npos);
+  EXPECT_NE(message_of(noise, ErrorKind::usage).find("[1, 2, 2, 3]"), std::string::npos);
   auto decode = [&] { causal.decode(Tensor::zeros({2, 2, 2, 4})); };
   causal.tiling.size = 30;
-  EXPECT_NE(message(decode, ErrorKind::usage).find("multiples of 8 and 4"), std::string::npos);
+  EXPECT_NE(message_of(decode, ErrorKind::usage).find("multiples of 8 and 4"), std::string::npos);
   causal.tiling = {.space = false, .time = true, .size = 30, .frames = 20};  // a quarter of five latents
-  EXPECT_NE(message(decode, ErrorKind::usage).find("in whole latents"), std::string::npos);
+  EXPECT_NE(message_of(decode, ErrorKind::usage).find("in whole latents"), std::string::npos);
 }
 
 TEST(VideoAutoencoder, KnowsAFileByItsTensors) {
@@ -196,16 +176,17 @@ TEST(VideoAutoencoder, KnowsAFileByItsTensors) {
   folder.write("config.json", golden.file.header().metadata.at("config"));
   VideoAutoencoder model = load_video_autoencoder(folder.path(), runtime());
   EXPECT_TRUE(model.causal());
-  expect_same(model.decode(film_of(golden, "in.latents")), film_of(golden, "out.film"), "decode");
+  expect_same(model.decode(golden.film("in.latents")), golden.film("out.film"), "decode");
   auto load = [&](const std::string& name) {
     return [&, name] { load_video_autoencoder(folder.path(name), runtime()); };
   };
-  EXPECT_NE(message(load("flux.safetensors"), ErrorKind::model).find("holds no film autoencoder"), std::string::npos);
+  EXPECT_NE(message_of(load("flux.safetensors"), ErrorKind::model).find("holds no film autoencoder"),
+            std::string::npos);
   auto wrong = [&] { load_flux_autoencoder(folder.path("diffusion_pytorch_model.safetensors"), runtime()); };
-  EXPECT_NE(message(wrong, ErrorKind::model).find("is not FLUX.1's autoencoder"), std::string::npos);
+  EXPECT_NE(message_of(wrong, ErrorKind::model).find("is not FLUX.1's autoencoder"), std::string::npos);
   TempFolder empty;
   auto none = [&] { load_video_autoencoder(empty.path(), runtime()); };
-  EXPECT_NE(message(none, ErrorKind::model).find("hunyuan_vae.safetensors"), std::string::npos);
+  EXPECT_NE(message_of(none, ErrorKind::model).find("hunyuan_vae.safetensors"), std::string::npos);
 }
 
 // Every tensor of the published files is asked for by its name and shape, and no other. All borrow the same zeros.
@@ -240,12 +221,12 @@ TEST(VideoAutoencoder, ReadsConfigsOfBothSpellings) {
       Config::parse(R"({"temporal_compression_ratio": 4, "scaling_factor": 0.5, "norm_num_groups": 16})", "c"));
   EXPECT_EQ(c.scaling_factor, 0.5);
   EXPECT_TRUE(!c.halves_time(0) && c.halves_time(1) && c.halves_time(2) && !c.halves_time(3));
-  EXPECT_EQ(message([] { read_causal_vae3d_config(Config::parse(R"({"block_out_channels": [32, 32]})", "c")); },
-                    ErrorKind::model)
+  EXPECT_EQ(message_of([] { read_causal_vae3d_config(Config::parse(R"({"block_out_channels": [32, 32]})", "c")); },
+                       ErrorKind::model)
                 .substr(0, 11),
             "c: 2 blocks");
   EXPECT_NE(
-      message([] { read_video_dc_ae_config(Config::parse(R"({"width_list": [32, 32]})", "c")); }, ErrorKind::model)
+      message_of([] { read_video_dc_ae_config(Config::parse(R"({"width_list": [32, 32]})", "c")); }, ErrorKind::model)
           .find("same length"),
       std::string::npos);
 }

@@ -5,6 +5,7 @@
 
 #include "graph/rewrite.h"
 #include "ops/elementwise.h"
+#include "ops/fuse_products.h"
 #include "ops/norm.h"
 #include "ops/quantize.h"
 #include "ops/shaping.h"

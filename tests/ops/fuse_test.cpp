@@ -4,6 +4,7 @@
 #include "graph/rewrite.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
+#include "ops/fuse_products.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/shaping.h"
@@ -121,6 +122,56 @@ TEST(FuseNormRope, JoinsANormWithItsTurn) {
     graph.output("normed", normed);  // which is then needed by itself
     EXPECT_TRUE(nodes_of(fuse_norm_rope(graph), kRmsNormRope).empty());
   }
+}
+
+TEST(MergeLinears, JoinsThoseOfTheSameX) {
+  Layer l;
+  Value q = linear(l.x, l.weight, l.bias), k = linear(l.x, l.graph.parameter("k", random_tensor({5, 4}, 3)), l.bias);
+  l.graph.output("y", concat({k, q}, 2));
+  Graph after = merge_linears(l.graph);
+  ASSERT_EQ(nodes_of(after, kLinear).size(), 1u);
+  EXPECT_EQ(nodes_of(after, kLinear)[0]->spec.shape, (Shape{2, 3, 10}));
+  EXPECT_EQ(nodes_of(after, kSlice).size(), 2u);
+  expect_same(l.graph, after);
+}
+
+TEST(MergeLinears, LeavesWhatCannotBeJoined) {
+  Layer l;
+  Value plain = linear(l.x, l.weight), biased = linear(l.x, l.weight, l.bias);
+  Value active = linear(l.x, l.weight, l.bias, "silu"),
+        of_another = linear(l.residual + l.residual, l.graph.input("w", {5, 5}));
+  l.graph.output("y", plain + biased + active + of_another);
+  EXPECT_EQ(nodes_of(merge_linears(l.graph), kLinear).size(), 4u);
+}
+
+TEST(MergeLinears, KeepsTheResultInBounds) {
+  Graph graph;
+  Value x = graph.input("x", {1, 1});
+  std::vector<Value> parts;
+  for (const char* name : {"a", "b", "c"}) {
+    parts.push_back(linear(x, graph.parameter(name, random_tensor({16384, 1}, static_cast<uint64_t>(*name)))));
+  }
+  graph.output("y", concat(parts, 1));
+  Graph after = merge_linears(graph);
+  ASSERT_EQ(nodes_of(after, kLinear).size(), 2u);
+  EXPECT_EQ(nodes_of(after, kLinear)[0]->spec.shape[1], 32768);
+  EXPECT_EQ(nodes_of(after, kLinear)[1]->spec.shape[1], 16384);
+  expect_same(graph, after);
+}
+
+TEST(DropRejoinedSlices, TakesTheWholeAlone) {
+  Graph graph;
+  Value x = graph.input("x", {2, 6});
+  graph.output("y", concat({slice(x, 1, 0, 2), slice(x, 1, 2, 6)}, 1));
+  Graph after = drop_rejoined_slices(graph);
+  EXPECT_TRUE(nodes_of(after, kSlice).empty());
+  expect_same(graph, after);
+  Graph others;
+  Value z = others.input("x", {2, 6});
+  others.output("y", concat({slice(z, 1, 2, 6), slice(z, 1, 0, 2)}, 1));       // in another order
+  others.output("less", concat({slice(z, 1, 0, 2), slice(z, 1, 2, 5)}, 1));    // without the end
+  others.output("across", concat({slice(z, 1, 0, 3), slice(z, 1, 3, 6)}, 0));  // along another axis
+  EXPECT_EQ(nodes_of(drop_rejoined_slices(others), kConcat).size(), 3u);
 }
 
 TEST(JoinBeforeSlicing, TakesColumnsOfJoinedLinears) {
