@@ -46,4 +46,53 @@ __device__ inline void finish_values(float (&y)[V], const Finishing<V>& with, Ac
   }
 }
 
+// Eight neighbours, 16-byte aligned.
+template <class T>
+struct Eight {
+  Pack<T> packs[8 / Pack<T>::kSize];
+
+  __device__ static Eight load(const T* from) {
+    Eight e;
+#pragma unroll
+    for (int i = 0; i < 8 / Pack<T>::kSize; ++i) e.packs[i] = load_pack(from + i * Pack<T>::kSize);
+    return e;
+  }
+  __device__ void floats(float (&to)[8]) const {
+#pragma unroll
+    for (int v = 0; v < 8; ++v) to[v] = to_float(packs[v / Pack<T>::kSize].values[v % Pack<T>::kSize]);
+  }
+};
+
+__device__ inline void load_eight(const void* values, DType dtype, int64_t at, float (&to)[8]) {
+  switch (dtype) {
+    case DType::f16: return Eight<__half>::load(static_cast<const __half*>(values) + at).floats(to);
+    case DType::bf16: return Eight<__nv_bfloat16>::load(static_cast<const __nv_bfloat16*>(values) + at).floats(to);
+    default: return Eight<float>::load(static_cast<const float*>(values) + at).floats(to);
+  }
+}
+
+// Finishes and stores eight columns: `with` but for gate and residual, which are read where it says so; `gate_packs`:
+// as one piece.
+template <class T>
+__device__ inline void finish_eight(float (&y)[8], Finishing<8>& with, const T* gate, bool gate_packs,
+                                    const Eight<T>& residual, Act act, T* out) {
+  if (with.gated) {
+    if (gate_packs) {
+      Eight<T>::load(gate).floats(with.gate);
+    } else {
+#pragma unroll
+      for (int v = 0; v < 8; ++v) with.gate[v] = to_float(gate[v]);
+    }
+  }
+  if (with.added) residual.floats(with.residual);
+  finish_values<T>(y, with, act);
+#pragma unroll
+  for (int pack = 0; pack < 8 / Pack<T>::kSize; ++pack) {
+    Pack<T> result;
+#pragma unroll
+    for (int v = 0; v < Pack<T>::kSize; ++v) result.values[v] = from_float<T>(y[pack * Pack<T>::kSize + v]);
+    store_pack(out + pack * Pack<T>::kSize, result);
+  }
+}
+
 }  // namespace kinora::cuda
