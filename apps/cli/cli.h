@@ -66,6 +66,9 @@ void add_yes(CLI::App* command, bool& yes);
 // ORG/NAME@REVISION, stands for its folder in the hub's cache; what is missing there is downloaded after asking.
 std::string model_folder(const std::string& given, const ModelRequest& request = {});
 std::string folder_from_hub(const std::string& given, const ModelRequest& request);  // of a name or a folder
+// What stands for that folder on other machines too, where it can: the name of a model that came along or is on the
+// hub.
+std::string model_name(const std::string& folder);
 std::string models_beside_program();  // the folder of the models that came with the program; empty when there is none
 
 // "input_ids" [batch, tokens], I32 or I64 in the file, as i32.

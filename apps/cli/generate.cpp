@@ -1,8 +1,12 @@
 // kinora generate: its flags, and what they and records come to.
 #include "generate.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <set>
 
@@ -138,14 +142,25 @@ std::string output_path(std::string pattern, uint64_t seed, int64_t index) {
   return pattern;
 }
 
+void check_output(const std::string& path) {
+  namespace fs = std::filesystem;
+  if (path.empty()) return;
+  std::error_code error;
+  if (fs::is_directory(path, error)) fail(ErrorKind::io, path + " is a folder; name a file to write");
+  fs::path folder = fs::path(path).parent_path();
+  if (folder.empty()) folder = ".";
+  if (!fs::is_directory(folder, error))
+    fail(ErrorKind::io, "the output folder " + folder.string() + " does not exist; create it first");
+  if (access(folder.c_str(), W_OK) != 0)
+    fail(ErrorKind::io, "cannot write into the folder " + folder.string() + ": " + std::strerror(errno));
+}
+
 void check_outputs(const std::vector<std::string>& paths) {
   std::set<std::string> seen;
   for (const std::string& path : paths) {
     if (!seen.insert(path).second)
       fail(ErrorKind::usage, "several pictures or films would be written to " + path + "; use {seed} or {index} in -o");
-    std::filesystem::path folder = std::filesystem::path(path).parent_path();
-    if (!folder.empty() && !std::filesystem::is_directory(folder))
-      fail(ErrorKind::io, "the output folder " + folder.string() + " does not exist; create it first");
+    check_output(path);
   }
 }
 

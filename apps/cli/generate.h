@@ -34,7 +34,9 @@ struct GenerateOptions {
 std::vector<uint64_t> seeds_of(const GenerateOptions& options);
 // `pattern` with {seed} and {index} filled in.
 std::string output_path(std::string pattern, uint64_t seed, int64_t index);
-// Throws Error(io) when the folder of an output does not exist, Error(usage) when two would have one name.
+// Throws Error(io) when a file cannot be written there: the name is a folder's, or its folder is missing or locked.
+void check_output(const std::string& path);
+// The same of all, and Error(usage) when two would have one name.
 void check_outputs(const std::vector<std::string>& paths);
 void check_noise_kind(const GenerateOptions& options);
 

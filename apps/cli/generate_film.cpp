@@ -10,8 +10,8 @@
 
 #include "cli.h"
 #include "core/log.h"
+#include "diffusion/video_denoiser.h"
 #include "generate.h"
-#include "io/hub.h"
 #include "io/safetensors.h"
 #include "io/video.h"
 #include "progress.h"
@@ -65,7 +65,7 @@ Json to_record(const GenerateOptions& o, const FilmRequest& r, const FilmPipelin
               {"noise", o.noise_kind}};
   if (!o.init.empty()) record["init_image"] = absolute(o.init);
   if (!r.first_picture.empty()) {
-    record["first_picture"] = hub::name_of_folder(r.first_picture);
+    record["first_picture"] = model_name(r.first_picture);
     if (!r.picture_resolution.empty()) record["picture_resolution"] = r.picture_resolution;
   }
   if (!o.film.tail.empty()) record["tail_image"] = absolute(o.film.tail);
@@ -153,6 +153,7 @@ FilmPaths paths_of(const std::vector<Job>& jobs) {
   for (const Job& job : jobs) {
     at_line(job, [&] {
       const GenerateOptions& o = job.options;
+      check_output(o.save_noise);
       for (uint64_t seed : seeds_of(o)) {
         auto index = static_cast<int64_t>(paths.films.size());
         written.push_back(paths.films.emplace_back(film_path(o.output, seed, index)));
@@ -318,8 +319,11 @@ int generate_films(const GenerateOptions& o, const std::vector<Job>& jobs) {
   FilmPaths paths = paths_of(jobs);
   size_t films = paths.films.size();
   if (!o.preview.empty()) check_image_path(o.preview);
+  check_output(o.preview);
   std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes, .films = true});
-  FilmRun run(o, FilmPipeline::load(folder, o.load), hub::name_of_folder(folder), std::move(paths));
+  if (!has_mmdit(folder, MmditRole::film) && std::filesystem::exists(folder + "/model_index.json"))
+    fail(ErrorKind::usage, folder + " draws pictures; leave --video out, or give the --model of films");
+  FilmRun run(o, FilmPipeline::load(folder, o.load), model_name(folder), std::move(paths));
   std::vector<std::vector<std::string>> texts(jobs.size());
   for (size_t i = 0; i < jobs.size(); ++i) at_line(jobs[i], [&] { texts[i] = run.check(jobs[i].options); });
   for (size_t first = 0; first < jobs.size();) {

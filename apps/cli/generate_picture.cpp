@@ -8,7 +8,7 @@
 
 #include "cli.h"
 #include "core/log.h"
-#include "io/hub.h"
+#include "diffusion/video_denoiser.h"
 #include "io/safetensors.h"
 #include "progress.h"
 #include "prompt_file.h"
@@ -90,6 +90,7 @@ std::vector<std::string> paths_of(const std::vector<Job>& jobs) {
   std::vector<std::string> paths;
   for (const Job& job : jobs) {
     at_line(job, [&] {
+      check_output(job.options.save_noise);
       for (uint64_t seed : seeds_of(job.options)) {
         paths.push_back(output_path(job.options.output, seed, static_cast<int64_t>(paths.size())));
         check_image_path(paths.back());
@@ -166,8 +167,11 @@ int generate_pictures(const GenerateOptions& o, const std::vector<Job>& jobs) {
   std::vector<std::string> paths = paths_of(jobs);
   size_t pictures = paths.size();
   if (!o.preview.empty()) check_image_path(o.preview);
+  check_output(o.preview);
   std::string folder = model_folder(o.model, {.variant = o.load.variant, .yes = o.yes});
-  PictureRun run(o, Pipeline::load(folder, o.load), hub::name_of_folder(folder), std::move(paths));
+  if (has_mmdit(folder, MmditRole::film) && !std::filesystem::exists(folder + "/model_index.json"))
+    fail(ErrorKind::usage, folder + " makes films; add --video, or give the --model of pictures");
+  PictureRun run(o, Pipeline::load(folder, o.load), model_name(folder), std::move(paths));
   for (const Job& job : jobs) at_line(job, [&] { run.check(job.options); });
   for (const Job& job : jobs) at_line(job, [&] { run.draw(job.options); });
   log(LogLevel::info, fmt::format("{} picture(s), {:.1f} s of processor time, at most {:.0f} MiB of memory", pictures,

@@ -1,8 +1,9 @@
-// kinora: text to image from the command line.
+// kinora: text to pictures and films from the command line.
 #include <signal.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
@@ -12,6 +13,7 @@
 
 #include "cli.h"
 #include "diffusion/video_denoiser.h"
+#include "io/hub.h"
 
 namespace kinora::cli {
 
@@ -54,9 +56,14 @@ std::string models_beside_program() {
 }
 
 std::string model_folder(const std::string& given, const ModelRequest& request) {
-  if (!given.empty()) return folder_from_hub(given, request);
-  if (const char* name = std::getenv("KINORA_MODEL"); name && *name) return folder_from_hub(name, request);
-  std::string models = models_beside_program();
+  std::string models = models_beside_program(), name = given;
+  if (const char* variable = std::getenv("KINORA_MODEL"); name.empty() && variable) name = variable;
+  if (!name.empty()) {
+    std::error_code error;  // "kinora-mini", as `kinora models` lists it, unless there is such a folder here
+    bool plain = name.find('/') == std::string::npos && name[0] != '.' && !std::filesystem::exists(name, error);
+    std::string beside = models + "/" + name;
+    return plain && !models.empty() && std::filesystem::exists(beside, error) ? beside : folder_from_hub(name, request);
+  }
   if (models.empty()) fail(ErrorKind::usage, "no model: give --model FOLDER or ORG/NAME, or set KINORA_MODEL");
   if (!request.films) return models + "/kinora-mini";
   std::string folder = models + "/kinora-mini-video";
@@ -65,6 +72,12 @@ std::string model_folder(const std::string& given, const ModelRequest& request) 
          "no model that makes films: give --model FOLDER with the published files of Open-Sora 2.0, or set "
          "KINORA_MODEL");
   return folder;
+}
+
+std::string model_name(const std::string& folder) {
+  std::filesystem::path path(folder);
+  std::string models = models_beside_program();
+  return !models.empty() && path.parent_path() == models ? path.filename().string() : hub::name_of_folder(folder);
 }
 
 // Not getrusage's figure, which begins with what the parent process held when it started this one.
@@ -95,8 +108,16 @@ static int exit_status(ErrorKind kind) {
   return 70;
 }
 
+// CLI11's words, but for a prompt without quotes, of which each word is an argument.
+static std::string describe(const CLI::ParseError& error, const CLI::App& app) {
+  std::vector<std::string> left = app.remaining(true);
+  bool words = std::none_of(left.begin(), left.end(), [](const std::string& word) { return word.starts_with('-'); });
+  if (left.empty() || !words || !app.got_subcommand("generate")) return error.what();
+  return "a prompt of several words needs quotes around it; '" + left[0] + "' stands by itself";
+}
+
 static int run(int argc, char** argv) {
-  CLI::App app{"Draws pictures from text with Sana models."};
+  CLI::App app{"Draws pictures and makes films from text."};
   app.set_version_flag("--version", "kinora " KINORA_VERSION);
   app.require_subcommand(1);
   app.footer(
@@ -114,7 +135,7 @@ static int run(int argc, char** argv) {
       std::fprintf(stderr, "kinora: unknown command '%s' (see kinora --help)\n", argv[1]);
       return 2;
     }
-    std::fprintf(stderr, "kinora: %s (see kinora --help)\n", error.what());
+    std::fprintf(stderr, "kinora: %s (see kinora --help)\n", describe(error, app).c_str());
     return 2;
   }
   return commands.at(app.get_subcommands().at(0)->get_name())();

@@ -29,9 +29,8 @@ size_t parse_bytes(const std::string& text) {
 
 std::string describe_bytes(size_t bytes) {
   char text[32];
-  bool giga = bytes >= size_t{1} << 30;
-  std::snprintf(text, sizeof text, "%.1f %s", static_cast<double>(bytes) / (giga ? 1 << 30 : 1 << 20),
-                giga ? "GiB" : "MiB");
+  bool giga = bytes >= 1000000000;
+  std::snprintf(text, sizeof text, "%.1f %s", static_cast<double>(bytes) / (giga ? 1e9 : 1e6), giga ? "GB" : "MB");
   return text;
 }
 

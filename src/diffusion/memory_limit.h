@@ -11,7 +11,7 @@ namespace kinora {
 
 // "12GB" (decimal), "12GiB", "900MB" or a number of bytes. Throws Error(usage).
 size_t parse_bytes(const std::string& text);
-std::string describe_bytes(size_t bytes);  // "11.2 GiB"
+std::string describe_bytes(size_t bytes);  // "11.2 GB"
 
 struct ComponentMemory {
   std::string name;

@@ -28,6 +28,7 @@ TEST_F(Cli, DrawsAndMakesTheSameBytesAgain) {
   EXPECT_NE(record.parameters.find("Negative prompt: blue\nSteps: 2, Sampler: dpm++, CFG scale: 2.5, Seed: 7"),
             std::string::npos);
   EXPECT_EQ(nlohmann::json::parse(record.json)["prompt"], "a \"red\" apple, naïve");
+  EXPECT_EQ(nlohmann::json::parse(record.json)["model"], "kinora-mini");
   o = run("generate --from 7-0.png -o again.png --threads 1");
   ASSERT_EQ(o.status, 0) << o.err;
   EXPECT_EQ(text("again.png"), first);
@@ -103,6 +104,8 @@ TEST_F(Cli, WrongUse) {
   expect_error("generate cat --batch 65", 2, "batch");
   expect_error("generate cat -o picture.bmp", 2, "bmp");
   expect_error("generate cat --model nowhere", 5, "nowhere");
+  expect_error("generate a yellow star", 2, "needs quotes around it; 'yellow' stands by itself");
+  expect_error("generate a cat --paws 4", 2, "--paws");
   expect_error("generate cat --model .", 5, "model_index.json");
   expect_error("generate --prompt-file nowhere.txt", 5, "nowhere.txt");
   expect_error("generate --from out.txt", 3, "out.txt");
@@ -130,6 +133,7 @@ TEST_F(Cli, OutputThatCannotBeWritten) {
     std::filesystem::permissions(temp_.path("locked"),
                                  std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
     expect_error("generate cat --steps 1 -o locked/cat.png", 5, "locked");
+    EXPECT_TRUE(text("err.txt").starts_with("kinora: "));  // before the work
   }
 }
 

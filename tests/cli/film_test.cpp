@@ -8,8 +8,6 @@
 namespace kinora::test {
 namespace {
 
-const std::string kMiniVideo = KINORA_SOURCE_DIR "/models/kinora-mini-video";
-
 TEST_F(FilmCli, MakesAFilmAndTheSameBytesAgain) {
   Outcome o = film(
       "'a yellow star, naïve' --seed 7 -n 'blue' --motion-score 3 --fps-save 12 -o film.mp4 "
@@ -28,7 +26,7 @@ TEST_F(FilmCli, MakesAFilmAndTheSameBytesAgain) {
   EXPECT_EQ(record["steps"], 3);
   EXPECT_EQ(record["guidance"], 7.5);
 
-  ASSERT_EQ(film("'a yellow star, naïve' --seed 7 -n 'blue' --motion-score 3 --fps-save 12 -o second.mp4").status, 0);
+  ASSERT_EQ(film("'a yellow star, naïve' --seed 7 -n 'blue' --motion-score 3 --fps 12 -o second.mp4").status, 0);
   EXPECT_EQ(text("second.mp4"), text("film.mp4"));
   o = run("generate --from film.mp4 -o again.mp4 --threads 1");
   ASSERT_EQ(o.status, 0) << o.err;
@@ -62,7 +60,7 @@ TEST_F(FilmCli, Previews) {
   EXPECT_EQ(text("plain.mp4"), text("film.mp4"));
   for (const char* made : {"film.mp4", "plain.mp4"}) std::filesystem::remove(temp_.path(made));
   expect_film_error("star --preview strip.doc -o film.mp4", 2, "strip.doc");
-  expect_film_error("star --preview none/strip.png -o film.mp4", 5, "none/strip.png");
+  expect_film_error("star --preview none/strip.png -o film.mp4", 5, "folder none does not exist");
 }
 
 TEST_F(FilmCli, InspectAndBench) {
@@ -290,10 +288,26 @@ TEST_F(FilmCli, WrongRequestsAreOneLineAndLeaveNothing) {
   expect_error("generate --from given.jpg -o film.mp4", 3, "no record");
   expect_error("generate star --frames 5", 2, "--frames is for films; add --video");
   expect_error("generate --video star --model none -o film.mp4", 5, "none is no folder");
-  if (!std::filesystem::exists(kMiniVideo))
-    expect_error("generate --video star -o film.mp4", 2, "no model that makes films", "unset KINORA_MODEL;");
-  expect_error("generate --video star --model '" KINORA_SOURCE_DIR "/models/kinora-mini' -o film.mp4", 5,
-               "Open_Sora_v2.safetensors");
+  std::filesystem::create_directory(temp_.path("given-nothing"));
+  expect_error("generate --video star --model given-nothing -o film.mp4", 5, "Open_Sora_v2.safetensors");
+  expect_error("generate --video star --model '" KINORA_SOURCE_DIR "/models/kinora-mini' -o film.mp4", 2,
+               "leave --video out");
+  expect_error("generate star --model model -o film.jpg", 2, "add --video");
+}
+
+// Before anything is made.
+TEST_F(FilmCli, OutputsThatCannotBeWrittenAreRefusedAtOnce) {
+  std::filesystem::create_directory(temp_.path("given.mp4"));
+  std::filesystem::create_directory(temp_.path("given.jpg"));
+  std::pair<const char*, const char*> cases[] = {{"-o given.mp4", "given.mp4 is a folder"},
+                                                 {"-o film.mp4 --preview given.jpg", "given.jpg is a folder"},
+                                                 {"-o film.mp4 --contact-sheet given.jpg", "given.jpg is a folder"},
+                                                 {"-o none/film.mp4", "folder none does not exist"},
+                                                 {"-o film.mp4 --save-noise none/noise.bin", "folder none does not"}};
+  for (const auto& [output, word] : cases) {
+    expect_film_error("star " + std::string(output), 5, word);
+    EXPECT_TRUE(text("err.txt").starts_with("kinora: ")) << text("err.txt");
+  }
 }
 
 // Where what differs from the corner's colour is: its mean column.
@@ -310,7 +324,6 @@ double centre_column(const Image& frame) {
 }
 
 TEST_F(FilmCli, TheModelThatComesAlongMovesAStar) {
-  if (!std::filesystem::exists(kMiniVideo)) GTEST_SKIP() << "no " << kMiniVideo;
   Outcome o = run("generate --video 'a yellow star moves from left to right' --device cpu -o given-star.mp4",
                   "unset KINORA_MODEL;");
   ASSERT_EQ(o.status, 0) << o.err;
@@ -320,6 +333,39 @@ TEST_F(FilmCli, TheModelThatComesAlongMovesAStar) {
   double first = centre_column(film.front()), last = centre_column(film.back());
   EXPECT_GT(first, 0);
   EXPECT_GT(last, first + 20);
+  auto record = nlohmann::json::parse(VideoReader::open(temp_.path("given-star.mp4")).info().record);
+  EXPECT_EQ(record["model"], "kinora-mini-video");  // no path of this machine
+}
+
+TEST_F(FilmCli, TheModelThatComesAlongGivesTheSameBytes) {
+  const std::string star =
+      "generate --video 'a yellow star moves up' --model kinora-mini-video --device cpu --steps 2 ";
+  ASSERT_EQ(run(star + "-t 1 -o one.mp4").status, 0) << text("err.txt");
+  for (const char* threads : {"-t 2", "-t 1"}) {
+    ASSERT_EQ(run(star + threads + " -o other.mp4").status, 0) << text("err.txt");
+    EXPECT_EQ(text("other.mp4"), text("one.mp4")) << threads;
+  }
+}
+
+TEST_F(FilmCli, ModelsThatComeAlongGoByName) {
+  EXPECT_NE(run("inspect kinora-mini-video --device cpu").out.find("128x128, 33 frames"), std::string::npos);
+  expect_error("generate --video star --model kinora-mini -o film.mp4", 2, "draws pictures");
+  expect_error("generate star --model kinora-mini-video -o film.jpg", 2, "makes films");
+  expect_error("generate --video star --model kinora-maxi -o film.mp4", 5, "kinora-maxi is no folder");
+}
+
+TEST_F(FilmCli, WithoutAFilmModelBesideTheProgram) {
+  namespace fs = std::filesystem;
+  fs::copy(KINORA_BINARY_DIR "/kinora", temp_.path("given-kinora"));
+  fs::create_directory(temp_.path("models"));
+  fs::create_directory_symlink(KINORA_SOURCE_DIR "/models/kinora-mini", temp_.path("models/kinora-mini"));
+  int status = std::system(("cd '" + temp_.path() +
+                            "' && unset KINORA_MODEL; ./given-kinora generate --video star "
+                            "-o film.mp4 >out.txt 2>err.txt")
+                               .c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 2);
+  EXPECT_NE(text("err.txt").find("no model that makes films"), std::string::npos) << text("err.txt");
+  EXPECT_FALSE(fs::exists(temp_.path("film.mp4")));
 }
 
 TEST_F(FilmCli, AFolderWithHalfOfTheFilesNamesWhatIsMissing) {

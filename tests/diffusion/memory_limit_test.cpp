@@ -20,6 +20,11 @@ TEST(MemoryLimit, Amounts) {
     EXPECT_THROW(parse_bytes(bad), Error) << bad;
 }
 
+TEST(MemoryLimit, IsSaidAsItIsGiven) {
+  EXPECT_EQ(describe_bytes(parse_bytes("200MB")), "200.0 MB");
+  EXPECT_EQ(describe_bytes(parse_bytes("1.5GB")), "1.5 GB");
+}
+
 TEST(MemoryLimit, LeavesRoomForWeights) {
   Runtime device{&cpu::backend(), context(1), DType::f32};
   device.context.device = std::make_shared<HostDevice>();

@@ -1,14 +1,17 @@
 """Makes films of the held-out prompts with the program and judges them:
 
     python evaluate.py --data FOLDER --out FOLDER [--program ../../build/kinora] [--model FOLDER] [--count 100] [--pictures 25]
+                       [--arguments "--quantize int8"] [--compare FOLDER]
 
 --data is the folder of films.py. Films that are in --out already are not made again. For the first --pictures prompts it
-also gives the program a first picture and compares the film's first frame with it.
+also gives the program a first picture and compares the film's first frame with it. --arguments are more of the program's;
+--compare gives the PSNR to the films of the same prompts in another --out, and does not measure the judge once more.
 """
 import argparse
 import json
 import pathlib
 import random
+import shlex
 import subprocess
 import time
 
@@ -31,6 +34,7 @@ def make(args, folder, prompt, seed, *more):
         return None
     folder.mkdir(parents=True, exist_ok=True)
     command = [args.program, "generate", "--video", prompt, "--seed", str(seed), "-q", "-o", f"{folder}/{{index}}.png", *more]
+    command += shlex.split(args.arguments)
     begin = time.time()
     subprocess.run(command + (["--model", args.model] if args.model else []), check=True, stdout=subprocess.DEVNULL)
     return time.time() - begin
@@ -89,6 +93,16 @@ def judge_pictures(judge, args, entries):
           f"right motion {right / n:.1%}")
 
 
+def compare(args, count):
+    """Peak signal to noise ratio, in dB: of the mean squared error over all films, and the median of each film's."""
+    errors = []
+    for i in range(count):
+        ours, theirs = (read_film(folder / f"text-{i:03}") for folder in (args.out, args.compare))
+        errors.append(float((ours - theirs).square().mean()) / 4)
+    psnr = lambda error: -10 * np.log10(max(error, 1e-9))
+    print(f"{count} films from text: PSNR {psnr(np.mean(errors)):.1f} dB over all, {psnr(np.median(errors)):.1f} dB at the median")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
@@ -97,9 +111,15 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--pictures", type=int, default=25)
+    parser.add_argument("--arguments", default="")
+    parser.add_argument("--compare", type=pathlib.Path)
     options = parser.parse_args()
     judge = Judge()
-    measure_judge(judge, options)
+    if not options.compare:
+        measure_judge(judge, options)
     entries = [json.loads(line) for line in (films.HERE / "eval_prompts.jsonl").read_text().splitlines()][:options.count]
     judge_texts(judge, options, entries)
-    judge_pictures(judge, options, entries[:options.pictures])
+    if options.compare:
+        compare(options, len(entries))
+    if options.pictures:
+        judge_pictures(judge, options, entries[:options.pictures])

@@ -1,5 +1,5 @@
 """The tokenizers of kinora-mini-video, of T5's and of CLIP's kind: `python text.py --data FOLDER` trains them on prompts
-and writes FOLDER/t5/ and FOLDER/clip/. Needs sentencepiece and transformers; using them takes only tokenizers."""
+and writes FOLDER/t5/ and FOLDER/clip/. Needs sentencepiece, protobuf and transformers; using them takes only tokenizers."""
 import argparse
 import collections
 import io
