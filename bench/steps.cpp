@@ -1,6 +1,5 @@
 // Times single steps of the models at full size on the GPU: bench_steps [NAME…], microseconds and the bandwidth that
-// reading each input once and writing the output once would need; --int8 and --coded [NAME…] compare forms of a
-// product.
+// reading each input once and writing the output once would need; --glu and --int8 [NAME…] compare forms of one step.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -8,7 +7,6 @@
 
 #include "core/rng.h"
 #include "cuda/backend.h"
-#include "cuda/coded_product.h"
 #include "cuda/int8_product.h"
 #include "cuda/kernels.h"
 #include "diffusion/backends.h"
@@ -294,14 +292,14 @@ void measure(const Case& c, const Runtime& runtime) {
   std::fflush(stdout);
 }
 
-struct ProductCase {
+struct Int8Case {
   const char* name;
   int64_t m, n, k;
   bool bias = false;
   const char* act = "none";
   bool gate = false, residual = false;
 };
-constexpr ProductCase kInt8Cases[] = {
+constexpr Int8Case kInt8Cases[] = {
     {"int8-1.6b-qkv", 2048, 6720, 2240},
     {"int8-1.6b-out", 2048, 2240, 2240, true},
     {"int8-1.6b-glu", 2048, 11200, 2240, true},
@@ -313,23 +311,10 @@ constexpr ProductCase kInt8Cases[] = {
     {"int8-mmdit-both", 8828, 21504, 3072, true},
 };
 
-constexpr ProductCase kCodedCases[] = {
-    {"nvfp4-1.6b-qkv", 2048, 6720, 2240},
-    {"nvfp4-1.6b-out", 2048, 2240, 2240, true},
-    {"nvfp4-1.6b-glu", 2048, 11200, 2240, true},
-    {"nvfp4-1.6b-down", 2048, 2240, 5600},
-    {"nvfp4-1.6b-caption", 600, 4480, 2240, true},
-    {"nvfp4-gemma-mlp", 600, 18432, 2304},
-    {"nvfp4-mmdit-qkv", 8828, 9216, 3072, true},
-    {"nvfp4-mmdit-mlp", 8828, 12288, 3072, true, "gelu_tanh"},
-    {"nvfp4-mmdit-down", 8828, 3072, 12288, true, "none", true, true},
-    {"nvfp4-mmdit-both", 8828, 21504, 3072, true},
-};
-
 // One product with random operands; `format` empty: of bf16.
 struct ProductBench {
   const Runtime& runtime;
-  const ProductCase& c;
+  const Int8Case& c;
   std::map<std::string, Tensor> feed;
 
   Value build(Graph& graph, std::optional<QuantFormat> format, const Tensor& weight) {
@@ -345,10 +330,8 @@ struct ProductBench {
       Value w = graph.parameter("w", weight);
       return residual.defined() ? linear_add(x, w, bias, residual, gate) : linear(x, w, bias, c.act);
     }
-    QuantizedMatrix q = quantize_matrix(weight, *format, runtime.context.pool.get());
+    QuantizedMatrix q = quantize_matrix(weight, *format);
     QuantizedWeight codes{*format, graph.parameter("codes", q.codes), graph.parameter("scale", q.scale), {}};
-    if (q.scale_2.defined()) codes.scale_2 = graph.parameter("scale_2", q.scale_2);
-    if (!quantizes_rows(*format)) return quantized_linear(x, codes, {bias, c.act, gate, residual});
     return quantized_linear_rows(quantize_rows(x, *format), codes, {bias, c.act, gate, residual}, {1, c.m},
                                  DType::bf16);
   }
@@ -391,16 +374,13 @@ struct ProductBench {
   }
 };
 
-bool wanted(const ProductCase& c, std::span<char*> names) {
-  return names.empty() || std::ranges::any_of(names, [&](const char* name) { return !std::strcmp(name, c.name); });
-}
-
 // Products of INT8 codes: microseconds and TOP/s in bf16 and FP8 (cuBLASLt), then of INT8 by cuBLASLt with a kernel
 // that finishes its sums, and by each of our own kernels with the largest difference from that.
 void compare_int8(const Runtime& runtime, std::span<char*> names) {
   using cuda::Int8Kernel;
-  for (const ProductCase& c : kInt8Cases) {
-    if (!wanted(c, names)) continue;
+  for (const Int8Case& c : kInt8Cases) {
+    auto is_named = [&](const char* name) { return !std::strcmp(name, c.name); };
+    if (!names.empty() && std::none_of(names.begin(), names.end(), is_named)) continue;
     ProductBench bench{runtime, c, {}};
     Tensor weight = filled({c.n, c.k});
     std::printf("%-16s", c.name);
@@ -414,27 +394,6 @@ void compare_int8(const Runtime& runtime, std::span<char*> names) {
       bench.measure(what, QuantFormat::int8, weight, expected);
     }
     cuda::int8_kernel_override.reset();
-    std::printf("\n");
-  }
-}
-
-// Products with coded weights: microseconds and TOP/s in bf16 (cuBLASLt), then of each format with the weight decoded
-// into memory first, and decoded in registers with the largest difference from that.
-void compare_coded(const Runtime& runtime, std::span<char*> names) {
-  for (const ProductCase& c : kCodedCases) {
-    if (!wanted(c, names)) continue;
-    ProductBench bench{runtime, c, {}};
-    Tensor weight = filled({c.n, c.k});
-    std::printf("%-18s", c.name);
-    bench.measure("bf16", {}, weight, {});
-    for (QuantFormat format : {QuantFormat::nvfp4, QuantFormat::int8_weights, QuantFormat::fp8_weights}) {
-      cuda::coded_product_override = false;
-      std::string name(quant_format_name(format));
-      Tensor expected = bench.measure((name + " decoded").c_str(), format, weight, {});
-      cuda::coded_product_override = true;
-      if (cuda::coded_kernel_runs()) bench.measure("in registers", format, weight, expected);
-      cuda::coded_product_override.reset();
-    }
     std::printf("\n");
   }
 }
@@ -454,13 +413,9 @@ int main(int argc, char** argv) {
     compare_int8(runtime, {argv + 2, static_cast<size_t>(argc - 2)});
     return 0;
   }
-  if (argc > 1 && std::string_view(argv[1]) == "--coded") {
-    compare_coded(runtime, {argv + 2, static_cast<size_t>(argc - 2)});
-    return 0;
-  }
   for (const Case& c : cases()) {
-    bool is_wanted =
+    bool wanted =
         argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char* name) { return !std::strcmp(name, c.name); });
-    if (is_wanted) measure(c, runtime);
+    if (wanted) measure(c, runtime);
   }
 }

@@ -8,6 +8,31 @@
 
 namespace kinora::cuda {
 
+// Eight neighbours, 16-byte aligned.
+template <class T>
+struct Eight {
+  Pack<T> packs[8 / Pack<T>::kSize];
+
+  __device__ static Eight load(const T* from) {
+    Eight e;
+#pragma unroll
+    for (int i = 0; i < 8 / Pack<T>::kSize; ++i) e.packs[i] = load_pack(from + i * Pack<T>::kSize);
+    return e;
+  }
+  __device__ void floats(float (&to)[8]) const {
+#pragma unroll
+    for (int v = 0; v < 8; ++v) to[v] = to_float(packs[v / Pack<T>::kSize].values[v % Pack<T>::kSize]);
+  }
+};
+
+__device__ inline void load_eight(const void* values, DType dtype, int64_t at, float (&to)[8]) {
+  switch (dtype) {
+    case DType::f16: return Eight<__half>::load(static_cast<const __half*>(values) + at).floats(to);
+    case DType::bf16: return Eight<__nv_bfloat16>::load(static_cast<const __nv_bfloat16*>(values) + at).floats(to);
+    default: return Eight<float>::load(static_cast<const float*>(values) + at).floats(to);
+  }
+}
+
 // Of one warp. A block is 16 rows of 32 columns; a lane finishes, in two of its rows, 8 columns.
 template <class T>
 class SumsFinish {
@@ -84,9 +109,25 @@ class SumsFinish {
       with.column_scale[v] = beside.column_scale[v];
       with.bias[v] = beside.bias[v];
     }
-    finish_eight<T>(y, with, static_cast<const T*>(p_.data.gate) + gate_[i] + beside.column, p_.gate_packs,
-                    beside.residual[i], p_.finish.act,
-                    static_cast<T*>(p_.data.out) + int64_t{rows_[i]} * p_.finish.out_row + beside.column);
+    if (with.gated) {
+      const T* gate = static_cast<const T*>(p_.data.gate) + gate_[i] + beside.column;
+      if (p_.gate_packs) {
+        Eight<T>::load(gate).floats(with.gate);
+      } else {
+#pragma unroll
+        for (int v = 0; v < 8; ++v) with.gate[v] = to_float(gate[v]);
+      }
+    }
+    if (with.added) beside.residual[i].floats(with.residual);
+    finish_values<T>(y, with, p_.finish.act);
+    T* out = static_cast<T*>(p_.data.out) + int64_t{rows_[i]} * p_.finish.out_row + beside.column;
+#pragma unroll
+    for (int pack = 0; pack < 8 / Pack<T>::kSize; ++pack) {
+      Pack<T> result;
+#pragma unroll
+      for (int v = 0; v < Pack<T>::kSize; ++v) result.values[v] = from_float<T>(y[pack * Pack<T>::kSize + v]);
+      store_pack(out + pack * Pack<T>::kSize, result);
+    }
   }
 
   const Int8Arguments& p_;

@@ -28,6 +28,13 @@ bool fits(int64_t m, int64_t n, int64_t k, const ProductFinish& finish) {
   return whole && k * 127 * 127 < kMost && n < kMost && m * ceil_div(n, 8) < kMost;
 }
 
+bool multiples(const Layout<1>& layout, int64_t of) {
+  for (int axis = 0; axis < layout.rank; ++axis) {
+    if (layout.strides[0][axis] % of != 0) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 bool int8_kernel_runs(Int8Kernel kernel) {
@@ -50,11 +57,14 @@ Int8Product::Int8Product(int64_t m, int64_t n, int64_t k, const ProductFinish& f
 }
 
 void Int8Product::enqueue(cudaStream_t stream, const void* x, const void* w, const ProductFinish::Data& data) const {
+  constexpr int64_t kPack = 16;
   Int8Arguments arguments = arguments_;
   arguments.data = data;
   arguments.x = static_cast<const int8_t*>(x);
   arguments.w = static_cast<const int8_t*>(w);
-  arguments.gate_packs = gate_packs(arguments.finish, data.gate);
+  arguments.gate_packs =
+      reinterpret_cast<uintptr_t>(data.gate) % kPack == 0 &&
+      multiples(arguments.finish.gates, kPack / static_cast<int64_t>(dtype_size(arguments.finish.dtype)));
   launch_(stream, arguments);
 }
 

@@ -3,7 +3,6 @@
 // next tile's operands are on their way. Clusters of two blocks, each of which fetches half of the weight's rows for
 // both, took a third longer.
 #include "cuda/int8_finish.cuh"
-#include "cuda/tensor_map.h"
 #include "cuda/wgmma.cuh"
 
 namespace kinora::cuda {
@@ -26,6 +25,17 @@ struct Places {
   __device__ uint32_t stage(uint32_t i) const { return base + i * kStage; }
   __device__ uint32_t full(uint32_t i) const { return base + kStages * kStage + kStaging + i * 16; }
   __device__ uint32_t empty(uint32_t i) const { return full(i) + 8; }
+};
+
+// A stage, and the parity of its full barrier's present phase.
+template <uint32_t kStages>
+struct Turn {
+  uint32_t stage = 0, parity = 0;
+  __device__ void next() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
 };
 
 struct Operands {
@@ -147,12 +157,46 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
+using Encode = decltype(cuTensorMapEncodeTiled);
+
+// The driver's own function, which the program is not linked to; null where there is none.
+Encode* encode() {
+  static Encode* const function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    cudaError_t status =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+    if (status != cudaSuccess || result != cudaDriverEntryPointSuccess) {
+      cudaGetLastError();
+      found = nullptr;
+    }
+    return reinterpret_cast<Encode*>(found);
+  }();
+  return function;
+}
+
+// Codes [rows, k] in boxes of box_rows rows and kDepth bytes.
+CUtensorMap tensor_map(const int8_t* codes, int rows, int k, int box_rows) {
+  CUtensorMap map;
+  cuuint64_t extents[] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)};
+  cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(k)};
+  cuuint32_t box[] = {kDepth, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+  CUresult result = encode()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<int8_t*>(codes), extents, row_bytes,
+                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    fail(ErrorKind::internal, "the driver makes no map of codes [" + std::to_string(rows) + ", " + std::to_string(k) +
+                                  "]: error " + std::to_string(static_cast<int>(result)));
+  }
+  return map;
+}
+
 template <class T, int kColumns>
 void launch(cudaStream_t stream, const Int8Arguments& arguments) {
   Int8Arguments p = arguments;
   p.tile_rows = static_cast<int>(ceil_div(p.m, kRows));
   p.tile_columns = static_cast<int>(ceil_div(p.n, kColumns));
-  Operands operands{tensor_map(p.x, 1, p.m, p.k, kRows, kDepth), tensor_map(p.w, 1, p.n, p.k, kColumns, kDepth)};
+  Operands operands{tensor_map(p.x, p.m, p.k, kRows), tensor_map(p.w, p.n, p.k, kColumns)};
   int blocks = std::min(p.tile_rows * p.tile_columns, device_limits().multiprocessors);
   product_kernel<T, kColumns>
       <<<dim3(static_cast<unsigned>(blocks)), kThreads, Places<kColumns>::kShared, stream>>>(p, operands);
@@ -170,7 +214,7 @@ Int8Launch* prepare_kernel() {
 
 bool int8_wgmma_runs(const DeviceLimits& limits) {
 #ifdef KINORA_SM90A
-  return limits.major == 9 && limits.minor == 0 && limits.shared_bytes >= kSharedLimit && has_tensor_maps();
+  return limits.major == 9 && limits.minor == 0 && limits.shared_bytes >= kSharedLimit && encode();
 #else
   return false;
 #endif

@@ -27,15 +27,4 @@ struct ProductFinish {
   void enqueue(cudaStream_t stream, const Data& data) const;
 };
 
-// Whether 16 bytes of a gate can be read as one in every row.
-inline bool gate_packs(const ProductFinish& finish, const void* gate) {
-  constexpr int64_t kPack = 16;
-  const Layout<1>& rows = finish.gates;
-  bool packs = reinterpret_cast<uintptr_t>(gate) % kPack == 0;
-  for (int axis = 0; axis < rows.rank; ++axis) {
-    packs = packs && rows.strides[0][axis] % (kPack / static_cast<int64_t>(dtype_size(finish.dtype))) == 0;
-  }
-  return packs;
-}
-
 }  // namespace kinora::cuda

@@ -1,10 +1,9 @@
 // Products with quantized weights. Rows of codes meet codes on the tensor cores of 8-bit types; where x stays as it is,
-// the weight becomes numbers of x's type in registers, or in scratch memory first.
+// the weight becomes numbers of x's type in scratch memory first.
 #include <algorithm>
 #include <array>
 #include <optional>
 
-#include "cuda/coded_product.h"
 #include "cuda/cublaslt.h"
 #include "cuda/int8_product.h"
 #include "cuda/kernels.h"
@@ -269,26 +268,13 @@ bool supports_quantized_linear(const StepSpec& spec) {
 
 Step make_quantized_linear(const StepSpec& spec) {
   Linear l(spec);
-  Step step;
-  CodedProduct product(l.at.format, l.m, l.n, l.k, finish_of(spec, l, DType::f32));
-  if (product.available()) {
-    step.run = [product, l](const StepArgs& args) {
-      product.enqueue(
-          stream_of(args), args.in[0],
-          {args.in[l.at.codes], args.in[l.at.scale], static_cast<const float*>(l.given(args, l.at.scale_2))},
-          {.bias = l.given(args, l.at.bias),
-           .gate = l.given(args, l.at.gate),
-           .residual = l.given(args, l.at.residual),
-           .out = args.out});
-    };
-    return step;
-  }
   auto row_bytes = l.k * static_cast<int64_t>(dtype_size(l.dtype));
   std::optional<OneProduct> one = OneProduct::choose(l, product_shape(l, l.dtype, l.dtype), part_of(l.n, row_bytes));
   if (!one) fail(ErrorKind::internal, "cuBLASLt has no product of this shape");
   ProductFinish finish = finish_of(spec, l, l.dtype);
   finish.act = one->act_left;
   finish.sums_row = l.row;
+  Step step;
   step.scratch_bytes = one->workspace() + static_cast<size_t>(one->part * row_bytes);
   step.run = [one = *one, finish, l](const StepArgs& args) {
     std::byte* weight = args.scratch + one.workspace();

@@ -35,17 +35,6 @@ __device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
   }
 }
 
-// Of stages in shared memory that are filled in turn: one, and the parity of its full barrier's present phase.
-template <uint32_t kStages>
-struct Turn {
-  uint32_t stage = 0, parity = 0;
-  __device__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
-
 // The map's box from these coordinates on; what lies beyond the tensor is zeros, and counts as bytes.
 __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int x, int y, uint32_t barrier) {
   asm volatile(
@@ -85,63 +74,34 @@ __device__ inline void give_registers() {
 template <int kColumns>
 __device__ inline void wgmma_s8(int32_t (&sums)[kColumns / 8][4], uint64_t x, uint64_t w, uint32_t add);
 
-// sums = w [64, 16] · x [kColumns, 16]ᵀ, plus what they were where `add` is not 0; w in registers, which hold for each
-// warp 16 of the rows as mma's A.
-template <class T, int kColumns>
-__device__ inline void wgmma_16(float (&sums)[kColumns / 8][4], const uint32_t (&w)[4], uint64_t x, uint32_t add);
-
-// The operands' names in tens, and the sums of 8 and 32 columns, as operands of a kind.
+// The operands' names in tens, and the sums of 8 and 32 columns.
 #define KINORA_TEN(t) \
   "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
-#define KINORA_8(kind, j) kind(sums[j][0]), kind(sums[j][1]), kind(sums[j][2]), kind(sums[j][3])
-#define KINORA_32(kind, j) KINORA_8(kind, j), KINORA_8(kind, j + 1), KINORA_8(kind, j + 2), KINORA_8(kind, j + 3)
-#define KINORA_64(kind, j) KINORA_32(kind, j), KINORA_32(kind, j + 4)
-#define KINORA_128(kind, j) KINORA_64(kind, j), KINORA_64(kind, j + 8)
-#define KINORA_144(kind) KINORA_128(kind, 0), KINORA_8(kind, 16), KINORA_8(kind, 17)
-#define KINORA_176(kind) KINORA_128(kind, 0), KINORA_32(kind, 16), KINORA_8(kind, 20), KINORA_8(kind, 21)
-#define KINORA_208(kind) KINORA_128(kind, 0), KINORA_64(kind, 16), KINORA_8(kind, 24), KINORA_8(kind, 25)
-#define KINORA_256(kind) KINORA_128(kind, 0), KINORA_128(kind, 16)
-#define KINORA_WGMMA_S8(columns, names, x_name, w_name, add_name)                                                      \
+#define KINORA_8(j) "+r"(sums[j][0]), "+r"(sums[j][1]), "+r"(sums[j][2]), "+r"(sums[j][3])
+#define KINORA_32(j) KINORA_8(j), KINORA_8(j + 1), KINORA_8(j + 2), KINORA_8(j + 3)
+#define KINORA_64(j) KINORA_32(j), KINORA_32(j + 4)
+#define KINORA_128(j) KINORA_64(j), KINORA_64(j + 8)
+#define KINORA_WGMMA(columns, names, x_name, w_name, add_name, ...)                                                    \
   template <>                                                                                                          \
   __device__ inline void wgmma_s8<columns>(int32_t(&sums)[columns / 8][4], uint64_t x, uint64_t w, uint32_t add) {     \
     asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, " add_name ", 0;\n\twgmma.mma_async.sync.aligned.m64n" #columns \
                  "k32.s32.s8.s8 {" names "}, " x_name ", " w_name ", p;\n\t}"                                          \
-                 : KINORA_##columns("+r")                                                                              \
+                 : __VA_ARGS__                                                                                         \
                  : "l"(x), "l"(w), "r"(add)                                                                            \
                  : "memory");                                                                                          \
   }
-#define KINORA_WGMMA_16(T, type, columns, names, w_names, x_name, add_name)                                            \
-  template <>                                                                                                          \
-  __device__ inline void wgmma_16<T, columns>(float(&sums)[columns / 8][4], const uint32_t(&w)[4], uint64_t x,         \
-                                              uint32_t add) {                                                          \
-    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, " add_name ", 0;\n\twgmma.mma_async.sync.aligned.m64n" #columns \
-                 "k16.f32." type "." type " {" names "}, {" w_names "}, " x_name ", p, 1, 1, 0;\n\t}"                  \
-                 : KINORA_##columns("+f")                                                                              \
-                 : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x), "r"(add)                                        \
-                 : "memory");                                                                                          \
-  }
-// The names of the sums and of six operands that follow.
-#define KINORA_WGMMA(columns, names, a, b, c, d, e, f)                         \
-  KINORA_WGMMA_S8(columns, names, a, b, c)                                     \
-  KINORA_WGMMA_16(__half, "f16", columns, names, a ", " b ", " c ", " d, e, f) \
-  KINORA_WGMMA_16(__nv_bfloat16, "bf16", columns, names, a ", " b ", " c ", " d, e, f)
 #define KINORA_60 KINORA_TEN() KINORA_TEN(1) KINORA_TEN(2) KINORA_TEN(3) KINORA_TEN(4) KINORA_TEN(5)
-#define KINORA_100 KINORA_60 KINORA_TEN(6) KINORA_TEN(7) KINORA_TEN(8) KINORA_TEN(9)
-KINORA_WGMMA(144, KINORA_60 KINORA_TEN(6) "%70, %71", "%72", "%73", "%74", "%75", "%76", "%77")
+KINORA_WGMMA(144, KINORA_60 KINORA_TEN(6) "%70, %71", "%72", "%73", "%74", KINORA_128(0), KINORA_8(16), KINORA_8(17))
 KINORA_WGMMA(176, KINORA_60 KINORA_TEN(6) KINORA_TEN(7) "%80, %81, %82, %83, %84, %85, %86, %87", "%88", "%89", "%90",
-             "%91", "%92", "%93")
-KINORA_WGMMA(208, KINORA_100 "%100, %101, %102, %103", "%104", "%105", "%106", "%107", "%108", "%109")
-KINORA_WGMMA(256, KINORA_100 KINORA_TEN(10) KINORA_TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127", "%128",
-             "%129", "%130", "%131", "%132", "%133")
-#undef KINORA_100
+             KINORA_128(0), KINORA_32(16), KINORA_8(20), KINORA_8(21))
+KINORA_WGMMA(208, KINORA_60 KINORA_TEN(6) KINORA_TEN(7) KINORA_TEN(8) KINORA_TEN(9) "%100, %101, %102, %103", "%104",
+             "%105", "%106", KINORA_128(0), KINORA_64(16), KINORA_8(24), KINORA_8(25))
+KINORA_WGMMA(256,
+             KINORA_60 KINORA_TEN(6) KINORA_TEN(7) KINORA_TEN(8) KINORA_TEN(9) KINORA_TEN(10)
+                 KINORA_TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127",
+             "%128", "%129", "%130", KINORA_128(0), KINORA_128(16))
 #undef KINORA_60
 #undef KINORA_WGMMA
-#undef KINORA_WGMMA_16
-#undef KINORA_WGMMA_S8
-#undef KINORA_256
-#undef KINORA_208
-#undef KINORA_176
-#undef KINORA_144
 #undef KINORA_128
 #undef KINORA_64
 #undef KINORA_32
