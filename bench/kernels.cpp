@@ -46,6 +46,7 @@ const std::vector<Case>& cases() {
       {"linear/to_q/int8-weights", {{1, kTokens, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ, "int8-weights"},
       {"linear/to_q/fp8", {{1, kTokens, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ, "fp8"},
       {"linear/to_q/nvfp4", {{1, kTokens, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ, "nvfp4"},
+      {"linear/to_q/nvfp4-both", {{1, kTokens, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ, "nvfp4-both"},
       {"linear_few/nvfp4", {{1, 4, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ / kTokens * 4, "nvfp4"},
       {"linear_few", {{1, 4, kWidth}}, {{kWidth, kWidth}}, to_q, kToQ / kTokens * 4},
       {"linear_add/conv_point",

@@ -9,11 +9,13 @@
 namespace kinora {
 namespace {
 
-constexpr std::array<std::string_view, 5> kNames{"int8", "int8-weights", "fp8", "fp8-weights", "nvfp4"};
+constexpr std::array<std::string_view, 6> kNames{"int8", "int8-weights", "fp8", "fp8-weights", "nvfp4", "nvfp4-both"};
 constexpr float kPeakInt8 = 127, kPeakFp8 = 448, kPeakFp4 = 6, kNoPeak = 0x1p-100f;
 
 bool is_int8(QuantFormat format) { return format == QuantFormat::int8 || format == QuantFormat::int8_weights; }
-float peak_of(QuantFormat format) { return is_int8(format) ? kPeakInt8 : kPeakFp8; }
+float peak_of(QuantFormat format) {
+  return is_nvfp4(format) ? kPeakFp4 * kPeakFp8 : is_int8(format) ? kPeakInt8 : kPeakFp8;
+}
 
 // The largest magnitude by its bits, so that a NaN counts as larger than an infinity.
 float peak_magnitude(const float* x, int64_t n) {
@@ -69,15 +71,26 @@ float block_error(Block x, float scale) {
   return (error[0] + error[1]) + (error[2] + error[3]);
 }
 
+Block magnitudes(const float* x) {
+  BlockBits bits;
+  std::memcpy(&bits, x, sizeof bits);
+  return std::bit_cast<Block>(bits & 0x7fffffffu);
+}
+
+void pack_block(const float* x, float scale, uint8_t* packed) {
+  float inverse = scale > 0 ? 1 / scale : 0;
+  for (int64_t i = 0; i < kNvfp4Block / 2; ++i) {
+    packed[i] = static_cast<uint8_t>(f4_e2m1(x[2 * i] * inverse).bits | f4_e2m1(x[2 * i + 1] * inverse).bits << 4);
+  }
+}
+
 // The scale that a block's largest value asks for, rounded to E4M3, or a neighbour of it with less squared error: 4/6
 // of the range spaces the codes better for some blocks (the search reaches peak/4), clipping the peak for others.
 f8_e4m3 quantize_block(const float* x, float scale_2, uint8_t* packed) {
   constexpr int kBelow = 3, kAbove = 5;
   float peak = peak_magnitude(x, kNvfp4Block);
   f8_e4m3 wanted(peak / kPeakFp4 / scale_2), best = wanted;
-  Block values;
-  std::memcpy(&values, x, sizeof values);
-  values = std::bit_cast<Block>(std::bit_cast<BlockBits>(values) & 0x7fffffffu);
+  Block values = magnitudes(x);
   float least = block_error(values, static_cast<float>(wanted) * scale_2);
   for (int code = std::max(1, wanted.bits - kBelow); code <= std::min(0x7e, wanted.bits + kAbove) && peak > 0; ++code) {
     f8_e4m3 scale;
@@ -88,10 +101,18 @@ f8_e4m3 quantize_block(const float* x, float scale_2, uint8_t* packed) {
       best = scale;
     }
   }
-  float scale = static_cast<float>(best) * scale_2, inverse = scale > 0 ? 1 / scale : 0;
-  for (int64_t i = 0; i < kNvfp4Block / 2; ++i) {
-    packed[i] = static_cast<uint8_t>(f4_e2m1(x[2 * i] * inverse).bits | f4_e2m1(x[2 * i + 1] * inverse).bits << 4);
-  }
+  pack_block(x, static_cast<float>(best) * scale_2, packed);
+  return best;
+}
+
+// As above of a block of activations: only 6 and 4 are tried, since this is done whenever the model runs.
+f8_e4m3 quantize_block_of_row(const float* x, uint8_t* packed) {
+  float peak = peak_magnitude(x, kNvfp4Block);
+  f8_e4m3 six(peak / kPeakFp4), four(peak / 4);
+  Block values = magnitudes(x);
+  bool better = block_error(values, static_cast<float>(four)) < block_error(values, static_cast<float>(six));
+  f8_e4m3 best = better ? four : six;
+  pack_block(x, static_cast<float>(best), packed);
   return best;
 }
 
@@ -139,28 +160,30 @@ QuantFormat quant_format_from_name(std::string_view name) {
     if (kNames[i] == name) return static_cast<QuantFormat>(i);
   }
   fail(ErrorKind::usage, "unknown quantization format '" + std::string(name.substr(0, 40)) +
-                             "' (known: int8, int8-weights, fp8, fp8-weights, nvfp4)");
+                             "' (known: int8, int8-weights, fp8, fp8-weights, nvfp4, nvfp4-both)");
 }
 
-bool quantizes_rows(QuantFormat format) { return format == QuantFormat::int8 || format == QuantFormat::fp8; }
+bool quantizes_rows(QuantFormat format) {
+  return format == QuantFormat::int8 || format == QuantFormat::fp8 || format == QuantFormat::nvfp4_both;
+}
 
 DType code_type(QuantFormat format) {
-  if (format == QuantFormat::nvfp4) return DType::u8;
+  if (is_nvfp4(format)) return DType::u8;
   return is_int8(format) ? DType::i8 : DType::f8_e4m3;
 }
 
-DType scale_type(QuantFormat format) { return format == QuantFormat::nvfp4 ? DType::f8_e4m3 : DType::f32; }
+DType scale_type(QuantFormat format) { return is_nvfp4(format) ? DType::f8_e4m3 : DType::f32; }
 
 Shape code_shape(QuantFormat format, const Shape& weight) {
-  return format == QuantFormat::nvfp4 ? weight.with(1, weight[1] / 2) : weight;
+  return is_nvfp4(format) ? weight.with(1, weight[1] / 2) : weight;
 }
 
 Shape decoded_shape(QuantFormat format, const Shape& codes) {
-  return format == QuantFormat::nvfp4 ? codes.with(1, codes[1] * 2) : codes;
+  return is_nvfp4(format) ? codes.with(1, codes[1] * 2) : codes;
 }
 
 Shape scale_shape(QuantFormat format, const Shape& weight) {
-  return format == QuantFormat::nvfp4 ? Shape{weight[0], weight[1] / kNvfp4Block} : Shape{weight[0]};
+  return is_nvfp4(format) ? Shape{weight[0], weight[1] / kNvfp4Block} : Shape{weight[0]};
 }
 
 QuantizedMatrix quantize_matrix(const Tensor& weight, QuantFormat format, ThreadPool* pool) {
@@ -170,7 +193,7 @@ QuantizedMatrix quantize_matrix(const Tensor& weight, QuantFormat format, Thread
   int64_t k = shape[1];
   QuantizedMatrix out{
       Tensor(code_shape(format, shape), code_type(format)), Tensor(scale_shape(format, shape), scale_type(format)), {}};
-  if (format == QuantFormat::nvfp4) {
+  if (is_nvfp4(format)) {
     out.scale_2 = Tensor(Shape{}, DType::f32);
     quantize_blocks_of(weight, k, pool, out);
     return out;
@@ -183,7 +206,7 @@ QuantizedMatrix quantize_matrix(const Tensor& weight, QuantFormat format, Thread
 }
 
 void dequantize_row(const QuantizedView& m, int64_t row, int64_t begin, int64_t end, float* out) {
-  if (m.format == QuantFormat::nvfp4) {
+  if (is_nvfp4(m.format)) {
     const auto* codes = static_cast<const uint8_t*>(m.codes) + row * m.k / 2;
     const auto* scales = static_cast<const uint8_t*>(m.scale) + row * m.k / kNvfp4Block;
     const auto& pairs = fp4_pairs();
@@ -224,6 +247,37 @@ void quantize_row(QuantFormat format, const float* x, int64_t k, void* codes, fl
   } else {
     auto* out = static_cast<f8_e4m3*>(codes);
     for (int64_t i = 0; i < k; ++i) out[i] = f8_e4m3(x[i] * s.inverse);
+  }
+}
+
+int64_t quantized_rows_bytes(QuantFormat format, int64_t m, int64_t k) {
+  return is_nvfp4(format) ? Nvfp4Rows{m, k}.bytes() : quantized_rows_bytes(m, k);
+}
+
+void quantize_row_nvfp4(const float* x, const Nvfp4Rows& layout, int64_t i, void* rows) {
+  auto* memory = static_cast<uint8_t*>(rows);
+  uint8_t* codes = memory + layout.codes_at() + i * layout.k / 2;
+  RowScale s = row_scale(QuantFormat::nvfp4_both, peak_magnitude(x, layout.k));
+  std::memcpy(memory + layout.row_scales_at() + i * 4, &s.scale, 4);
+  for (int64_t b = 0; b < layout.blocks(); ++b, codes += kNvfp4Block / 2) {
+    float values[kNvfp4Block];
+    for (int64_t j = 0; j < kNvfp4Block; ++j) values[j] = s.inverse == 0 ? 0 : x[b * kNvfp4Block + j] * s.inverse;
+    memory[tiled_scale_at(i, b, layout.blocks())] = quantize_block_of_row(values, codes).bits;
+  }
+}
+
+void dequantize_row_nvfp4(const void* rows, const Nvfp4Rows& layout, int64_t i, float* out) {
+  const auto* memory = static_cast<const uint8_t*>(rows);
+  const uint8_t* codes = memory + layout.codes_at() + i * layout.k / 2;
+  float row_scale = 0;
+  std::memcpy(&row_scale, memory + layout.row_scales_at() + i * 4, 4);
+  for (int64_t b = 0; b < layout.blocks(); ++b) {
+    float scale = fp8_values()[memory[tiled_scale_at(i, b, layout.blocks())]] * row_scale;
+    for (int64_t j = 0; j < kNvfp4Block / 2; ++j, out += 2) {
+      const auto& pair = fp4_pairs()[*codes++];
+      out[0] = pair[0] * scale;
+      out[1] = pair[1] * scale;
+    }
   }
 }
 

@@ -72,7 +72,7 @@ const Backend& backend() {
       Kernel{&kRope, make_rope},
       Kernel{&kGlu, make_glu},
       Kernel{&kQuantizedLinear, make_linear, supports_quantized_linear},
-      Kernel{&kQuantizedLinearRows, make_linear},
+      Kernel{&kQuantizedLinearRows, make_linear, supports_quantized_linear_rows},
       Kernel{&kDequantize, make_dequantize},
       Kernel{&kQuantizeRows, make_quantize_rows},
       Kernel{&kDequantizeRows, make_dequantize_rows},

@@ -32,6 +32,7 @@ bool supports_group_norm(const StepSpec& spec);
 
 Step make_linear(const StepSpec& spec);  // linear_add, quantized_linear and quantized_linear_rows too
 bool supports_quantized_linear(const StepSpec& spec);
+bool supports_quantized_linear_rows(const StepSpec& spec);
 Step make_matmul(const StepSpec& spec);
 Step make_gather(const StepSpec& spec);
 Step make_scatter_rows(const StepSpec& spec);

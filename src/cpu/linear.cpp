@@ -160,13 +160,16 @@ struct RowConversion {
   DType from, to;
   int64_t k;
   bool fp4 = false;
-  // `scales`: of nvfp4 alone.
+  Nvfp4Rows tiles{};  // of rows of x that are nvfp4
+  // `scales`: of nvfp4 weights alone.
   void run(const void* source, const void* scales, int64_t first, int64_t rows, std::byte* target, float* line) const {
     auto n = static_cast<size_t>(k);
     for (int64_t r = 0; r < rows; ++r) {
       std::byte* out = advance(target, to, r * k);
       float* floats = to == DType::f32 ? reinterpret_cast<float*>(out) : line;
-      if (fp4) {
+      if (fp4 && !scales) {
+        load_tiled(static_cast<const uint8_t*>(source), first + r, floats);
+      } else if (fp4) {
         simd().load_fp4(static_cast<const uint8_t*>(source) + (first + r) * k / 2,
                         static_cast<const uint8_t*>(scales) + (first + r) * k / kNvfp4Block, floats, n);
       } else {
@@ -175,20 +178,32 @@ struct RowConversion {
       if (to != DType::f32) simd().store(to, line, out, n);
     }
   }
+  // The scales of four blocks follow each other.
+  void load_tiled(const uint8_t* rows, int64_t row, float* out) const {
+    constexpr int64_t kStep = kScaleTileBlocks * kNvfp4Block;
+    const uint8_t* codes = rows + tiles.codes_at() + row * k / 2;
+    for (int64_t j = 0; j < k; j += kStep) {
+      const uint8_t* scales = rows + tiled_scale_at(row, j / kNvfp4Block, tiles.blocks());
+      simd().load_fp4(codes + j / 2, scales, out + j, static_cast<size_t>(std::min(kStep, k - j)));
+    }
+  }
 };
 
 // How the operands of a product are stored.
 struct Stored {
   DType x, weight;
-  bool fp4 = false;
+  bool fp4 = false, coded = false;  // coded: x is what quantize_rows made
   int64_t n, k;
   Stored(const StepSpec& spec, const Inputs& in) : x(spec.inputs[in.x].dtype), weight(spec.inputs[in.weight].dtype) {
     fp4 = in.scale_2 != 0;
-    if (in.rows) x = weight;
+    coded = in.rows;
+    if (coded) x = weight;
     n = spec.inputs[in.weight].shape[0];
     k = spec.inputs[in.weight].shape[1] * (fp4 ? 2 : 1);
   }
   RowConversion weights_to(DType to) const { return {weight, to, k, fp4}; }
+  // x as its rows are, from the start of the input.
+  RowConversion rows_to(DType to, int64_t m) const { return {x, to, k, fp4 && coded, {m, k}}; }
   // In which the product is computed: x's precision is kept, whole numbers and FP8 lose nothing in bfloat16.
   DType compute() const {
     if (x == DType::i8 && has_native_int8()) return DType::i8;
@@ -201,8 +216,7 @@ Step few_rows(const StepSpec& spec, int64_t m) {
   size_t x_in = epilogue.in.x, w_in = epilogue.in.weight, s_in = epilogue.in.scale;
   Stored stored(spec, epilogue.in);
   int64_t n = stored.n, k = stored.k;
-  DType xt = stored.x;
-  RowConversion w_rows = stored.weights_to(DType::f32);
+  RowConversion w_rows = stored.weights_to(DType::f32), x_conversion = stored.rows_to(DType::f32, m);
   Workspace ws;
   size_t w_row = ws.add(static_cast<size_t>(k) * 4), x_rows = ws.add(static_cast<size_t>(m * k) * 4),
          y_rows = ws.add(static_cast<size_t>(m * kPanel) * 4);
@@ -212,7 +226,7 @@ Step few_rows(const StepSpec& spec, int64_t m) {
   step.run = [=](const StepArgs& args) {
     args.pool.run((n + kPanel - 1) / kPanel, [&](int64_t panel, int worker) {
       float *w = ws.at(args, worker, w_row), *x = ws.at(args, worker, x_rows), *y = ws.at(args, worker, y_rows);
-      simd().load(xt, args.in[x_in], x, static_cast<size_t>(m * k));
+      x_conversion.run(args.in[x_in], nullptr, 0, m, reinterpret_cast<std::byte*>(x), nullptr);
       int64_t begin = panel * kPanel, width = std::min(kPanel, n - begin);
       for (int64_t c = 0; c < width; ++c) {
         w_rows.run(args.in[w_in], args.in[s_in], begin + c, 1, reinterpret_cast<std::byte*>(w), nullptr);
@@ -238,7 +252,7 @@ Step make_linear(const StepSpec& spec) {
   DType xt = stored.x, wt = stored.weight, compute = stored.compute();
   epilogue.whole = compute == DType::i8;
   bool convert_x = xt != compute, convert_w = wt != compute;
-  RowConversion x_rows{xt, compute, k}, w_rows = stored.weights_to(compute);
+  RowConversion x_rows = stored.rows_to(compute, total), w_rows = stored.weights_to(compute);
   PanelProducts products(m, n, k, block_rows(items, m, n), compute);
   int64_t panels = products.panels.count, blocks = products.rows.count;
   // A packed copy replaces the stored weight in memory, so it must not be larger.
@@ -280,11 +294,11 @@ Step make_linear(const StepSpec& spec) {
     args.pool.run(items * blocks * count, [&](int64_t task, int worker) {
       int64_t panel = first + task % count, block = task / count % blocks, item = task / count / blocks;
       int64_t rows = products.rows.size(block), row = item * m + block * products.rows.full;
-      const void* a = advance(args.in[x_in], xt, row * k);
+      const void* a = convert_x ? nullptr : advance(args.in[x_in], xt, row * k);
       if (convert_x) {
         auto* converted = ws.at<std::byte>(args, worker, x_at);
         int64_t& last = *ws.at<int64_t>(args, worker, block_at);
-        if (last != row) x_rows.run(a, nullptr, 0, rows, converted, ws.at(args, worker, line_at));
+        if (last != row) x_rows.run(args.in[x_in], nullptr, row, rows, converted, ws.at(args, worker, line_at));
         last = row;
         a = converted;
       }
@@ -316,6 +330,12 @@ Step make_linear(const StepSpec& spec) {
 // Rows are quantized by a step of their own (share_quantized_rows).
 bool supports_quantized_linear(const StepSpec& spec) {
   return !quantizes_rows(QuantizedInputs(spec.node.attrs).format);
+}
+
+// Tiled scales are for other machines.
+bool supports_quantized_linear_rows(const StepSpec& spec) {
+  QuantizedInputs at(spec.node.attrs);
+  return !has_tiled_scales(spec.inputs[at.scale].shape, at.format);
 }
 
 // The general product of two activations, always computed in float32; one task per batch item and panel.

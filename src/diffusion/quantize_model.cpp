@@ -57,7 +57,7 @@ std::vector<Planned> plan_order(const Weights& weights, const std::string& compo
     Planned planned{name, format_for(q, component, name, tensor), 0};
     size_t size = dtype_size(tensor.dtype());
     if (planned.format) {
-      bool odd = *planned.format == QuantFormat::nvfp4 && tensor.numel() / kNvfp4Block % 4 != 0;
+      bool odd = is_nvfp4(*planned.format) && tensor.numel() / kNvfp4Block % 4 != 0;
       planned.rank = odd ? 4 : 2;
     } else {
       planned.rank = size == 8 ? 0 : size == 4 ? 1 : size == 2 ? 3 : 5;
@@ -76,11 +76,11 @@ std::vector<SafetensorsSpec> specs_of(const Weights& weights, const std::vector<
       specs.push_back({name, tensor.dtype(), tensor.shape()});
       continue;
     }
-    if (*format == QuantFormat::nvfp4) specs.push_back({scale_2_name(name), DType::f32, Shape{}});
-    if (*format != QuantFormat::nvfp4)
+    if (is_nvfp4(*format)) specs.push_back({scale_2_name(name), DType::f32, Shape{}});
+    if (!is_nvfp4(*format))
       specs.push_back({scale_name(name), scale_type(*format), scale_shape(*format, tensor.shape())});
     specs.push_back({name, code_type(*format), code_shape(*format, tensor.shape())});
-    if (*format == QuantFormat::nvfp4)
+    if (is_nvfp4(*format))
       specs.push_back({scale_name(name), scale_type(*format), scale_shape(*format, tensor.shape())});
   }
   return specs;

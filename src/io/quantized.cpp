@@ -92,7 +92,7 @@ void check_quantized(const Weights& weights, const std::string& name, QuantForma
   Tensor scale = expect(scale_name(name), scale_type(format), scale_shape(format, shape));
   if (bad_scales(scale)) refuse(scale_name(name), "has a scale that is negative or not finite");
   scale.release_pages();
-  if (format == QuantFormat::nvfp4 && bad_scales(expect(scale_2_name(name), DType::f32, Shape{}))) {
+  if (is_nvfp4(format) && bad_scales(expect(scale_2_name(name), DType::f32, Shape{}))) {
     refuse(scale_2_name(name), "is negative or not finite");
   }
 }

@@ -54,7 +54,7 @@ Value Params::dequantized(const std::string& name, QuantFormat format, int64_t b
   };
   std::string path = full(name);
   QuantizedWeight weight{format, part(path, true), part(scale_name(path), true), {}};
-  if (format == QuantFormat::nvfp4) weight.scale_2 = part(scale_2_name(path), false);
+  if (is_nvfp4(format)) weight.scale_2 = part(scale_2_name(path), false);
   return dequantize(weight);
 }
 

@@ -43,6 +43,7 @@ constexpr TableRow kTable[] = {
 QuantFormat weights_only(QuantFormat format) {
   if (format == QuantFormat::int8) return QuantFormat::int8_weights;
   if (format == QuantFormat::fp8) return QuantFormat::fp8_weights;
+  if (format == QuantFormat::nvfp4_both) return QuantFormat::nvfp4;
   return format;
 }
 

@@ -18,9 +18,16 @@ using Specs = std::span<const TensorSpec>;
 QuantFormat format_of(const Attrs& attrs) { return quant_format_from_name(attrs.text("format")); }
 std::string name_of(QuantFormat format) { return std::string(quant_format_name(format)); }
 
+// Rows of nvfp4_both are a step of their own.
+bool has_fused_rows(QuantFormat format) { return quantizes_rows(format) && !is_nvfp4(format); }
+void expect_row_codes(const Attrs& attrs) {
+  if (!has_fused_rows(format_of(attrs))) fail(ErrorKind::internal, "such rows are of int8 or fp8");
+}
+
 // What `op` gives, as quantized rows.
 TensorSpec infer_rows(const OpDef& op, Specs in, const Attrs& attrs) {
   TensorSpec plain = op.infer(in, attrs);
+  expect_row_codes(attrs);
   return kQuantizeRows.infer(Specs(&plain, 1), attrs);
 }
 
@@ -44,6 +51,7 @@ TensorSpec infer_mul_add_rows(Specs in, const Attrs& attrs) {
     std::vector<TensorSpec> normed(in.begin() + 2, in.end());
     kLayerNorm.infer(normed, attrs);
   }
+  expect_row_codes(attrs);
   TensorSpec rows = kQuantizeRows.infer(Specs(&sum, 1), attrs);
   return {{bytes_before_made(sum) + rows.shape[0]}, DType::u8};
 }
@@ -133,7 +141,7 @@ Value act_mul_rows(Value a, Value b, QuantFormat format, const std::string& act)
 Graph fuse_quantized_rows(const Graph& graph) {
   std::vector<int> users = count_users(graph);
   return rewrite(graph, [&](Graph&, const Node& node, Inputs inputs) {
-    if (node.op != &kQuantizeRows) return Value();
+    if (node.op != &kQuantizeRows || !has_fused_rows(format_of(node.attrs))) return Value();
     NodeId id = node.inputs[0];
     Value made = inputs[0];
     auto alone = [&] { return users[static_cast<size_t>(id)] == 1; };
@@ -154,6 +162,7 @@ namespace {
 const Node* summed(const Graph& graph, const Node& node, NodeId own, const std::vector<std::vector<NodeId>>& users) {
   bool norms = node.op == &kLayerNormRows || node.op == &kLayerNorm;
   if (node.op != &kQuantizeRows && !norms) return nullptr;
+  if (!norms && !has_fused_rows(format_of(node.attrs))) return nullptr;
   if (norms && node.inputs.size() == 2) return nullptr;
   NodeId id = node.inputs[0], reader = own;
   while (graph.node(id).op == &kReshape) {

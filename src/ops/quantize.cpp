@@ -28,7 +28,7 @@ Shape weight_shape(Specs in, QuantFormat format) {
   if (shape[1] % kQuantizedRowMultiple != 0) fail(ErrorKind::internal, "rows must be a multiple of 16 long");
   expect_shape("scale", scale.shape, scale_shape(format, shape));
   if (scale.dtype != scale_type(format)) fail(ErrorKind::internal, "the scale has the wrong type");
-  if (format == QuantFormat::nvfp4 && (in[2].dtype != DType::f32 || in[2].shape.rank() != 0)) {
+  if (is_nvfp4(format) && (in[2].dtype != DType::f32 || in[2].shape.rank() != 0)) {
     fail(ErrorKind::internal, "scale_2 must be one float32");
   }
   return shape;
@@ -36,7 +36,7 @@ Shape weight_shape(Specs in, QuantFormat format) {
 
 TensorSpec infer_dequantize(Specs in, const Attrs& attrs) {
   QuantFormat format = format_of(attrs);
-  expect_inputs(in, format == QuantFormat::nvfp4 ? 3 : 2);
+  expect_inputs(in, is_nvfp4(format) ? 3 : 2);
   return {weight_shape(in, format), DType::f32};
 }
 
@@ -71,21 +71,30 @@ TensorSpec infer_quantized_linear(Specs in, const Attrs& attrs) {
   return out;
 }
 
-void expect_rows(const TensorSpec& rows, int64_t m, int64_t k) {
+void expect_rows(const TensorSpec& rows, QuantFormat format, int64_t m, int64_t k) {
   if (rows.dtype != DType::u8) fail(ErrorKind::internal, "quantized rows are u8");
-  expect_shape("the quantized rows", rows.shape, {quantized_rows_bytes(m, k)});
+  expect_shape("the quantized rows", rows.shape, {quantized_rows_bytes(format, m, k)});
+}
+
+// The shape [n, k] of a weight whose parts are, after the rows, codes, tiled scales and scale_2 for each output.
+Shape tiled_weight_shape(Specs in) {
+  Shape shape = decoded_shape(QuantFormat::nvfp4_both, in[1].shape);
+  expect_shape("the tiled scale", in[2].shape, {tiled_scale_bytes(shape[0], shape[1] / kNvfp4Block)});
+  expect_shape("scale_2", in[3].shape, {shape[0]});
+  return shape;
 }
 
 TensorSpec infer_quantized_linear_rows(Specs in, const Attrs& attrs) {
   QuantizedInputs at(attrs);
   expect_inputs(in, at.count);
   if (!quantizes_rows(at.format)) fail(ErrorKind::internal, "this format keeps x as it is");
-  Shape weight = weight_shape(in.subspan(1), at.format);
+  bool tiled = has_tiled_scales(in[at.scale].shape, at.format);
+  Shape weight = tiled ? tiled_weight_shape(in) : weight_shape(in.subspan(1), at.format);
   Ints dims = attrs.ints("rows");
   dims.push_back(weight[0]);
   TensorSpec out{Shape(std::span<const int64_t>(dims)), static_cast<DType>(attrs.integer("dtype"))};
   expect_float(out);
-  expect_rows(in[0], out.shape.product(0, out.shape.rank() - 1), weight[1]);
+  expect_rows(in[0], at.format, out.shape.product(0, out.shape.rank() - 1), weight[1]);
   expect_finish(in, at, out);
   return out;
 }
@@ -94,17 +103,18 @@ TensorSpec infer_quantize_rows(Specs in, const Attrs& attrs) {
   expect_inputs(in, 1);
   expect_float(in[0]);
   const Shape& x = in[0].shape;
-  if (!quantizes_rows(format_of(attrs))) fail(ErrorKind::internal, "rows are quantized to int8 or fp8");
+  QuantFormat format = format_of(attrs);
+  if (!quantizes_rows(format)) fail(ErrorKind::internal, "rows are quantized to int8, fp8 or nvfp4");
   if (x.rank() < 1 || x[-1] % kQuantizedRowMultiple != 0) {
     fail(ErrorKind::internal, "rows must be a multiple of 16 long");
   }
-  return {{quantized_rows_bytes(x.product(0, x.rank() - 1), x[-1])}, DType::u8};
+  return {{quantized_rows_bytes(format, x.product(0, x.rank() - 1), x[-1])}, DType::u8};
 }
 
 TensorSpec infer_dequantize_rows(Specs in, const Attrs& attrs) {
   expect_inputs(in, 1);
   int64_t m = attrs.integer("m"), k = attrs.integer("k");
-  expect_rows(in[0], m, k);
+  expect_rows(in[0], format_of(attrs), m, k);
   return {{m, k}, DType::f32};
 }
 
@@ -144,7 +154,12 @@ Value decompose_quantized_linear_rows(Inputs in, const Attrs& attrs) {
   int64_t m = 1, k = decoded_shape(at.format, in[at.codes].shape())[1];
   for (int64_t d : dims) m *= d;
   QuantizedFinish finish = finish_of(in, at, attrs);
-  Value y = linear(dequantize_rows(in[0], at.format, m, k), dequantize(weight_of(in, at)), finish.bias, finish.act);
+  QuantizedWeight weight = weight_of(in, at);
+  if (has_tiled_scales(weight.scale.shape(), at.format)) {
+    weight.scale = untile_scales(weight.scale, weight.codes.shape()[0], k / kNvfp4Block);
+    weight.scale_2 = reshape(slice(weight.scale_2, 0, 0, 1), {});
+  }
+  Value y = linear(dequantize_rows(in[0], at.format, m, k), dequantize(weight), finish.bias, finish.act);
   dims.push_back(y.shape()[-1]);
   return apply_finish(reshape(y, Shape(std::span<const int64_t>(dims))), finish,
                       static_cast<DType>(attrs.integer("dtype")));
@@ -176,7 +191,7 @@ const OpDef kQuantizedLinearRows{"quantized_linear_rows", infer_quantized_linear
                                  decompose_quantized_linear_rows};
 
 QuantizedInputs::QuantizedInputs(const Attrs& attrs) : format(format_of(attrs)) {
-  if (format == QuantFormat::nvfp4) scale_2 = count++;
+  if (is_nvfp4(format)) scale_2 = count++;
   if (attrs.integer("bias")) bias = count++;
   if (attrs.integer("gate")) gate = count++;
   if (attrs.integer("residual")) residual = count++;
@@ -193,6 +208,39 @@ Value quantized_linear(Value x, const QuantizedWeight& weight, const QuantizedFi
 }
 
 Value quantize_rows(Value x, QuantFormat format) { return apply(kQuantizeRows, {x}, {{"format", name_of(format)}}); }
+
+bool has_tiled_scales(const Shape& scale, QuantFormat format) {
+  return format == QuantFormat::nvfp4_both && scale.rank() == 1;
+}
+
+Value tile_scales(Value scale) {
+  int64_t rows = scale_tiles(scale.shape()[0], kScaleTileRows), columns = scale_tiles(scale.shape()[1], 4);
+  Value whole = pad(pad(scale, 0, 0, rows * kScaleTileRows - scale.shape()[0]), 1, 0, columns * 4 - scale.shape()[1]);
+  Value tiles = permute(reshape(whole, {rows, 4, 32, columns, 4}), {0, 3, 2, 1, 4});
+  return reshape(tiles, {tiles.shape().numel()});
+}
+
+Value untile_scales(Value tiled, int64_t n, int64_t blocks) {
+  int64_t rows = scale_tiles(n, kScaleTileRows), columns = scale_tiles(blocks, kScaleTileBlocks);
+  Value whole = permute(reshape(tiled, {rows, columns, 32, 4, 4}), {0, 3, 2, 1, 4});
+  return slice(slice(reshape(whole, {rows * kScaleTileRows, columns * 4}), 0, 0, n), 1, 0, blocks);
+}
+
+Graph tile_weight_scales(const Graph& graph) {
+  std::map<NodeId, Value> tiled;  // by the scale in the new graph
+  return rewrite(graph, [&](Graph& target, const Node& node, Inputs in) {
+    if (node.op != &kQuantizedLinearRows) return Value();
+    QuantizedInputs at(node.attrs);
+    const Shape& scale = in[at.scale].shape();
+    if (at.format != QuantFormat::nvfp4_both || has_tiled_scales(scale, at.format)) return Value();
+    Value& made = tiled[in[at.scale].id()];
+    if (!made.defined()) made = tile_scales(in[at.scale]);
+    std::vector<Value> now(in.begin(), in.end());
+    now[at.scale] = made;
+    now[at.scale_2] = broadcast_to(in[at.scale_2], {scale[0]});
+    return target.append(kQuantizedLinearRows, now, node.attrs);
+  });
+}
 
 Value dequantize_rows(Value rows, QuantFormat format, int64_t m, int64_t k) {
   return apply(kDequantizeRows, {rows}, {{"format", name_of(format)}, {"m", m}, {"k", k}});

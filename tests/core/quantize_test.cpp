@@ -143,6 +143,52 @@ TEST(QuantizedMatrix, ZeroRowsAndBlocksStayZeroAndNothingElseIsHidden) {
   }
 }
 
+// NVIDIA's inverse of the offset in a tile, and tiles of 512 bytes one row of them after another.
+TEST(TiledScales, LieWhereCublasltReadsThem) {
+  for (int64_t rows : {1, 128, 129, 300}) {
+    for (int64_t blocks : {1, 4, 5, 72}) {
+      int64_t across = (blocks + 3) / 4;
+      EXPECT_EQ(tiled_scale_bytes(rows, blocks), (rows + 127) / 128 * across * 512);
+      int64_t found = 0;
+      for (int64_t at = 0; at < tiled_scale_bytes(rows, blocks); ++at) {
+        int64_t tile = at / 512, offset = at % 512;
+        int64_t row = tile / across * 128 + offset % 16 / 4 * 32 + offset / 16, block = tile % across * 4 + offset % 4;
+        if (row >= rows || block >= blocks) continue;
+        ASSERT_EQ(tiled_scale_at(row, block, blocks), at) << row << ", " << block;
+        ++found;
+      }
+      EXPECT_EQ(found, rows * blocks);
+    }
+  }
+}
+
+std::vector<float> row_there_and_back(const std::vector<float>& x) {
+  Nvfp4Rows layout{1, static_cast<int64_t>(x.size())};
+  std::vector<std::byte> rows(static_cast<size_t>(layout.bytes()));
+  std::vector<float> out(x.size());
+  quantize_row_nvfp4(x.data(), layout, 0, rows.data());
+  dequantize_row_nvfp4(rows.data(), layout, 0, out.data());
+  return out;
+}
+
+// A block far below the row's peak keeps its shape, which E4M3's range alone would not give it for any size of x.
+TEST(Nvfp4Rows, HaveARangeOfTheirOwn) {
+  for (int exponent : {-90, -20, 0, 30, 100}) {
+    std::vector<float> x;
+    for (float v :
+         {0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -6.0f, -4.0f, -3.0f, -2.0f, -1.5f, -1.0f, -0.5f, 0.f, 6.f})
+      x.push_back(std::ldexp(v, exponent));
+    for (int i = 0; i < 16; ++i) x.push_back(std::ldexp(x[static_cast<size_t>(i)], -14));
+    std::vector<float> back = row_there_and_back(x);
+    double unit = std::ldexp(1, exponent);
+    for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(back[i] / unit, x[i] / unit, i < 16 ? 1e-5 : 2e-5) << i;
+  }
+  for (float v : row_there_and_back(std::vector<float>(32, 1e-31f))) EXPECT_EQ(v, 0);
+  std::vector<float> bad(32, 1.0f);
+  bad[3] = INFINITY;
+  for (float v : row_there_and_back(bad)) EXPECT_TRUE(std::isnan(v));
+}
+
 TEST(QuantizedRows, ANumberThatIsNotFiniteMakesItsRowNaN) {
   for (QuantFormat format : {QuantFormat::int8, QuantFormat::fp8}) {
     for (float bad : {INFINITY, -INFINITY, NAN}) {

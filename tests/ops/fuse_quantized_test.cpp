@@ -234,7 +234,41 @@ TEST(FuseQuantizedRows, RefusesInputsThatDoNotFit) {
   Value x = graph.input("x", {4, 48}), narrow = graph.input("narrow", {4, 24}), row = graph.input("row", {1, 48});
   EXPECT_THROW(layer_norm_rows(narrow, QuantFormat::fp8, 1e-6), Error);
   EXPECT_THROW(layer_norm_rows(x, QuantFormat::nvfp4, 1e-6), Error);
+  EXPECT_THROW(layer_norm_rows(x, QuantFormat::nvfp4_both, 1e-6), Error);
   EXPECT_THROW(act_mul_rows(x, row, QuantFormat::fp8, "silu"), Error);
+}
+
+TEST(TileWeightScales, PutsThemWhereRowsHaveTheirs) {
+  constexpr int64_t kRows = 130, kBlocks = 5;
+  QuantizedMatrix q = quantize_matrix(random_tensor({kRows, kBlocks * 16}, 1), QuantFormat::nvfp4_both);
+  Graph graph;
+  Value tiled = tile_scales(graph.input("scale", {kRows, kBlocks}, DType::f8_e4m3));
+  graph.output("tiled", tiled);
+  graph.output("back", untile_scales(tiled, kRows, kBlocks));
+  auto got = run_graph(graph, {{"scale", q.scale}});
+  std::vector<uint8_t> expected(static_cast<size_t>(tiled_scale_bytes(kRows, kBlocks)));
+  for (int64_t i = 0; i < kRows; ++i) {
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      expected[static_cast<size_t>(tiled_scale_at(i, b, kBlocks))] = q.scale.data<f8_e4m3>()[i * kBlocks + b].bits;
+    }
+  }
+  ASSERT_EQ(got.at("tiled").bytes(), expected.size());
+  EXPECT_EQ(std::memcmp(got.at("tiled").raw(), expected.data(), expected.size()), 0);
+  EXPECT_EQ(std::memcmp(got.at("back").raw(), q.scale.raw(), q.scale.bytes()), 0);
+}
+
+TEST(TileWeightScales, KeepsTheProduct) {
+  Graph graph;
+  Value x = graph.input("x", {3, 70, 80});
+  QuantizedMatrix q = quantize_matrix(random_tensor({130, 80}, 2), QuantFormat::nvfp4_both);
+  QuantizedWeight weight{QuantFormat::nvfp4_both, graph.parameter("w", q.codes), graph.parameter("s", q.scale),
+                         graph.parameter("t", q.scale_2)};
+  graph.output("y", quantized_linear(x, weight, {.bias = graph.parameter("b", random_tensor({130}, 3))}));
+  Graph shared = share_quantized_rows(graph), tiled = tile_weight_scales(shared);
+  EXPECT_EQ(count_of(tiled, kPermute), 1);
+  EXPECT_EQ(count_of(tile_weight_scales(tiled), kPermute), 1);
+  std::map<std::string, Tensor> feed{{"x", random_tensor({3, 70, 80}, 4)}};
+  expect_close(run_graph(tiled, feed).at("y"), run_graph(shared, feed).at("y"), DType::f32, 80, "tiled");
 }
 
 }  // namespace

@@ -55,7 +55,10 @@ TEST_P(OpTable, Bfloat16IsNearFloat32) {
   if (c.name == "step" || c.name == "cast" || c.name.starts_with("rope") || c.name.starts_with("rms_norm_rope")) return;
   if (c.name.starts_with("quantize_rows") || c.name.starts_with("dequantize_rows")) return;
   Feed feed = make_inputs(c);
-  if (has_bias(c)) return;  // float32 by definition
+  if (has_bias(c)) return;                               // float32 by definition
+  if (c.name.find("nvfp4-both") != std::string::npos) {  // another code of 4 bits is far more than a rounding
+    for (auto& [name, tensor] : feed) tensor = tensor.to(DType::bf16).to(DType::f32);
+  }
   Tensor exact = run_graph(build(c), feed).at("y");
   Tensor rounded = run_graph(build(c, DType::bf16), feed).at("y");
   expect_close(rounded, exact, DType::bf16, c.terms, c.name);

@@ -27,13 +27,14 @@ double value_of_e4m3(uint8_t code) {
   return code & 0x80 ? -magnitude : magnitude;
 }
 
+constexpr double kFp4[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+
 Doubles decoded(QuantFormat format, int64_t n, int64_t k) {
-  constexpr double kFp4[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
   QuantizedMatrix q = quantize_matrix(random_tensor({n, k}, 71), format);
   const auto* codes = static_cast<const uint8_t*>(q.codes.raw());
   Doubles out;
   for (int64_t i = 0; i < n * k; ++i) {
-    if (format == QuantFormat::nvfp4) {
+    if (is_nvfp4(format)) {
       int code = codes[i / 2] >> (i % 2 ? 4 : 0) & 15;
       double scale = value_of_e4m3(static_cast<const uint8_t*>(q.scale.raw())[i / 16]);
       out.push_back((code & 8 ? -1 : 1) * kFp4[code & 7] * scale * q.scale_2.data<float>()[0]);
@@ -46,8 +47,53 @@ Doubles decoded(QuantFormat format, int64_t n, int64_t k) {
   return out;
 }
 
+// The nearest of magnitudes in ascending order; of two, that with an even place.
+double nearest_of(std::span<const double> values, double x) {
+  size_t best = 0;
+  for (size_t i = 1; i < values.size(); ++i) {
+    double error = std::abs(values[i] - x), least = std::abs(values[best] - x);
+    if (error < least || (error == least && i % 2 == 0)) best = i;
+  }
+  return values[best];
+}
+
+// Rows of nvfp4 there and back, by search.
+Doubles rounded_blocks(const Tensor& x) {
+  Doubles scales;
+  for (uint8_t code = 0; code < 0x7f; ++code) scales.push_back(value_of_e4m3(code));
+  int64_t k = x.shape()[-1];
+  Doubles out;
+  for (int64_t i = 0; i < x.numel() / k; ++i) {
+    const float* row = x.data<float>() + i * k;
+    float peak = 0;
+    for (int64_t j = 0; j < k; ++j) peak = std::max(peak, std::abs(row[j]));
+    float row_scale = peak / 2688, inverse = 2688 / peak;
+    for (int64_t b = 0; b < k; b += 16) {
+      double block_peak = 0, least = INFINITY;
+      for (int64_t j = b; j < b + 16; ++j) block_peak = std::max(block_peak, std::abs(double{row[j] * inverse}));
+      Doubles best;
+      for (double largest : {6, 4}) {
+        double scale = nearest_of(scales, block_peak / largest), error = 0;
+        Doubles values;
+        for (int64_t j = b; j < b + 16; ++j) {
+          double v = row[j] * inverse, magnitude = scale > 0 ? nearest_of(kFp4, std::abs(v) / scale) * scale : 0;
+          error += (std::abs(v) - magnitude) * (std::abs(v) - magnitude);
+          values.push_back((v < 0 ? -magnitude : magnitude) * row_scale);
+        }
+        if (error < least) {
+          least = error;
+          best = values;
+        }
+      }
+      out.insert(out.end(), best.begin(), best.end());
+    }
+  }
+  return out;
+}
+
 // Rows there and back.
 Doubles rounded_rows(const Tensor& x, QuantFormat format) {
+  if (is_nvfp4(format)) return rounded_blocks(x);
   int64_t k = x.shape()[-1];
   float limit = format == QuantFormat::int8 ? 127 : 448;
   Doubles out;
@@ -74,8 +120,8 @@ Value there_and_back(Value x, QuantFormat format) {
   return dequantize_rows(quantize_rows(x, format), format, x.shape().numel() / x.shape()[-1], x.shape()[-1]);
 }
 
-constexpr QuantFormat kAll[] = {QuantFormat::int8, QuantFormat::int8_weights, QuantFormat::fp8,
-                                QuantFormat::fp8_weights, QuantFormat::nvfp4};
+constexpr QuantFormat kAll[] = {QuantFormat::int8,        QuantFormat::int8_weights, QuantFormat::fp8,
+                                QuantFormat::fp8_weights, QuantFormat::nvfp4,        QuantFormat::nvfp4_both};
 
 std::string named(const std::string& op, QuantFormat format, const std::string& what = "") {
   return op + "/" + std::string(quant_format_name(format)) + what;

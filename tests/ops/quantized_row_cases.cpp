@@ -147,8 +147,8 @@ void add_columns(std::vector<OpCase>& c, QuantFormat f) {
 
 void add_quantized_rows(std::vector<OpCase>& c) {
   for (QuantFormat f : kFormats) add_fused(c, f);
-  for (QuantFormat f :
-       {QuantFormat::int8, QuantFormat::int8_weights, QuantFormat::fp8, QuantFormat::fp8_weights, QuantFormat::nvfp4}) {
+  for (QuantFormat f : {QuantFormat::int8, QuantFormat::int8_weights, QuantFormat::fp8, QuantFormat::fp8_weights,
+                        QuantFormat::nvfp4, QuantFormat::nvfp4_both}) {
     add_shapes(c, f);
     add_items(c, f);
     add_columns(c, f);
