@@ -92,8 +92,8 @@ void measure(Device& device, const char* name, ProductShape shape) {
               first, flops / first / 1e6, at, best, flops / best / 1e6);
 }
 
-constexpr QuantFormat kFormats[] = {QuantFormat::fp8, QuantFormat::int8, QuantFormat::fp8_weights,
-                                    QuantFormat::int8_weights, QuantFormat::nvfp4};
+constexpr QuantFormat kFormats[] = {QuantFormat::fp8,          QuantFormat::int8,  QuantFormat::fp8_weights,
+                                    QuantFormat::int8_weights, QuantFormat::nvfp4, QuantFormat::nvfp4_both};
 
 struct Layer {
   const char* name;

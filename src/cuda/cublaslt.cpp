@@ -87,12 +87,12 @@ struct Product::Plan {
     bool transposed = false;
     int64_t leading = 0;  // from column to column; 0: columns follow each other
   };
-  static cublasLtMatrixLayout_t layout(DType dtype, int64_t batch, Matrix m) {
+  static cublasLtMatrixLayout_t layout(cudaDataType_t type, int64_t batch, Matrix m) {
     cublasLtMatrixLayout_t result = nullptr;
     auto r = static_cast<uint64_t>(m.transposed ? m.columns : m.rows);
     auto c = static_cast<uint64_t>(m.transposed ? m.rows : m.columns);
     int64_t leading = m.leading ? m.leading : static_cast<int64_t>(r);
-    api().expect(api().cublasLtMatrixLayoutCreate(&result, cuda_type(dtype), r, c, leading));
+    api().expect(api().cublasLtMatrixLayoutCreate(&result, type, r, c, leading));
     auto count = static_cast<int32_t>(batch);
     api().expect(
         api().cublasLtMatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
@@ -102,8 +102,9 @@ struct Product::Plan {
   }
 
   // False when the library is too old to know of them. The addresses are only to be there when it looks for a plan.
-  bool describe_scales() const {
-    auto mode = static_cast<int32_t>(CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
+  bool describe_scales(bool nvfp4) const {
+    auto mode = static_cast<int32_t>(nvfp4 ? CUBLASLT_MATMUL_MATRIX_SCALE_VEC16_UE4M3
+                                           : CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F);
     for (auto attribute : {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, CUBLASLT_MATMUL_DESC_B_SCALE_MODE}) {
       if (api().cublasLtMatmulDescSetAttribute(desc, attribute, &mode, sizeof mode) != CUBLAS_STATUS_SUCCESS)
         return false;
@@ -127,9 +128,10 @@ struct Product::Plan {
     if (s.bias && s.operands) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, kSomewhere);
     // A rounding of the running sums that is far below that of the operands, and which the 16 bits of C hide.
     if (operands == DType::f8_e4m3 && s.dtype != DType::f32) set(CUBLASLT_MATMUL_DESC_FAST_ACCUM, int8_t{1});
-    a = layout(operands, s.batch, {s.n, s.k, s.shared_b ? 0 : s.n * s.k, s.transpose_b});
-    b = layout(operands, s.batch, {s.k, s.m, s.k * s.m, s.transpose_a});
-    c = layout(s.wide ? DType::f32 : s.dtype, s.batch, {s.n, s.m, s.n * s.m, false, s.row});
+    cudaDataType_t type = s.nvfp4 ? CUDA_R_4F_E2M1 : cuda_type(operands);
+    a = layout(type, s.batch, {s.n, s.k, s.shared_b ? 0 : s.n * s.k, s.transpose_b});
+    b = layout(type, s.batch, {s.k, s.m, s.k * s.m, s.transpose_a});
+    c = layout(cuda_type(s.wide ? DType::f32 : s.dtype), s.batch, {s.n, s.m, s.n * s.m, false, s.row});
     residual = s.residual;
     bias = s.bias;
     scales = s.scales;
@@ -159,7 +161,7 @@ Product::Product(const ProductShape& shape) : Product(shape, tuned_suggestion(sh
 
 Product::Product(const ProductShape& shape, int suggestion) : plan_(std::make_shared<Plan>()) {
   plan_->describe(shape);
-  if (!shape.scales || plan_->describe_scales()) plan_->choose(suggestion);
+  if (!shape.scales || plan_->describe_scales(shape.nvfp4)) plan_->choose(suggestion);
 }
 
 bool Product::available() const { return plan_->found; }

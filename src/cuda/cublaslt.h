@@ -18,11 +18,12 @@ struct ProductShape {
   DType dtype = DType::f32;         // of C, bias and residual
   std::optional<DType> operands{};  // of A and B when it is another: i8 (C is i32), f8_e4m3, or bf16 (C is f32)
   bool scales = false;              // f8_e4m3: row i of A and column j of B have a scale; C starts from the scaled sums
-  bool wide = false;  // residual and C are float32, whatever dtype is; then there is no bias and no activation
-  int64_t row = 0;    // elements from one row of C to the next; 0: n. Residual and C alike; not with a batch
+  bool nvfp4 = false;  // with scales: A, B are packed E2M1, transpose_b, and have tiled E4M3 scales; C is f32
+  bool wide = false;   // residual and C are float32, whatever dtype is; then there is no bias and no activation
+  int64_t row = 0;     // elements from one row of C to the next; 0: n. Residual and C alike; not with a batch
 };
 
-// Float32 on the device, [m] and [n]; null without ProductShape::scales.
+// Float32 on the device, [m] and [n], or nvfp4's tiled scales; null without ProductShape::scales.
 struct ProductScales {
   const void *rows = nullptr, *columns = nullptr;
 };

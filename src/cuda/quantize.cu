@@ -3,6 +3,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
+#include "cuda/nvfp4.h"
 #include "cuda/quantize.cuh"
 #include "cuda/quantize.h"
 #include "graph/views.h"
@@ -221,6 +222,10 @@ Step make_quantize_rows(const StepSpec& spec) {
   DType dtype = spec.inputs[0].dtype;
   bool fp8 = format_of(spec) == QuantFormat::fp8;
   Step step;
+  if (is_nvfp4(format_of(spec))) {
+    step.run = [=](const StepArgs& args) { quantize_nvfp4_rows(stream_of(args), dtype, args.in[0], {m, k}, args.out); };
+    return step;
+  }
   step.run = [=](const StepArgs& args) {
     if (m == 0 || k == 0) return;
     with_float(dtype, [&]<class T>(T) {
@@ -262,7 +267,7 @@ void Decoder::enqueue(cudaStream_t stream, const void* codes, const void* scale,
   if (n * k == 0) return;
   with_float(dtype, [&]<class T>(T) {
     auto* to = static_cast<T*>(out);
-    if (format != QuantFormat::nvfp4) return expand(codes, scale, to, n, k, code_type(format) != DType::i8, stream);
+    if (!is_nvfp4(format)) return expand(codes, scale, to, n, k, code_type(format) != DType::i8, stream);
     nvfp4_kernel<<<spans(n * k), kThreads, 0, stream>>>(static_cast<const uint8_t*>(codes),
                                                         static_cast<const uint8_t*>(scale),
                                                         static_cast<const float*>(scale_2), to, n * k);
@@ -273,7 +278,7 @@ void Decoder::enqueue(cudaStream_t stream, const void* codes, const void* scale,
 Step make_dequantize(const StepSpec& spec) {
   const Shape& shape = spec.output().shape;
   Decoder decoder{format_of(spec), shape[0], shape[1]};
-  bool blocks = decoder.format == QuantFormat::nvfp4;
+  bool blocks = is_nvfp4(decoder.format);
   Step step;
   step.run = [=](const StepArgs& args) {
     decoder.enqueue(stream_of(args), args.in[0], args.in[1], blocks ? args.in[2] : nullptr, DType::f32, args.out);
@@ -286,6 +291,12 @@ Step make_dequantize_rows(const StepSpec& spec) {
   Step step;
   step.run = [=](const StepArgs& args) {
     const auto* codes = static_cast<const std::byte*>(args.in[0]);
+    if (is_nvfp4(decoder.format)) {
+      Nvfp4Rows rows{decoder.n, decoder.k};
+      const auto* scales = reinterpret_cast<const float*>(codes + rows.row_scales_at());
+      return TiledNvfp4{codes + rows.codes_at(), codes, scales, rows.m, rows.k}.decode(stream_of(args), DType::f32,
+                                                                                       args.out);
+    }
     decoder.enqueue(stream_of(args), codes, codes + decoder.n * decoder.k, nullptr, DType::f32, args.out);
   };
   return step;

@@ -1,5 +1,6 @@
-// Products with quantized weights. Rows of codes meet codes on the tensor cores of 8-bit types; where x stays as it is,
-// the weight becomes numbers of x's type in scratch memory first.
+// Products with quantized weights. Rows of codes meet codes on the tensor cores of 8-bit types, and of FP4 on GPUs that
+// have them (where this has not run yet: nvfp4.h); where x stays as it is, the weight becomes numbers of x's type in
+// scratch memory first.
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -7,6 +8,7 @@
 #include "cuda/cublaslt.h"
 #include "cuda/int8_product.h"
 #include "cuda/kernels.h"
+#include "cuda/nvfp4.h"
 #include "cuda/product_finish.h"
 #include "cuda/quantize.h"
 #include "graph/views.h"
@@ -33,6 +35,7 @@ struct Linear {
   int64_t row;  // elements from one row of the result to the next; 0: n
   DType dtype, bias_type;
   Act act;
+  bool nvfp4;
 
   explicit Linear(const StepSpec& spec)
       : at(spec.node.attrs), dtype(spec.output().dtype), act(act_of(spec.node.attrs.text("act"))) {
@@ -40,6 +43,7 @@ struct Linear {
     n = out[-1];
     m = out.product(0, out.rank() - 1);
     k = decoded_shape(at.format, spec.inputs[at.codes].shape)[1];
+    nvfp4 = is_nvfp4(at.format);
     bias_type = at.bias ? spec.inputs[at.bias].dtype : dtype;
     Ints rows = reshaped_strides(out, spec.out_strides, {m, n});
     row = m > 1 && !rows.empty() && rows[0] > n ? rows[0] : 0;
@@ -131,20 +135,26 @@ ProductShape product_shape(const Linear& l, DType dtype, DType operands) {
 struct SumsProduct {
   int64_t part;
   Product whole, last;  // of `part` rows, and of those that are left then
-  bool expanded;        // the codes become bf16, which holds them all: for shapes and devices without an 8-bit product
+  bool expanded;        // the codes become bf16, which holds them all: for shapes and devices without such a product
 
-  static SumsProduct choose(const Linear& l, bool eight_bits) {
+  static ProductShape narrow_shape(const Linear& l) {
+    if (l.at.format == QuantFormat::int8) return product_shape(l, DType::i32, DType::i8);
+    if (!l.nvfp4) return product_shape(l, DType::f32, DType::f8_e4m3);
+    ProductShape shape = product_shape(l, DType::f32, DType::f32);
+    shape.scales = shape.nvfp4 = true;
+    return shape;
+  }
+
+  static SumsProduct choose(const Linear& l, bool narrow) {
     int64_t part = part_of(l.m, l.n * 4);
-    bool int8 = l.at.format == QuantFormat::int8;
     auto made = [&](ProductShape shape, bool expanded) {
       shape.m = part;
       Product first(shape);
       if (l.m % part) shape.m = l.m % part;
       return SumsProduct{part, first, l.m % part ? Product(shape) : first, expanded};
     };
-    if (eight_bits) {
-      SumsProduct sums =
-          made(int8 ? product_shape(l, DType::i32, DType::i8) : product_shape(l, DType::f32, DType::f8_e4m3), false);
+    if (narrow) {
+      SumsProduct sums = made(narrow_shape(l), false);
       if (sums.whole.available() && sums.last.available()) return sums;
     }
     SumsProduct sums = made(product_shape(l, DType::f32, DType::bf16), true);
@@ -164,28 +174,37 @@ struct SumsProduct {
     return workspace() + sums_bytes(l) + rows_bytes(l) + (expanded ? aligned(l.n * l.k * 2) : 0);
   }
 
+  // Codes without the scales that the finish applies; `scales` are nvfp4's of blocks.
+  static void expand(const Linear& l, cudaStream_t stream, const void* codes, const void* scales, int64_t count,
+                     void* out) {
+    if (l.nvfp4) return TiledNvfp4{codes, scales, nullptr, count, l.k}.decode(stream, DType::bf16, out);
+    Decoder{l.at.format, count, l.k}.enqueue(stream, codes, nullptr, nullptr, DType::bf16, out);
+  }
+
   void run(const ProductFinish& finish, const Linear& l, const StepArgs& args) const {
-    const auto* codes = static_cast<const std::byte*>(args.in[0]);
-    const auto* row_scale = reinterpret_cast<const float*>(codes + l.m * l.k);
+    const auto* given = static_cast<const std::byte*>(args.in[0]);
+    Nvfp4Rows tiled{l.m, l.k};
+    const std::byte* codes = given + (l.nvfp4 ? tiled.codes_at() : 0);
+    const auto* row_scale = reinterpret_cast<const float*>(given + (l.nvfp4 ? tiled.row_scales_at() : l.m * l.k));
     std::byte *sums = args.scratch + workspace(), *rows = sums + sums_bytes(l), *weight = rows + rows_bytes(l);
     cudaStream_t stream = stream_of(args);
-    if (expanded) {
-      Decoder{l.at.format, l.n, l.k}.enqueue(stream, args.in[l.at.codes], nullptr, nullptr, DType::bf16, weight);
-    }
+    if (expanded) expand(l, stream, args.in[l.at.codes], args.in[l.at.scale], l.n, weight);
     for (int64_t row = 0; row < l.m; row += part) {
       auto element = static_cast<int64_t>(dtype_size(l.dtype));
       int64_t count = std::min(part, l.m - row);
-      const void* x = codes + row * l.k;
+      const void* x = codes + row * (l.nvfp4 ? l.k / 2 : l.k);
+      const void* scales = given + (l.nvfp4 ? tiled_scale_bytes(row, tiled.blocks()) : 0);  // parts begin with a tile
       if (expanded) {
-        Decoder{l.at.format, count, l.k}.enqueue(stream, x, nullptr, nullptr, DType::bf16, rows);
+        expand(l, stream, x, scales, count, rows);
         x = rows;
       }
       (count == part ? whole : last)
-          .run(x, expanded ? weight : args.in[l.at.codes], nullptr, nullptr, sums, args.scratch, stream);
+          .run(x, expanded ? weight : args.in[l.at.codes], nullptr, nullptr, sums, args.scratch, stream,
+               {scales, args.in[l.at.scale]});
       const auto* residual = static_cast<const std::byte*>(l.given(args, l.at.residual));
       finish.enqueue(stream, {.sums = sums,
                               .row_scale = row_scale + row,
-                              .column_scale = static_cast<const float*>(args.in[l.at.scale]),
+                              .column_scale = static_cast<const float*>(args.in[l.nvfp4 ? l.at.scale_2 : l.at.scale]),
                               .bias = l.given(args, l.at.bias),
                               .gate = l.given(args, l.at.gate),
                               .residual = residual ? residual + row * l.n * element : nullptr,
@@ -215,15 +234,21 @@ bool has_fp8_products() {
   return limits.major * 10 + limits.minor >= 89;
 }
 
-bool supports_quantized_linear_rows(const StepSpec& spec) { return supports_product(spec); }
+bool supports_quantized_linear_rows(const StepSpec& spec) {
+  QuantizedInputs at(spec.node.attrs);
+  bool ready = !is_nvfp4(at.format) || has_tiled_scales(spec.inputs[at.scale].shape, at.format);
+  return ready && supports_product(spec);
+}
 
 Step make_quantized_linear_rows(const StepSpec& spec) {
   Linear l(spec);
   bool fp8 = l.at.format == QuantFormat::fp8;
   Step step;
   // The 8-bit floats' sums are kept in less than float32, so that a float32 result comes from wider products.
-  bool eight_bits = !fp8 || (has_fp8_products() && l.dtype != DType::f32);
-  if (fp8 && eight_bits) {
+  bool narrow = !fp8 || (has_fp8_products() && l.dtype != DType::f32);
+  // cuBLASLt takes rows of FP4 that are multiples of 16 bytes.
+  if (l.nvfp4) narrow = has_nvfp4_products() && l.k % 32 == 0;
+  if (fp8 && narrow) {
     ProductShape shape = product_shape(l, l.dtype, DType::f8_e4m3);
     shape.scales = true;
     if (std::optional<OneProduct> one = OneProduct::choose(l, shape, l.n)) {
@@ -239,7 +264,7 @@ Step make_quantized_linear_rows(const StepSpec& spec) {
       return step;
     }
   }
-  if (!fp8) {
+  if (!fp8 && !l.nvfp4) {
     Int8Product product(l.m, l.n, l.k, finish_of(spec, l, DType::i32));
     if (product.available()) {
       step.run = [product, l](const StepArgs& args) {
@@ -255,7 +280,7 @@ Step make_quantized_linear_rows(const StepSpec& spec) {
       return step;
     }
   }
-  SumsProduct sums = SumsProduct::choose(l, eight_bits);
+  SumsProduct sums = SumsProduct::choose(l, narrow);
   ProductFinish finish = finish_of(spec, l, sums.type(l));
   step.scratch_bytes = sums.scratch_bytes(l);
   step.run = [=](const StepArgs& args) { sums.run(finish, l, args); };

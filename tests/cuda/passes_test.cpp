@@ -197,6 +197,7 @@ class CudaPassesQuantized : public testing::TestWithParam<const char*> {
   }
   bool quantizes() const { return runtime().quantization.format.has_value(); }
   bool codes_rows() const { return quantizes() && quantizes_rows(*runtime().quantization.format); }
+  bool codes_norms() const { return codes_rows() && !is_nvfp4(*runtime().quantization.format); }
 };
 
 TEST_P(CudaPassesQuantized, OfSanaAreMadeOnceAndCutInTwo) {
@@ -217,8 +218,8 @@ TEST_P(CudaPassesQuantized, OfSanaAreMadeOnceAndCutInTwo) {
   auto is_product = [](const Node& n) { return n.op == &kQuantizedLinear || n.op == &kQuantizedLinearRows; };
   auto is_plain = [](const Node& n) { return n.op == &kLinear || n.op == &kLinearAdd; };
   EXPECT_EQ(count_nodes(*once, is_product) > 0, quantizes());
-  EXPECT_EQ(count_nodes(*once, [](const Node& n) { return n.op == &kLayerNormRows; }) > 0, codes_rows());
-  int64_t left = std::string(GetParam()) == "nvfp4" ? 0 : 1;  // those are not joined
+  EXPECT_EQ(count_nodes(*once, [](const Node& n) { return n.op == &kLayerNormRows; }) > 0, codes_norms());
+  int64_t left = std::string(GetParam()).starts_with("nvfp4") ? 0 : 1;  // those are not joined
   EXPECT_LE(count_nodes(*once, is_product) + count_nodes(*once, is_plain), count_nodes(plain, is_plain) - left);
 
   Split halves = split(*once, {"latents", "timestep"});
@@ -231,21 +232,23 @@ TEST_P(CudaPassesQuantized, OfSanaAreMadeOnceAndCutInTwo) {
 TEST_P(CudaPassesQuantized, OfT5CodeTheNormsOfAWideStream) {
   Golden golden("t5_gated");
   Tensor ids = golden.tensor("in.ids");
-  T5Encoder model(read_t5_config(golden.config), golden.weights, runtime(DType::bf16));
+  // In 16 bits the passes round elsewhere, and another code of 4 bits is far more than that.
+  DType dtype = codes_rows() && !codes_norms() ? DType::f32 : DType::bf16;
+  T5Encoder model(read_t5_config(golden.config), golden.weights, runtime(dtype));
   Graph plain = model.graph(ids.shape()[0], ids.shape()[1]);
   auto once = as_on_the_gpu(plain), twice = as_on_the_gpu(*once);
   Tensor hidden = run_graph(*once, {{"ids", ids}}).at("hidden");
-  expect_close(hidden, run_graph(plain, {{"ids", ids}}).at("hidden"), DType::bf16, 1 << 10, GetParam());
+  expect_close(hidden, run_graph(plain, {{"ids", ids}}).at("hidden"), dtype, 1 << 10, GetParam());
   EXPECT_EQ(live_ops(*once), live_ops(*twice));
   expect_same_bits(run_graph(*twice, {{"ids", ids}}).at("hidden"), hidden);
   auto coded = [](const Node& n) {
     return n.op == &kRmsNormRows && n.attrs.integer("to") == static_cast<int64_t>(DType::bf16);
   };
-  EXPECT_EQ(count_nodes(*once, coded), codes_rows() ? 2 * model.config().layers : 0);
+  EXPECT_EQ(count_nodes(*once, coded), codes_norms() ? 2 * model.config().layers : 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, CudaPassesQuantized,
-                         testing::Values("none", "int8", "fp8", "int8-weights", "fp8-weights", "nvfp4"),
+                         testing::Values("none", "int8", "fp8", "int8-weights", "fp8-weights", "nvfp4", "nvfp4-both"),
                          [](const auto& each) {
                            std::string name = each.param;
                            std::replace(name.begin(), name.end(), '-', '_');

@@ -15,7 +15,8 @@ namespace kinora::test {
 namespace {
 
 constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16};
-constexpr QuantFormat kRowFormats[] = {QuantFormat::int8, QuantFormat::fp8};
+constexpr QuantFormat kFusedRowFormats[] = {QuantFormat::int8, QuantFormat::fp8};
+constexpr QuantFormat kRowFormats[] = {QuantFormat::int8, QuantFormat::fp8, QuantFormat::nvfp4_both};
 
 void expect_same_bytes(const Tensor& got, const Tensor& expected, const std::string& what) {
   ASSERT_EQ(got.bytes(), expected.bytes()) << what;
@@ -72,6 +73,31 @@ TEST(CudaQuantizeRows, GivesTheCpusBytes) {
   }
 }
 
+// The peaks of blocks and of rows, and codes on the edge between two, in every way of filling the last tiles.
+TEST(CudaNvfp4Rows, GiveTheCpusBytesAndNumbers) {
+  KINORA_NEEDS_GPU();
+  for (DType dtype : kTypes) {
+    for (int64_t k : {16, 48, 64, 80, 1152, 2240, 5600}) {
+      for (int64_t m : {1, 127, 128, 129, 300}) {
+        Tensor x = random_tensor({m, k}, static_cast<uint64_t>(m * k), -6, 6);
+        for (int64_t i = 0; i < x.numel(); ++i) {
+          if (i / 16 % 3 == 0) x.data<float>()[i] = std::nearbyint(x.data<float>()[i] * 4) / 4;
+          if (i / 16 % 5 == 0) x.data<float>()[i] *= 1e-4f;
+        }
+        x = x.to(dtype);
+        Graph graph;
+        Value rows = quantize_rows(graph.input("x", x.shape(), dtype), QuantFormat::nvfp4_both);
+        graph.output("rows", rows);
+        graph.output("numbers", dequantize_rows(rows, QuantFormat::nvfp4_both, m, k));
+        auto got = run_on_gpu(graph, {{"x", x}}), expected = run_graph(graph, {{"x", x}});
+        std::string what = std::string(dtype_name(dtype)) + " " + x.shape().str();
+        expect_same_bytes(got.at("rows"), expected.at("rows"), what);
+        expect_same_bytes(got.at("numbers"), expected.at("numbers"), what);
+      }
+    }
+  }
+}
+
 QuantizedWeight weight_of(Graph& graph, QuantFormat format, int64_t n, int64_t k, uint64_t seed = 1) {
   QuantizedMatrix q = quantize_matrix(random_tensor({n, k}, seed), format);
   QuantizedWeight weight{format, graph.parameter("codes", q.codes), graph.parameter("scale", q.scale), {}};
@@ -81,7 +107,8 @@ QuantizedWeight weight_of(Graph& graph, QuantFormat format, int64_t n, int64_t k
 
 TEST(CudaDequantize, GivesTheCpusBytes) {
   KINORA_NEEDS_GPU();
-  for (QuantFormat format : {QuantFormat::int8, QuantFormat::fp8_weights, QuantFormat::nvfp4}) {
+  for (QuantFormat format :
+       {QuantFormat::int8, QuantFormat::fp8_weights, QuantFormat::nvfp4, QuantFormat::nvfp4_both}) {
     Graph graph;
     graph.input("unused", {1});
     graph.output("y", dequantize(weight_of(graph, format, 257, 272)));
@@ -113,7 +140,7 @@ TEST(CudaFusedRows, NormsGiveTheBytesOfTwoSteps) {
   for (DType dtype : kTypes) {
     for (int64_t k : {16, 80, 512, 1152, 2240, 3072, 6144, 12288}) {
       Tensor x = random_tensor({3, 5, k}, 4, -2, 2).to(dtype);
-      for (QuantFormat format : kRowFormats) {
+      for (QuantFormat format : kFusedRowFormats) {
         auto part = [&](Value v, int64_t i) { return slice(v, 1, i, i + 1); };  // [3, 1, k], a view
         Both layer;
         layer.build(
@@ -211,7 +238,7 @@ TEST(CudaFusedRows, ReadAnySlice) {
   for (DType dtype : kTypes) {
     for (int64_t k : {16, 2240}) {
       Tensor x = random_tensor({4, 2 * k + 3}, 6, -2, 2).to(dtype);
-      for (QuantFormat format : kRowFormats) {
+      for (QuantFormat format : kFusedRowFormats) {
         auto a = [&](Value v) { return slice(v, 1, 1, 1 + k); };
         auto b = [&](Value v) { return slice(v, 1, 3 + k, 3 + 2 * k); };
         Both norm;
@@ -250,7 +277,7 @@ TEST(CudaFusedRows, GatedActivationsGiveTheBytesOfTwoSteps) {
 TEST(CudaQuantizedProduct, ManyRowsAgreeWithTheCpu) {
   KINORA_NEEDS_GPU();
   constexpr int64_t kRows = 1401, kIn = 32, kOut = 2064;
-  for (QuantFormat format : {QuantFormat::int8, QuantFormat::fp8, QuantFormat::nvfp4}) {
+  for (QuantFormat format : {QuantFormat::int8, QuantFormat::fp8, QuantFormat::nvfp4, QuantFormat::nvfp4_both}) {
     for (DType dtype : kTypes) {
       auto build = [&](DType type) {
         Graph graph;
@@ -276,7 +303,8 @@ TEST(CudaQuantizedProduct, ManyRowsAgreeWithTheCpu) {
 TEST(CudaQuantizedProduct, RowsStandAlone) {
   KINORA_NEEDS_GPU();
   constexpr int64_t kIn = 2240, kOut = 2240, kRows = 512;
-  for (QuantFormat format : {QuantFormat::int8, QuantFormat::fp8, QuantFormat::int8_weights, QuantFormat::nvfp4}) {
+  for (QuantFormat format :
+       {QuantFormat::int8, QuantFormat::fp8, QuantFormat::int8_weights, QuantFormat::nvfp4, QuantFormat::nvfp4_both}) {
     auto run = [&](const Tensor& x) {
       Graph graph;
       Value in = graph.input("x", x.shape(), DType::bf16);
