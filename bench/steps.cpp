@@ -258,6 +258,21 @@ Tensor filled(const Shape& shape) {
   return all;
 }
 
+// Of all steps together, but those of the op `without`.
+double median_seconds(const Executable& exe, const std::map<std::string, Tensor>& feed, int runs,
+                      const OpDef* without = nullptr) {
+  std::vector<double> totals;
+  for (int i = 0; i < runs; ++i) {
+    double total = 0;
+    for (const Executable::StepTime& step : exe.profile(feed)) {
+      if (exe.graph().node(step.node).op != without) total += step.seconds;
+    }
+    totals.push_back(total);
+  }
+  std::sort(totals.begin(), totals.end());
+  return totals[totals.size() / 2];
+}
+
 void measure(const Case& c, const Runtime& runtime) {
   Graph graph;
   std::vector<Value> inputs;
@@ -279,15 +294,9 @@ void measure(const Case& c, const Runtime& runtime) {
   bytes += static_cast<size_t>(y.shape().numel()) * dtype_size(y.dtype());
   graph.output("y", y);
   Executable exe = compile(graph, *runtime.backend, runtime.context);
-  std::vector<double> totals;
-  for (int i = 0; i < 7; ++i) {
-    double total = 0;
-    for (const Executable::StepTime& step : exe.profile(feed)) total += step.seconds;
-    totals.push_back(total);
-  }
-  std::sort(totals.begin(), totals.end());
+  double time = median_seconds(exe, feed, 7);
   std::string kernels = exe.variants().empty() ? "" : "  " + attention_of(exe);
-  std::printf("%-19s %9.1f us  %6.2f TB/s%s\n", c.name, totals[3] * 1e6, static_cast<double>(bytes) / totals[3] / 1e12,
+  std::printf("%-19s %9.1f us  %6.2f TB/s%s\n", c.name, time * 1e6, static_cast<double>(bytes) / time / 1e12,
               kernels.c_str());
   std::fflush(stdout);
 }
@@ -336,26 +345,12 @@ struct ProductBench {
                                  DType::bf16);
   }
 
-  // The steps but for the quantization of x; which says nothing about the product.
-  double seconds(const Executable& exe) const {
-    std::vector<double> totals;
-    for (int i = 0; i < 15; ++i) {
-      double total = 0;
-      for (const Executable::StepTime& step : exe.profile(feed)) {
-        if (exe.graph().node(step.node).op != &kQuantizeRows) total += step.seconds;
-      }
-      totals.push_back(total);
-    }
-    std::sort(totals.begin(), totals.end());
-    return totals[totals.size() / 2];
-  }
-
   Tensor measure(const char* what, std::optional<QuantFormat> format, const Tensor& weight, const Tensor& expected) {
     Graph graph;
     graph.output("y", build(graph, format, weight));
     Executable exe = compile(graph, *runtime.backend, runtime.context);
     Tensor y = exe.run(feed).at("y");
-    double time = seconds(exe);
+    double time = median_seconds(exe, feed, 15, &kQuantizeRows);  // which says nothing about the product
     std::printf(" | %s %.1f us %.0f", what, time * 1e6,
                 2 * static_cast<double>(c.m) * static_cast<double>(c.n * c.k) / time / 1e12);
     if (expected.defined()) {

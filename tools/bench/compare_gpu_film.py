@@ -120,6 +120,13 @@ def write_weights(path, tensors):
     path.with_suffix(".part").rename(path)
 
 
+def write_mmdit(o, folder):
+    """The transformer's weights, and how deep it is."""
+    write_weights(folder / "Open_Sora_v2.safetensors", mmdit(o, *o.depths).state_dict())
+    free()
+    (folder / "Open_Sora_v2.json").write_text(json.dumps(dict(o.width, depth=o.depths[0], depth_single_blocks=o.depths[1])))
+
+
 def mmdit_inputs(o, frames, height, width):
     g = torch.Generator().manual_seed(4)
     n, text = frames * height * width, o.text_tokens
@@ -203,9 +210,7 @@ class Mmdit:
         folder, x, rows, base = o.folder / "mmdit-{}-{}".format(*o.depths), mmdit_inputs(o, *(o.grid or self.grid)), [], None
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "Open_Sora_v2.safetensors").exists():
-            write_weights(folder / "Open_Sora_v2.safetensors", mmdit(o, *o.depths).state_dict())
-            free()
-            (folder / "Open_Sora_v2.json").write_text(json.dumps(dict(o.width, depth=o.depths[0], depth_single_blocks=o.depths[1])))
+            write_mmdit(o, folder)
         for name in ("bfloat16", *names):
             format, _, attention = name.partition("+")
             flags = (["--quantize", format] if format != "bfloat16" else []) + (["--attention", "fp8"] if attention else [])

@@ -58,10 +58,7 @@ def make(o):
         (folder / part).mkdir(parents=True, exist_ok=True)
         for file in (o.tokenizers / part).glob("tokenizer*"):
             shutil.copy(file, folder / part)
-    film.write_weights(folder / "Open_Sora_v2.safetensors", film.mmdit(o, *o.depths).state_dict())
-    film.free()
-    if o.tiny:
-        (folder / "Open_Sora_v2.json").write_text(json.dumps(dict(o.width, depth=o.depths[0], depth_single_blocks=o.depths[1])))
+    film.write_mmdit(o, folder)
     config, model = film.t5(o)
     film.write_weights(folder / "t5" / "model.safetensors",
                        {k: v for k, v in model.state_dict().items() if k != "encoder.embed_tokens.weight"})
