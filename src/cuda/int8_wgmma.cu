@@ -3,6 +3,7 @@
 // next tile's operands are on their way. Clusters of two blocks, each of which fetches half of the weight's rows for
 // both, took a third longer.
 #include "cuda/int8_finish.cuh"
+#include "cuda/tensor_map.h"
 #include "cuda/wgmma.cuh"
 
 namespace kinora::cuda {
@@ -157,38 +158,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-using Encode = decltype(cuTensorMapEncodeTiled);
-
-// The driver's own function, which the program is not linked to; null where there is none.
-Encode* encode() {
-  static Encode* const function = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    cudaError_t status =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    if (status != cudaSuccess || result != cudaDriverEntryPointSuccess) {
-      cudaGetLastError();
-      found = nullptr;
-    }
-    return reinterpret_cast<Encode*>(found);
-  }();
-  return function;
-}
-
 // Codes [rows, k] in boxes of box_rows rows and kDepth bytes.
-CUtensorMap tensor_map(const int8_t* codes, int rows, int k, int box_rows) {
-  CUtensorMap map;
+CUtensorMap codes_map(const int8_t* codes, int rows, int k, int box_rows) {
   cuuint64_t extents[] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)};
   cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(k)};
-  cuuint32_t box[] = {kDepth, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
-  CUresult result = encode()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<int8_t*>(codes), extents, row_bytes,
-                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    fail(ErrorKind::internal, "the driver makes no map of codes [" + std::to_string(rows) + ", " + std::to_string(k) +
-                                  "]: error " + std::to_string(static_cast<int>(result)));
-  }
-  return map;
+  cuuint32_t box[] = {kDepth, static_cast<cuuint32_t>(box_rows)};
+  return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, codes, extents, row_bytes, box);
 }
 
 template <class T, int kColumns>
@@ -196,7 +171,7 @@ void launch(cudaStream_t stream, const Int8Arguments& arguments) {
   Int8Arguments p = arguments;
   p.tile_rows = static_cast<int>(ceil_div(p.m, kRows));
   p.tile_columns = static_cast<int>(ceil_div(p.n, kColumns));
-  Operands operands{tensor_map(p.x, p.m, p.k, kRows), tensor_map(p.w, p.n, p.k, kColumns)};
+  Operands operands{codes_map(p.x, p.m, p.k, kRows), codes_map(p.w, p.n, p.k, kColumns)};
   int blocks = std::min(p.tile_rows * p.tile_columns, device_limits().multiprocessors);
   product_kernel<T, kColumns>
       <<<dim3(static_cast<unsigned>(blocks)), kThreads, Places<kColumns>::kShared, stream>>>(p, operands);
@@ -214,7 +189,7 @@ Int8Launch* prepare_kernel() {
 
 bool int8_wgmma_runs(const DeviceLimits& limits) {
 #ifdef KINORA_SM90A
-  return limits.major == 9 && limits.minor == 0 && limits.shared_bytes >= kSharedLimit && encode();
+  return limits.major == 9 && limits.minor == 0 && limits.shared_bytes >= kSharedLimit && makes_tensor_maps();
 #else
   return false;
 #endif
