@@ -11,6 +11,7 @@ constexpr int kDim = 32;   // of the tensor-core path
 constexpr int kHeads = 4;  // neighbouring heads of one block, so that it reads long stretches of memory
 constexpr int kLines = 2;  // warps of one head, each with every second group of tokens
 constexpr int kStep = 16;  // tokens of one product
+constexpr int kAhead = 2;  // steps that a warp's loads are ahead of its products
 constexpr int kThreads = 32 * kHeads * kLines;
 constexpr int kState = (kDim + 1) * kDim;
 constexpr int kTileTokens = 16, kTileRows = 32, kTileColumns = 128;  // of the plain path
@@ -88,15 +89,22 @@ __global__ void __launch_bounds__(kThreads, 2) sum_chunks_kernel(const __grid_co
     int token = p.first + line * kStep + 4 * c;
     const T* k = head_of<T>(a.k, a.k_at, p.batch, p.head) + token * a.k_at.token + 4 * g;
     const T* v = head_of<T>(a.v, a.v_at, p.batch, p.head) + token * a.v_at.token + 4 * g;
-    Tokens now, next;
-    load_tokens<T>(now, k, v, a, p.end - token);
-    for (int first = p.first + line * kStep; first < p.end; first += kLines * kStep) {
+    Tokens ahead[kAhead];
+    auto load_next = [&](Tokens& t) {
+      load_tokens<T>(t, k, v, a, p.end - token);
       token += kLines * kStep;
       k += kLines * kStep * a.k_at.token;
       v += kLines * kStep * a.v_at.token;
-      load_tokens<T>(next, k, v, a, p.end - token);
-      add_tokens<T>(sums, now);
-      now = next;
+    };
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) load_next(ahead[i]);
+    for (int first = p.first + line * kStep; first < p.end; first += kAhead * kLines * kStep) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {  // behind the end are zeros
+        Tokens now = ahead[i];
+        load_next(ahead[i]);
+        add_tokens<T>(sums, now);
+      }
     }
   }
   if (line > 0) {
@@ -204,34 +212,44 @@ __global__ void __launch_bounds__(kThreads, 2) apply_kernel(const __grid_constan
   const T* q = head_of<T>(a.q, a.q_at, p.batch, p.head) + 8 * c;
   T* out = static_cast<T*>(a.out) + (static_cast<int64_t>(p.batch) * a.n * a.heads + p.head) * kDim + 8 * c;
   int64_t row = static_cast<int64_t>(a.heads) * kDim;
-  int token = p.first + line * kStep + g;
-  auto load = [&](int at) {
-    return at < p.end ? *reinterpret_cast<const uint4*>(q + at * a.q_at.token) : make_uint4(0, 0, 0, 0);
-  };
-  uint4 x0 = load(token), x1 = load(token + 8);
-  for (int first = p.first + line * kStep; first < p.end; first += kLines * kStep, token += kLines * kStep) {
-    uint4 next0 = load(token + kLines * kStep), next1 = load(token + kLines * kStep + 8);
-    const uint32_t queries[2][4] = {
-        {Pair<T>::relu(x0.x), Pair<T>::relu(x1.x), Pair<T>::relu(x0.y), Pair<T>::relu(x1.y)},
-        {Pair<T>::relu(x0.z), Pair<T>::relu(x1.z), Pair<T>::relu(x0.w), Pair<T>::relu(x1.w)}};
-    float sums[5][4] = {};
-#pragma unroll
-    for (int part = 2; part >= 0; --part) {  // the small ones first
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-#pragma unroll
-        for (int t = 0; t < 5; ++t) mma<T>(sums[t], queries[s], split.b[t][s][0][part], split.b[t][s][1][part]);
-      }
-    }
+  int token = p.first + line * kStep + g, next = token;
+  uint4 ahead[kAhead][2];
+  auto load_next = [&](uint4(&x)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float factor = 1.0f / (__shfl_sync(0xffffffffu, sums[4][2 * half], lane / 4 * 4) + eps);
-      auto pair = [&](int t) { return Pair<T>::of(sums[t][2 * half] * factor, sums[t][2 * half + 1] * factor); };
-      uint4 y = make_uint4(pair(0), pair(1), pair(2), pair(3));
-      if (token + 8 * half < p.end) *reinterpret_cast<uint4*>(out + (token + 8 * half) * row) = y;
+      int at = next + 8 * half;
+      x[half] = at < p.end ? *reinterpret_cast<const uint4*>(q + at * a.q_at.token) : make_uint4(0, 0, 0, 0);
     }
-    x0 = next0;
-    x1 = next1;
+    next += kLines * kStep;
+  };
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) load_next(ahead[i]);
+  for (int first = p.first + line * kStep; first < p.end; first += kAhead * kLines * kStep) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const uint32_t queries[2][4] = {{Pair<T>::relu(ahead[i][0].x), Pair<T>::relu(ahead[i][1].x),
+                                       Pair<T>::relu(ahead[i][0].y), Pair<T>::relu(ahead[i][1].y)},
+                                      {Pair<T>::relu(ahead[i][0].z), Pair<T>::relu(ahead[i][1].z),
+                                       Pair<T>::relu(ahead[i][0].w), Pair<T>::relu(ahead[i][1].w)}};
+      load_next(ahead[i]);
+      float sums[5][4] = {};
+#pragma unroll
+      for (int part = 2; part >= 0; --part) {  // the small ones first
+#pragma unroll
+        for (int s = 0; s < 2; ++s) {
+#pragma unroll
+          for (int t = 0; t < 5; ++t) mma<T>(sums[t], queries[s], split.b[t][s][0][part], split.b[t][s][1][part]);
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float factor = 1.0f / (__shfl_sync(0xffffffffu, sums[4][2 * half], lane / 4 * 4) + eps);
+        auto pair = [&](int t) { return Pair<T>::of(sums[t][2 * half] * factor, sums[t][2 * half + 1] * factor); };
+        uint4 y = make_uint4(pair(0), pair(1), pair(2), pair(3));
+        if (token + 8 * half < p.end) *reinterpret_cast<uint4*>(out + (token + 8 * half) * row) = y;
+      }
+      token += kLines * kStep;
+    }
   }
 }
 
