@@ -103,6 +103,7 @@ const Backend& backend() {
       Kernel{&kDepthwiseGlu, make_depthwise_glu, supports_depthwise_glu},
       Kernel{&kAttention, make_cudnn_attention, supports_cudnn_attention, kStrided, "cudnn", kStridedOut,
              prefers_cudnn_attention},
+      Kernel{&kAttention, make_few_keys_attention, supports_few_keys_attention, kStrided, "flash", kStridedOut},
       Kernel{&kAttention, make_attention, supports_attention, kStrided, "flash", kStridedOut},
       Kernel{&kAttention, nullptr, nullptr, kStrided, "math", kStridedOut},
       // Behind one that takes everything: only who asks for it gets it.

@@ -219,9 +219,10 @@ AttentionProblem describe(const StepSpec& spec) {
 }  // namespace
 
 // Long sequences, where its wgmma kernels are ahead of ours by far; a short one is over before it starts. Captions with
-// lengths are short, but a picture's every token looks at them.
+// lengths are short, but a picture's every token looks at them: attention_wgmma.cu is for these, where it runs.
 bool prefers_cudnn_attention(const StepSpec& spec) {
   const Shape &q = spec.inputs[0].shape, &k = spec.inputs[1].shape;
+  if (supports_few_keys_attention(spec)) return false;
   // To a caption: with fewer queries, or when most of it is padding, the kernel here is the faster one.
   if (attention_extras(spec.inputs).lengths) return q[1] >= 4096 && k[1] >= 256 && q[3] >= 64;
   return q[1] >= 1024 && k[1] >= 1024 && q[3] >= 64;

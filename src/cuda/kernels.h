@@ -68,10 +68,13 @@ bool supports_quantized_row_linear(const StepSpec& spec);
 Step make_quantized_linear_rows(const StepSpec& spec);
 bool supports_quantized_linear_rows(const StepSpec& spec);
 
-// cudnn_attention.cpp, attention.cu, attention_fp8.cu: rows for attention; linear_attention.cu, rope.cu, norm_rope.cu
+// cudnn_attention.cpp, attention.cu, attention_wgmma.cu, attention_fp8.cu: rows for attention; linear_attention.cu,
+// rope.cu, norm_rope.cu
 Step make_cudnn_attention(const StepSpec& spec);
 bool supports_cudnn_attention(const StepSpec& spec);
 bool prefers_cudnn_attention(const StepSpec& spec);
+Step make_few_keys_attention(const StepSpec& spec);
+bool supports_few_keys_attention(const StepSpec& spec);
 Step make_attention(const StepSpec& spec);
 bool supports_attention(const StepSpec& spec);
 Step make_fp8_attention(const StepSpec& spec);

@@ -44,11 +44,35 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int x, int 
       : "memory");
 }
 
+// The same of the box of a [batch, tokens, heads, dim] tensor from this dimension and token of a head on.
+__device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int dim, int head, int token, int batch,
+                                uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(to),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(dim), "r"(head), "r"(token), "r"(batch), "r"(barrier)
+      : "memory");
+}
+
+// What threads have written to shared memory comes before what copies and products do there later.
+__device__ inline void shared_written() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Some warps of a block wait for each other, `threads` in all; `id` from 1 on.
+__device__ inline void barrier_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // The matrix descriptor of rows of 128 bytes in the 128-byte swizzle, eight of them (1024 bytes) after the other. The
 // columns 32 i bytes further on have the descriptor plus 2 i.
 __device__ inline uint64_t rows_descriptor(uint32_t address) {
   constexpr uint64_t kEightRows = 1024 / 16, kSwizzle128 = 1;
   return (address & 0x3ffffu) >> 4 | uint64_t{1} << 16 | kEightRows << 32 | kSwizzle128 << 62;
+}
+
+// The same of a transposed operand, whose rows lie along k: 64 of its columns fill a row of 128 bytes, the next 64 lie
+// `columns_apart` bytes further on. 16 rows (a product's depth) further on is the descriptor plus 128.
+__device__ inline uint64_t columns_descriptor(uint32_t address, uint32_t columns_apart) {
+  return (rows_descriptor(address) & ~(uint64_t{0x3fff} << 16)) | uint64_t{columns_apart / 16} << 16;
 }
 
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
