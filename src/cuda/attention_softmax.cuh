@@ -64,12 +64,9 @@ __device__ inline void weigh(float (&s)[MT][NT][4], float (&o)[MT][DT][4], Softm
   }
 }
 
-// A warp's [16·MT, D] results, dimensions from `begin` on, through its own rows of shared memory so that they leave 16
-// bytes at a time.
+// A warp's [16·MT, D] results to its own rows of shared memory, kStride apart.
 template <class T, int D, int MT, int kStride = D + 8>
-__device__ inline void write_rows(float (&o)[MT][D / 8][4], Softmax<MT>& soft, T* tile, const AttentionArgs& a,
-                                  const AttentionPlace& p, int first, int begin = 0) {
-  constexpr int kPacks = D / 8;
+__device__ inline void stage_rows(const float (&o)[MT][D / 8][4], const Softmax<MT>& soft, T* tile) {
   int lane = static_cast<int>(threadIdx.x) % 32;
   __syncwarp();
 #pragma unroll
@@ -89,6 +86,15 @@ __device__ inline void write_rows(float (&o)[MT][D / 8][4], Softmax<MT>& soft, T
     }
   }
   __syncwarp();
+}
+
+// The same and on to memory, 16 bytes at a time; dimensions from `begin` on.
+template <class T, int D, int MT, int kStride = D + 8>
+__device__ inline void write_rows(const float (&o)[MT][D / 8][4], const Softmax<MT>& soft, T* tile,
+                                  const AttentionArgs& a, const AttentionPlace& p, int first, int begin = 0) {
+  constexpr int kPacks = D / 8;
+  int lane = static_cast<int>(threadIdx.x) % 32;
+  stage_rows<T, D, MT, kStride>(o, soft, tile);
   T* out = static_cast<T*>(a.out) + p.batch * a.out_at.batch + p.head * a.out_at.head;
   int64_t stride = a.out_at.token;
   for (int i = lane; i < 16 * MT * kPacks; i += 32) {

@@ -54,31 +54,46 @@ struct Places {
 struct Work {
   const AttentionArgs& a;
   int item, begin, end;
+  int batch, head, tile;  // of the item
+  int keys;               // that count
   uint32_t parities = 0;  // bit t: of the present phase of tile t
 
   __device__ explicit Work(const AttentionArgs& args, int items) : a(args) {
     begin = static_cast<int>(int64_t{items} * blockIdx.x / gridDim.x);
     end = static_cast<int>(int64_t{items} * (blockIdx.x + 1) / gridDim.x);
     item = begin;
+    tile = item % a.tiles, head = item / a.tiles % a.heads, batch = item / a.tiles / a.heads;
+    count();
   }
-  __device__ uint32_t parity(int tile) const { return parities >> tile & 1; }
+  __device__ void count() { keys = a.lengths ? max(1, min(__ldg(a.lengths + batch), a.m)) : a.m; }
+  __device__ int tiles() const { return (keys + kKeys - 1) / kKeys; }
+  __device__ int first() const { return tile * kRows; }
+  __device__ uint32_t parity(int t) const { return parities >> t & 1; }
   __device__ bool left() const { return item < end; }
-  __device__ AttentionPlace place() const {
-    int head = item / a.tiles, batch = head / a.heads;
-    int keys = a.lengths ? max(1, min(__ldg(a.lengths + batch), a.m)) : a.m;
-    return {batch, head % a.heads, item % a.tiles * kRows, keys};
-  }
-  __device__ bool opens() const { return item == begin || item % a.tiles == 0; }  // its head
-  __device__ bool closes() const { return item + 1 == end || (item + 1) % a.tiles == 0; }
+  __device__ bool opens() const { return item == begin || tile == 0; }  // its head
+  __device__ bool closes() const { return item + 1 == end || tile + 1 == a.tiles; }
   __device__ int turn() const { return (item - begin) % 2; }
   __device__ uint32_t turn_parity() const { return static_cast<uint32_t>((item - begin) / 2 % 2); }
-  __device__ void next(int tiles) {
-    if (closes()) parities ^= (1u << tiles) - 1;
+  __device__ void next() {
+    if (closes()) parities ^= (1u << tiles()) - 1;
     ++item;
+    if (++tile < a.tiles) return;
+    tile = 0;
+    if (++head < a.heads) return;
+    head = 0;
+    ++batch;
+    if (left()) count();
   }
 };
 
-__device__ inline int tiles_of(int keys) { return (keys + kKeys - 1) / kKeys; }
+// Which queries meet which tile of keys, and the phases in which they are there.
+struct Scores {
+  int tile, turn;
+  uint32_t parity, turn_parity;
+  bool closes;
+  __device__ Scores(const Work& work, int t)
+      : tile(t), turn(work.turn()), parity(work.parity(t)), turn_parity(work.turn_parity()), closes(work.closes()) {}
+};
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -86,29 +101,26 @@ __device__ inline int tiles_of(int keys) { return (keys + kKeys - 1) / kKeys; }
 template <int D>
 __device__ void copy_all(const AttentionArgs& a, const Tensors& tensors, int items, Places<D> at) {
   using P = Places<D>;
-  for (Work work(a, items); work.left();) {
-    AttentionPlace p = work.place();
-    int tiles = tiles_of(p.keys);
+  for (Work work(a, items); work.left(); work.next()) {
     for (int g = 0; g < kGroups; ++g) {
       uint32_t full = at.queries_full(g, work.turn()), to = at.base + P::queries_at(g, work.turn());
       barrier_wait(at.queries_empty(g, work.turn()), work.turn_parity() ^ 1);
       barrier_expect(full, P::kQueryTile);
       for (int c = 0; c < P::kChunks; ++c) {
-        copy_box(to + c * P::kQueryChunk, tensors.q, 64 * c, p.head, p.first + g * kQueries, p.batch, full);
+        copy_box(to + c * P::kQueryChunk, tensors.q, 64 * c, work.head, work.first() + g * kQueries, work.batch, full);
       }
     }
-    for (int t = 0; work.opens() && t < tiles; ++t) {
+    for (int t = 0; work.opens() && t < work.tiles(); ++t) {
       auto copy = [&](uint32_t to, const CUtensorMap& map, uint32_t empty, uint32_t full) {
         barrier_wait(empty, work.parity(t) ^ 1);
         barrier_expect(full, P::kKeyTile);
         for (int c = 0; c < P::kChunks; ++c) {
-          copy_box(to + c * P::kKeyChunk, map, 64 * c, p.head, t * kKeys, p.batch, full);
+          copy_box(to + c * P::kKeyChunk, map, 64 * c, work.head, t * kKeys, work.batch, full);
         }
       };
       copy(at.keys(t), tensors.k, at.keys_empty(t), at.keys_full(t));
       copy(at.values(t), tensors.v, at.values_empty(t), at.values_full(t));
     }
-    work.next(tiles);
   }
 }
 
@@ -117,12 +129,10 @@ template <int D>
 __device__ void zero_what_does_not_count(const AttentionArgs& a, int items, unsigned char* shared, Places<D> at) {
   using P = Places<D>;
   int lane = static_cast<int>(threadIdx.x) % 32;
-  for (Work work(a, items); work.left();) {
-    AttentionPlace p = work.place();
-    int tiles = tiles_of(p.keys);
-    for (int t = 0; work.opens() && t < tiles; ++t) {
+  for (Work work(a, items); work.left(); work.next()) {
+    for (int t = 0; work.opens() && t < work.tiles(); ++t) {
       barrier_wait(at.values_full(t), work.parity(t));
-      int begin = min(p.keys - t * kKeys, kKeys), end = min(a.m - t * kKeys, kKeys);
+      int begin = min(work.keys - t * kKeys, kKeys), end = min(a.m - t * kKeys, kKeys);
       for (int c = 0; c < P::kChunks; ++c) {
         auto* rows = reinterpret_cast<uint4*>(shared + at.values(t) - at.base + c * P::kKeyChunk);
         for (int i = begin * 8 + lane; i < end * 8; i += 32) rows[i] = uint4{};
@@ -131,7 +141,6 @@ __device__ void zero_what_does_not_count(const AttentionArgs& a, int items, unsi
       __syncwarp();
       if (lane == 0) barrier_arrive(at.values_ready(t));
     }
-    work.next(tiles);
   }
 }
 
@@ -177,60 +186,89 @@ __device__ inline void multiply_values(float (&o)[D / 8][4], const uint32_t (&we
   wgmma_commit();
 }
 
-// A warpgroup.
+// The warpgroups issue their products in turns, so that each one's softmax falls beside the other's products.
+struct Turns {
+  static constexpr int kBarrier = 1 + kGroups;  // behind those of one warpgroup each
+  int group;
+  __device__ explicit Turns(int warpgroup) : group(warpgroup) {
+    if (group > 0) give();
+  }
+  __device__ void take() const { barrier_sync(kBarrier + group, kGroups * kGroupThreads); }
+  __device__ void give() const { barrier_arrive(kBarrier + 1 - group, kGroups * kGroupThreads); }
+};
+
+// A warpgroup. The products of some weights with their values and of the next queries with their keys go together; what
+// follows the last ones are these once more, whose results nobody reads.
 template <class T, int D>
 __device__ void attend(const AttentionArgs& a, int items, unsigned char* shared, Places<D> at) {
   using P = Places<D>;
   int group = static_cast<int>(threadIdx.x) / kGroupThreads, warp = static_cast<int>(threadIdx.x) / 32 % 4;
   int lane = static_cast<int>(threadIdx.x) % 32;
-  auto release = [&](uint32_t barrier) {
+  auto release = [&](uint32_t barrier, bool done) {
     __syncwarp();
-    if (lane == 0) barrier_arrive(barrier);
+    if (done && lane == 0) barrier_arrive(barrier);
   };
-  for (Work work(a, items); work.left();) {
-    AttentionPlace p = work.place();
-    int tiles = tiles_of(p.keys);
+  auto multiply = [&](float(&s)[kKeys / 8][4], const Scores& of) {
+    barrier_wait(at.queries_full(group, of.turn), of.turn_parity);
+    barrier_wait(at.keys_full(of.tile), of.parity);
+    multiply_keys<T, D>(s, at.base + P::queries_at(group, of.turn), at.keys(of.tile));
+  };
+  Turns turns(group);
+  Work work(a, items);
+  float s[1][kKeys / 8][4], o[1][D / 8][4];
+  turns.take();
+  multiply(s[0], Scores(work, 0));
+  turns.give();
+  wgmma_wait<0>();
+  written(s[0]);
+  release(at.keys_empty(0), work.closes());
+  while (work.left()) {
+    int tiles = work.tiles(), first = work.first() + group * kQueries + warp * 16;
     bool closes = work.closes();
-    uint32_t queries_at = P::queries_at(group, work.turn()), queries = at.base + queries_at;
-    float s[1][kKeys / 8][4], o[1][D / 8][4] = {};
     Softmax<1> soft{{{kNone, kNone}}, {{0, 0}}};
-    // What a head's first queries have waited for is there for its others: the same phases.
-    barrier_wait(at.queries_full(group, work.turn()), work.turn_parity());
-    barrier_wait(at.keys_full(0), work.parity(0));
-    multiply_keys<T, D>(s[0], queries, at.keys(0));
-    wgmma_wait<0>();
-    written(s[0]);
-    if (closes) release(at.keys_empty(0));
-    // Weights of the scores at hand times their values are on their way when it returns.
-    auto weigh_values = [&](int t) {
-      if ((t + 1) * kKeys > p.keys) cut_off(s, t * kKeys + lane % 4 * 2, p.keys);
+#pragma unroll
+    for (int j = 0; j < D / 8; ++j) o[0][j][0] = o[0][j][1] = o[0][j][2] = o[0][j][3] = 0;
+    Work after = work;
+    after.next();
+#pragma unroll 1
+    for (int t = 0; t < tiles; ++t) {
+      if ((t + 1) * kKeys > work.keys) cut_off(s, t * kKeys + lane % 4 * 2, work.keys);
       weigh(s, o, soft, a.scale * kLog2e);
       uint32_t weights[kKeys / 16][4];
       pack_weights<T>(weights, s[0]);
       barrier_wait(at.values_ready(t), work.parity(t));
+      bool ends = t + 1 == tiles, more = !ends || after.left();
+      Scores next = ends && more ? Scores(after, 0) : Scores(work, ends ? 0 : t + 1);
+      turns.take();
       multiply_values<T, D>(o[0], weights, at.values(t));
-    };
-#pragma unroll 1
-    for (int t = 1; t < tiles; ++t) {
-      weigh_values(t - 1);
-      barrier_wait(at.keys_full(t), work.parity(t));
-      multiply_keys<T, D>(s[0], queries, at.keys(t));
+      multiply(s[0], next);
+      turns.give();
       wgmma_wait<0>();
       written(s[0]);
       written(o[0]);
-      if (closes) release(at.keys_empty(t));
-      if (closes) release(at.values_empty(t - 1));
+      release(at.values_empty(t), closes);
+      release(at.keys_empty(next.tile), more && next.closes);
     }
-    weigh_values(tiles - 1);
-    wgmma_wait<0>();
-    written(o[0]);
-    if (closes) release(at.values_empty(tiles - 1));
     barrier_sync(1 + group, kGroupThreads);  // all are done with the queries
-    T* tile = reinterpret_cast<T*>(shared + queries_at) + warp * 16 * (D + 8);
-    write_rows<T, D, 1>(o, soft, tile, a, p, p.first + group * kQueries + warp * 16);
+    T* tile = reinterpret_cast<T*>(shared + P::queries_at(group, work.turn())) + warp * 16 * (D + 8);
+    stage_rows<T, D, 1>(o, soft, tile);
+    // To registers first: the copies that will take the place wait for what threads do before, stores to memory too.
+    constexpr int kPacks = D / 8, kEach = (16 * kPacks + 31) / 32;
+    Pack<T> packs[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      int pack = i * 32 + lane;
+      if (pack < 16 * kPacks) packs[i] = load_pack(tile + pack / kPacks * (D + 8) + pack % kPacks * 8);
+    }
     shared_written();
-    release(at.queries_empty(group, work.turn()));
-    work.next(tiles);
+    release(at.queries_empty(group, work.turn()), true);
+    T* out = static_cast<T*>(a.out) + work.batch * a.out_at.batch + work.head * a.out_at.head;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      int pack = i * 32 + lane, row = first + pack / kPacks;
+      if (pack < 16 * kPacks && row < a.n) store_pack(out + row * a.out_at.token + pack % kPacks * 8, packs[i]);
+    }
+    work.next();
   }
 }
 
@@ -262,11 +300,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   int warp = static_cast<int>(threadIdx.x) / 32 - kGroups * kGroupThreads / 32;  // of those that do not multiply
   if (warp >= 0) {
-    give_registers<24>();
+    give_registers<40>();
     if (warp == 0 && threadIdx.x % 32 == 0) copy_all<D>(a, tensors, items, at);
     if (warp == 1) zero_what_does_not_count<D>(a, items, shared_few_keys, at);
   } else {
-    take_registers<240>();
+    take_registers<232>();
     attend<T, D>(a, items, shared_few_keys, at);
   }
 #endif
@@ -297,7 +335,6 @@ Step make(const StepSpec& spec) {
   a.n = static_cast<int>(q[1]), a.m = static_cast<int>(k[1]), a.d = D, a.heads = static_cast<int>(q[2]);
   a.tiles = static_cast<int>(ceil_div(q[1], kRows));
   a.scale = static_cast<float>(spec.node.attrs.real("scale"));
-  a.out_vectors = true;
   size_t lengths = attention_extras(spec.inputs).lengths;
   int items = static_cast<int>(q[0] * q[2] * a.tiles), blocks = std::min(items, device_limits().multiprocessors);
   constexpr auto kShared = static_cast<int>(Places<D>::kShared);

@@ -62,6 +62,11 @@ __device__ inline void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// As barrier_sync, but goes on.
+__device__ inline void barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // The matrix descriptor of rows of 128 bytes in the 128-byte swizzle, eight of them (1024 bytes) after the other. The
 // columns 32 i bytes further on have the descriptor plus 2 i.
 __device__ inline uint64_t rows_descriptor(uint32_t address) {
