@@ -2,8 +2,9 @@
 //
 // A block walks down a strip of columns of a slab of channels and their gates. Each row has two parts, done by the same
 // threads for neighbouring rows at once, so that special functions and products overlap: the activation of each element
-// of the row below, once, from registers filled some rows ahead into shared memory; and the products of this row, read
-// from there, with sums of two output rows in registers. One barrier a row keeps writers from readers.
+// of the row kEvery below, once, from registers filled some rows ahead into shared memory; and the products of this
+// row, read from there, with sums of two output rows in registers. One barrier every kEvery rows keeps writers from
+// readers.
 #include "cuda/depthwise.cuh"
 #include "cuda/kernels.h"
 #include "cuda/mma.cuh"
@@ -72,20 +73,22 @@ __device__ inline void store_two(T* at, float low, float high, bool there) {
 }
 
 // kLanes pairs of channels (and of their gates) by kColumns columns a thread; rows are loaded kAhead rows before their
-// activation.
-template <int Threads, int Blocks, int Ahead>
+// activation, and threads wait for each other every kEvery rows.
+template <int Threads, int Blocks, int Ahead, int Every>
 struct Tile {
   static constexpr int kLanes = 16, kColumns = 4, kThreads = Threads, kBlocks = Blocks, kAhead = Ahead;
+  static constexpr int kEvery = Every, kBuffers = 2 * Every;
 };
 
 // kWhole: channels come in fours that lie at multiples of a four's size. kEdges: there are strips beside this one.
 template <class T, class Tile, bool kSilu, bool kWhole, bool kEdges>
 struct GatedStrip {
   static constexpr int kPairs = Tile::kLanes, kColumns = Tile::kColumns, kAhead = Tile::kAhead;
+  static constexpr int kEvery = Tile::kEvery, kBuffers = Tile::kBuffers;  // rows in shared memory
   static constexpr int kFours = kPairs / 2, kPasses = kColumns / 2;
 
   const Gated& a;
-  float4* activated;  // [row mod 2][column from one before the strip][slot]: two channels, their gates
+  float4* activated;  // [row mod kBuffers][column from one before the strip][slot]: two channels, their gates
   int row;            // the strip's first
   int end;            // input rows of the strip
   int span;           // columns of one row in `activated`
@@ -278,12 +281,13 @@ struct GatedStrip {
     }
   }
 
-  // Input row i, whose number is kStep mod 2, and the activation of the row after it, in turns: the products of a
-  // column hide the special functions of an activation. Shared memory is read before it is written, as far as registers
-  // go, so that the compiler may move one past the other.
+  // Input row i, whose number is kStep mod kBuffers, and the activation of the row kEvery after it, in turns: the
+  // products of a column hide the special functions of an activation. Shared memory is read before it is written, as
+  // far as registers go, so that the compiler may move one past the other.
   template <int kStep, bool kStore>
   __device__ void step(int i) {
-    Four<T>(&next)[kPasses][2] = raw[(kStep + 1) % kAhead];
+    constexpr int kNext = (kStep + kEvery) % kBuffers;
+    Four<T>(&next)[kPasses][2] = raw[kStep % kAhead];
     const float4* from = activated + (kStep * span + local) * kPairs + slot;
     float4 words[kColumns + 2];
     float done[kColumns][2][2], values[2][4];
@@ -293,42 +297,51 @@ struct GatedStrip {
     for (int c = 0; c < kColumns + 2; ++c) {
       if (c < kColumns) activate_four(next[c / 2][c % 2], values[c % 2]);
       add_column<kStore>(c, words[c], done);
-      if (c < kColumns && c % 2) put(kStep ^ 1, 1 + at_column + c / 2 * pass, values);
-      if (c == kColumns - 1) send_for(i + 1 + kAhead, next);
+      if (c < kColumns && c % 2) put(kNext, 1 + at_column + c / 2 * pass, values);
+      if (c == kColumns - 1) send_for(i + kEvery + kAhead, next);
       if (kStore && c >= 2) store(c - 2, done[c - 2]);
     }
     if (kStore) out += int64_t{a.width} * a.half;
     if (kEdges && beyond) {
-      activate(kStep ^ 1, beyond_column, beyond_raw);
-      send_for_beyond(i + 2);
+      activate(kNext, beyond_column, beyond_raw);
+      send_for_beyond(i + kEvery + 1);
     }
-    __syncthreads();
+    if (kStep % kEvery == kEvery - 1) __syncthreads();
+  }
+
+  template <int kStep>
+  __device__ void steps(int i) {
+    if constexpr (kStep < kBuffers) {
+      if (kStep > 0 && i >= end) return;
+      step<(kStep + 2) % kBuffers, true>(i);
+      steps<kStep + 1>(i + 1);
+    }
   }
 
   __device__ void run() {
-    Four<T> top[kPasses][2];
-    send_for(0, top);
+    Four<T> top[kEvery][kPasses][2];
+#pragma unroll
+    for (int i = 0; i < kEvery; ++i) send_for(i, top[i]);
     if (beyond) send_for_beyond(0);
 #pragma unroll
-    for (int i = 1; i <= kAhead; ++i) send_for(i, raw[i % kAhead]);
+    for (int i = 0; i < kAhead; ++i) send_for(kEvery + i, raw[i]);
     load_constants();
 #pragma unroll
-    for (int k = 0; k < kPasses; ++k) activate(0, 1 + at_column + k * pass, top[k]);
-    if (beyond) {
-      activate(0, beyond_column, beyond_raw);
-      if (kEdges) {
-        send_for_beyond(1);
-      } else {
-        activate(1, beyond_column, beyond_raw);
+    for (int i = 0; i < kEvery; ++i) {
+#pragma unroll
+      for (int k = 0; k < kPasses; ++k) activate(i, 1 + at_column + k * pass, top[i][k]);
+    }
+    if (beyond) {  // without edges, zeros in all rows
+#pragma unroll
+      for (int i = 0; i < (kEdges ? kEvery : kBuffers); ++i) {
+        activate(i, beyond_column, beyond_raw);
+        if (kEdges) send_for_beyond(i + 1);
       }
     }
     __syncthreads();
     step<0, false>(0);
     step<1, false>(1);
-    for (int i = 2; i < end; i += 2) {
-      step<0, true>(i);
-      if (i + 1 < end) step<1, true>(i + 1);
-    }
+    for (int i = 2; i < end; i += kBuffers) steps<0>(i);
   }
 };
 
@@ -341,7 +354,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) gate_rows(Gated
 struct Launch {
   void (*kernel)(Gated);
   int pairs, columns, most_groups, resident;
-  size_t pixel_bytes;  // of `activated`
+  size_t pixel_bytes;  // of a column of `activated`
 };
 
 template <class T, class Tile, bool kSilu, bool kWhole, bool kEdges>
@@ -351,15 +364,15 @@ Launch launch_of() {
           Tile::kColumns,
           Tile::kThreads / Tile::kLanes,
           Tile::kBlocks,
-          sizeof(float4) * Tile::kLanes};
+          Tile::kBuffers * sizeof(float4) * Tile::kLanes};
 }
 
 // Narrow pictures lie in one strip of columns, without edges beside it. What is rarely needed has no kernel of its own.
 template <class T>
 Launch pick(const Gated& a, bool silu) {
-  using Narrow = Tile<256, 2, 1>;
-  using Wide = Tile<128, 3, 2>;
-  using Roomy = Tile<128, 2, 1>;
+  using Narrow = Tile<256, 2, 1, 1>;
+  using Wide = Tile<128, 3, 2, 2>;
+  using Roomy = Tile<128, 2, 1, 1>;
   if constexpr (sizeof(T) == 2) {
     bool narrow = a.width <= Narrow::kThreads / Narrow::kLanes * Narrow::kColumns;
     if (silu && a.half % 4 == 0) {
@@ -414,13 +427,17 @@ Step make_depthwise_glu(const StepSpec& spec) {
   groups = ceil_div(ceil_div(groups, ceil_div(groups, launch.most_groups)), unit) * unit;
   a.strips = static_cast<int>(ceil_div(a.width, groups * launch.columns));
   auto threads = static_cast<unsigned>(groups * launch.pairs);
-  size_t shared = 2 * static_cast<size_t>(groups * launch.columns + 2) * launch.pixel_bytes;
+  size_t shared = static_cast<size_t>(groups * launch.columns + 2) * launch.pixel_bytes;
   int64_t slabs = ceil_div(a.half, 2 * launch.pairs);
   a.rows = choose_strip_rows(a.height, slabs * a.strips * x[0], launch.resident,
                              std::max(device_limits().multiprocessors, 1));
   a.rows = std::max(a.rows, static_cast<int>(ceil_div(a.height, kMostGrid / a.strips)));
   dim3 grid(static_cast<unsigned>(slabs), static_cast<unsigned>(a.strips * ceil_div(a.height, a.rows)),
             static_cast<unsigned>(x[0]));
+  if (shared > 48 * 1024) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
+  }
   Step step;
   step.run = [=](const StepArgs& args) {
     Gated call = a;
