@@ -97,10 +97,15 @@ struct GatedStrip {
   int four, at_column, pass;
   int count;        // how many of the four channels exist
   unsigned inside;  // bit k: the column of pass k lies in the picture
-  bool beyond, beyond_inside;
-  int beyond_column;
-  const T *at, *beyond_at;  // in the row to be loaded next
-  Four<T> raw[kAhead][kPasses][2], beyond_raw[2];
+  const T* at;      // in the row to be loaded next
+  Four<T> raw[kAhead][kPasses][2];
+
+  // The same of the columns beside the strip, the channels or the gates alone. Warps take turns at them, row by row.
+  int warps, until;  // rows until it is this warp's turn
+  int beyond_half, beyond_column;
+  bool beyond_inside;
+  const T* beyond_at;
+  Four<T> beyond_raw;
 
   // As one who convolves: channels `channel`.. of columns `column`.. of the picture.
   int slot, local, channel, column;
@@ -129,12 +134,14 @@ struct GatedStrip {
     }
     const T* line = static_cast<const T*>(a.x) + (image * a.height + row - 1) * a.width * 2 * a.half + first;
     at = line + int64_t{left + at_column} * 2 * a.half;
-    int other = thread - 32 * static_cast<int>(blockIdx.x % (blockDim.x / 32));
-    beyond = other >= 0 && other < kPairs;
-    beyond_column = other / kFours ? span - 1 : 0;
+    static_assert(4 * kFours == 32, "both halves of two columns, a lane each");
+    warps = threads / 32;
+    until = (thread / 32 + static_cast<int>(blockIdx.x)) % warps;
+    beyond_half = thread / 16 % 2;
+    beyond_column = thread / kFours % 2 ? span - 1 : 0;
     int x = left - 1 + beyond_column;
-    beyond_inside = beyond && count > 0 && x >= 0 && x < a.width;
-    beyond_at = line + int64_t{x} * 2 * a.half;
+    beyond_inside = count > 0 && x >= 0 && x < a.width;
+    beyond_at = line + int64_t{x} * 2 * a.half + int64_t{beyond_half} * a.half;
 
     slot = thread % kPairs;
     local = thread / kPairs * kColumns;
@@ -175,10 +182,7 @@ struct GatedStrip {
   }
 
   __device__ void send_for_beyond(int i) {
-    const T* from = beyond_at + int64_t{a.width} * i * (2 * a.half);
-    bool there = beyond_inside && is_row(i);
-    beyond_raw[0] = read(from, there);
-    beyond_raw[1] = read(from + a.half, there);
+    beyond_raw = read(beyond_at + int64_t{a.width} * i * (2 * a.half), beyond_inside && is_row(i));
   }
 
   __device__ void activate_four(const Four<T>& words, float (&values)[4]) const {
@@ -201,6 +205,14 @@ struct GatedStrip {
 #pragma unroll
     for (int h = 0; h < 2; ++h) activate_four(words[h], values[h]);
     put(buffer, to, values);
+  }
+
+  __device__ void activate_beyond(int buffer) {
+    float values[4];
+    activate_four(beyond_raw, values);
+    auto* slots = reinterpret_cast<float2*>(activated + (buffer * span + beyond_column) * kPairs + four) + beyond_half;
+    slots[0] = make_float2(values[0], values[1]);
+    slots[2 * kFours] = make_float2(values[2], values[3]);
   }
 
   // Calls f with `values` as a pointer to its type, once for many loads: each of them apart would wait for the last.
@@ -302,9 +314,10 @@ struct GatedStrip {
       if (kStore && c >= 2) store(c - 2, done[c - 2]);
     }
     if (kStore) out += int64_t{a.width} * a.half;
-    if (kEdges && beyond) {
-      activate(kNext, beyond_column, beyond_raw);
-      send_for_beyond(i + kEvery + 1);
+    if (kEdges && until-- == 0) {
+      activate_beyond(kNext);
+      send_for_beyond(i + kEvery + warps);
+      until = warps - 1;
     }
     if (kStep % kEvery == kEvery - 1) __syncthreads();
   }
@@ -322,7 +335,7 @@ struct GatedStrip {
     Four<T> top[kEvery][kPasses][2];
 #pragma unroll
     for (int i = 0; i < kEvery; ++i) send_for(i, top[i]);
-    if (beyond) send_for_beyond(0);
+    send_for_beyond(0);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) send_for(kEvery + i, raw[i]);
     load_constants();
@@ -331,12 +344,18 @@ struct GatedStrip {
 #pragma unroll
       for (int k = 0; k < kPasses; ++k) activate(i, 1 + at_column + k * pass, top[i][k]);
     }
-    if (beyond) {  // without edges, zeros in all rows
+    if constexpr (kEdges) {
 #pragma unroll
-      for (int i = 0; i < (kEdges ? kEvery : kBuffers); ++i) {
-        activate(i, beyond_column, beyond_raw);
-        if (kEdges) send_for_beyond(i + 1);
+      for (int i = 0; i < kEvery; ++i) {
+        if (until-- > 0) continue;
+        if (i > 0) send_for_beyond(i);
+        activate_beyond(i);
+        until = warps - 1;
       }
+      send_for_beyond(kEvery + until);
+    } else {  // zeros, in all rows
+#pragma unroll
+      for (int i = 0; i < kBuffers; ++i) activate_beyond(i);
     }
     __syncthreads();
     step<0, false>(0);

@@ -101,7 +101,7 @@ class Peak:
 
 
 def draw(o, folder, name, flags):
-    target = o.folder / f"{name.replace('=', '-')}.webp"
+    target = o.folder / f"{name.replace('=', '-')}.{o.container}"
     command = [o.kinora, "generate", "--video", "a yellow star moves from left to right", "--model", folder, "--device",
                "cpu" if o.tiny else "cuda", *flags, "--seed", "1", "-v", "-o", target]
     start = time.perf_counter()
@@ -120,6 +120,7 @@ def main():
     p.add_argument("folder", type=pathlib.Path)
     p.add_argument("kinora")
     p.add_argument("--cases", default="256,256-fp8,256-short,256-short=12GB")
+    p.add_argument("--container", default="mp4", help="mp4, or webp where FFmpeg's libraries are not")
     p.add_argument("--tokenizers", type=pathlib.Path, default=ROOT / "models" / "kinora-mini-video", help="a folder with t5 and clip")
     p.add_argument("--tiny", action="store_true")
     p.add_argument("--out", type=pathlib.Path)
