@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <tuple>
@@ -15,6 +16,8 @@ namespace {
 // Results of constant nodes larger than this are computed at each run instead of kept; on a device, they are computed
 // there once, unless weights come and go.
 constexpr size_t kFoldLimit = size_t{8} << 20, kSmallFoldLimit = size_t{64} << 10;
+// Who looks into a run is told how long so many bytes of weights took to a device.
+constexpr size_t kLogged = size_t{16} << 20;
 
 bool can(const Kernel& kernel, const StepSpec& spec) {
   if (kernel.op != spec.node.op) return false;
@@ -253,8 +256,17 @@ class Compiler {
       if (fixed_[i]) keys[i] = key(i, keys);
     }
     find_kept();
+    auto start = std::chrono::steady_clock::now();
     for (size_t i = 0; i < count_; ++i) {
       if (fixed_[i] && kept_[i]) fix(i, keys);
+    }
+    if (uploaded_ >= kLogged) {
+      exe_.context_.device->wait();
+      double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      char text[96];
+      std::snprintf(text, sizeof text, "put %zu MiB of weights on the device in %.2f s (%.1f GB/s)", uploaded_ >> 20,
+                    seconds, static_cast<double>(uploaded_) / seconds / 1e9);
+      log(LogLevel::info, text);
     }
     for (size_t i = 0; i < count_; ++i) {
       if (!kept_[i]) exe_.fixed_[i].reset();
@@ -279,7 +291,10 @@ class Compiler {
     Device& device = *exe_.context_.device;
     const Node& n = node(i);
     exe_.fixed_[i] = device.shared(keys[i], n.spec.bytes(), [&](void* memory) {
-      if (n.value.defined()) return device.upload(memory, n.value.raw(), n.spec.bytes());
+      if (n.value.defined()) {
+        uploaded_ += n.spec.bytes();
+        return device.upload(memory, n.value.raw(), n.spec.bytes(), exe_.context_.pool.get());
+      }
       std::vector<const void*> in;
       for (NodeId input : n.inputs) {
         fix(home(input), keys);
@@ -350,7 +365,7 @@ class Compiler {
   const Backend& backend_;
   Executable exe_;
   int threads_ = 1;
-  size_t count_ = 0;
+  size_t count_ = 0, uploaded_ = 0;
   Views views_;
   std::vector<int> last_;
   std::vector<bool> fixed_, kept_;
