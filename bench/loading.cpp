@@ -2,7 +2,8 @@
 //   bench_loading [GIB] [FILE]
 // Weights of an MMDiT's blocks (bfloat16, 8 GiB by default) are written to FILE (./bench_loading.safetensors by
 // default; it is removed at the end) and put on the device as compiling does it. "new mapping": the pages are in the
-// system's cache but not yet in this process; "again": they are. Beside them the bus alone, from pinned memory.
+// system's cache but not yet in this process; "again": they are. Beside them the bus alone, from pinned memory. Then
+// the same weights are quantized; their rate, too, is in bytes of bfloat16.
 #include <cuda_runtime.h>
 
 #include <chrono>
@@ -95,6 +96,29 @@ void time_downloads(Device& device, ThreadPool& pool) {
   }
 }
 
+// As --quantize does it on the device and on the host, the latter of one weight.
+void time_quantizing(const Runtime& runtime, const std::string& path) {
+  ThreadPool& pool = *runtime.context.pool;
+  Weights weights = open_weights(std::filesystem::path(path).parent_path(), std::filesystem::path(path).stem());
+  for (const char* name : {"int8", "fp8", "nvfp4"}) {
+    QuantFormat format = quant_format_from_name(name);
+    Quantizer quantizer = runtime.backend->quantizer(runtime.context.device, runtime.context.pool);
+    size_t bytes = 0;
+    double time = seconds([&] {
+      for (const std::string& each : weights.names()) {
+        const Tensor& tensor = *weights.find(each);
+        if (tensor.shape().rank() != 2) continue;
+        bytes += tensor.bytes();
+        quantizer(tensor, format);
+      }
+    });
+    print((std::string(name) + " on the device").c_str(), pool.size(), bytes, time);
+    const Tensor& first = *weights.find("w0");
+    time = seconds([&] { quantize_matrix(first, format, &pool); });
+    print((std::string(name) + " on the host").c_str(), pool.size(), first.bytes(), time);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -109,6 +133,7 @@ int main(int argc, char** argv) try {
     time_uploads(device, path, *pool);
     time_downloads(device, *pool);
   }
+  time_quantizing(runtime, path);
   std::filesystem::remove(path);
 } catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());
