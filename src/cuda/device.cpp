@@ -173,7 +173,14 @@ class CudaDevice : public Device {
       fail(ErrorKind::resource, mib(bytes) + " more on the GPU would exceed the limit of " + mib(limit_) +
                                     ", of which " + mib(stream_->held) + " are in use (raise --max-memory)");
     }
-    cudaError_t status = cudaMallocFromPoolAsync(&memory, size, stream_->pool, stream_->handle);
+    auto take = [&] { return cudaMallocFromPoolAsync(&memory, size, stream_->pool, stream_->handle); };
+    cudaError_t status = take();
+    if (status == cudaErrorMemoryAllocation) {  // the pool may hold what was given back and is still in use
+      cudaGetLastError();
+      wait();
+      check(cudaMemPoolTrimTo(stream_->pool, 0));
+      status = take();
+    }
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       size_t free = 0, total = 0;

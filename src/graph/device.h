@@ -43,7 +43,8 @@ class Device {
 
   virtual ~Device() = default;
 
-  // Uninitialised, 256-byte aligned. Throws Error(resource) saying how much was asked for and how much was there.
+  // Uninitialised, 256-byte aligned. What is enqueued before the memory is given back may still use it. Throws
+  // Error(resource) saying how much was asked for and how much was there.
   virtual std::shared_ptr<void> allocate(size_t bytes) = 0;
   // The host bytes may change after it returns. The threads of `pool`, if any, help with the host's side of large
   // copies, here and below.
