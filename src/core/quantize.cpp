@@ -132,15 +132,14 @@ void for_rows(const Tensor& weight, int64_t k, ThreadPool* pool,
 
 float checked_peak(const float* row, int64_t k) {
   float peak = peak_magnitude(row, k);
-  if (!std::isfinite(peak)) fail(ErrorKind::model, "it has a value that is not finite");
+  expect_finite_weight(peak);
   return peak;
 }
 
 void quantize_blocks_of(const Tensor& weight, int64_t k, ThreadPool* pool, QuantizedMatrix& out) {
   std::vector<float> peaks(static_cast<size_t>(weight.shape()[0]));
   for_rows(weight, k, pool, [&](int64_t i, const float* row) { peaks[static_cast<size_t>(i)] = checked_peak(row, k); });
-  float peak = peaks.empty() ? 0 : *std::max_element(peaks.begin(), peaks.end());
-  float scale_2 = peak < kNoPeak ? 1 : peak / (kPeakFp4 * kPeakFp8);
+  float scale_2 = weight_scale_2(peaks.empty() ? 0 : *std::max_element(peaks.begin(), peaks.end()));
   out.scale_2.data<float>()[0] = scale_2;
   for_rows(weight, k, pool, [&](int64_t i, const float* row) {
     uint8_t* packed = out.codes.data<uint8_t>() + i * k / 2;
@@ -186,15 +185,29 @@ Shape scale_shape(QuantFormat format, const Shape& weight) {
   return is_nvfp4(format) ? Shape{weight[0], weight[1] / kNvfp4Block} : Shape{weight[0]};
 }
 
+QuantizedMatrix allocate_quantized(const Shape& weight, QuantFormat format) {
+  check(weight.rank() >= 2 && weight[1] % kQuantizedRowMultiple == 0 && weight.product(2, weight.rank()) == 1,
+        "a weight of this shape cannot be quantized");
+  QuantizedMatrix out{Tensor(code_shape(format, weight), code_type(format)),
+                      Tensor(scale_shape(format, weight), scale_type(format)),
+                      {}};
+  if (is_nvfp4(format)) out.scale_2 = Tensor(Shape{}, DType::f32);
+  return out;
+}
+
+void expect_finite_weight(float magnitude) {
+  if (!std::isfinite(magnitude)) fail(ErrorKind::model, "it has a value that is not finite");
+}
+
+float weight_scale_2(float peak) {
+  expect_finite_weight(peak);
+  return peak < kNoPeak ? 1 : peak / (kPeakFp4 * kPeakFp8);
+}
+
 QuantizedMatrix quantize_matrix(const Tensor& weight, QuantFormat format, ThreadPool* pool) {
-  const Shape& shape = weight.shape();
-  check(shape.rank() >= 2 && shape[1] % kQuantizedRowMultiple == 0 && shape.product(2, shape.rank()) == 1,
-        "quantize_matrix: the shape does not fit");
-  int64_t k = shape[1];
-  QuantizedMatrix out{
-      Tensor(code_shape(format, shape), code_type(format)), Tensor(scale_shape(format, shape), scale_type(format)), {}};
+  QuantizedMatrix out = allocate_quantized(weight.shape(), format);
+  int64_t k = weight.shape()[1];
   if (is_nvfp4(format)) {
-    out.scale_2 = Tensor(Shape{}, DType::f32);
     quantize_blocks_of(weight, k, pool, out);
     return out;
   }

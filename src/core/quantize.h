@@ -2,6 +2,7 @@
 // Every value below is float32 arithmetic with the roundings written here, so that all backends give the same codes.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -42,6 +43,13 @@ Shape decoded_shape(QuantFormat format, const Shape& codes);
 
 // Throws Error(model) when a value is NaN or infinite. `pool` null: on this thread; the result is the same.
 QuantizedMatrix quantize_matrix(const Tensor& weight, QuantFormat format, ThreadPool* pool = nullptr);
+// Another way to do that, with the same bytes and errors.
+using Quantizer = std::function<QuantizedMatrix(const Tensor& weight, QuantFormat format)>;
+// What one is made of: the tensors, uninitialised; the error, for a magnitude that is not finite; scale_2, given the
+// weight's largest magnitude.
+QuantizedMatrix allocate_quantized(const Shape& weight, QuantFormat format);
+void expect_finite_weight(float magnitude);
+float weight_scale_2(float peak);
 // Values [begin, end) of row i of the matrix, as float32; begin is a multiple of 16. The pointers are those of the
 // whole tensors, `k` is the length of a row.
 struct QuantizedView {

@@ -4,6 +4,7 @@
 
 #include "cpu/backend.h"
 #include "cuda/kernels.h"
+#include "cuda/quantize.h"
 #include "ops/attention.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
@@ -119,7 +120,7 @@ const Backend& backend() {
       drop_rejoined_slices, join_before_slicing,     fuse_pointwise,        fuse_quantized_rows,
       fuse_sums_and_rows,   fuse_norm_rope,          tile_weight_scales,
   };
-  static const Backend instance{"cuda", kernels, kPasses, &cpu::backend(), runnable};
+  static const Backend instance{"cuda", kernels, kPasses, &cpu::backend(), runnable, weight_quantizer};
   return instance;
 }
 

@@ -3,6 +3,7 @@
 
 #include "cuda/backend.h"
 #include "cuda/cuda.h"
+#include "graph/staging.h"
 
 namespace kinora::cuda {
 
@@ -69,85 +70,46 @@ class CudaMark : public Device::Mark {
   cudaEvent_t event_ = nullptr;
 };
 
-// Parts of a large piece of memory are copied by all threads: one alone does not keep up with the bus.
-void copy_parallel(void* to, const void* from, size_t bytes, ThreadPool& pool) {
-  constexpr size_t kPart = size_t{1} << 20;
-  pool.run(static_cast<int64_t>((bytes + kPart - 1) / kPart), [&](int64_t i, int) {
-    size_t at = static_cast<size_t>(i) * kPart;
-    std::memcpy(static_cast<std::byte*>(to) + at, static_cast<const std::byte*>(from) + at,
-                std::min(kPart, bytes - at));
-  });
-}
-
-// Two pinned buffers through which large copies go: one is filled or emptied while the other travels.
-class Staging {
+// Pinned memory, from and to which a stream copies by itself.
+class PinnedBuffer : public Staging::Buffer {
  public:
-  static constexpr size_t kBytes = size_t{16} << 20;
-
-  ~Staging() {
-    for (Half& half : halves_) {
-      if (half.memory) cudaFreeHost(half.memory);
-      if (half.sent) cudaEventDestroy(half.sent);
+  PinnedBuffer(int device, cudaStream_t stream) : device_(device), stream_(stream) {
+    check(cudaMallocHost(&memory_, Staging::kPart));
+    constexpr unsigned kAsleep = cudaEventBlockingSync;  // who waits, for other threads may have work
+    if (cudaError_t status = cudaEventCreateWithFlags(&done_, cudaEventDisableTiming | kAsleep);
+        status != cudaSuccess) {
+      cudaFreeHost(memory_);
+      check(status);
     }
   }
-
-  // `pool`: threads that help to fill the buffers; null: none.
-  void send(void* device, const void* host, size_t bytes, cudaStream_t stream, ThreadPool* pool = nullptr) {
-    for (size_t at = 0; at < bytes; at += kBytes) {
-      Half& half = next();
-      size_t part = std::min(kBytes, bytes - at);
-      const std::byte* from = static_cast<const std::byte*>(host) + at;
-      if (pool) {
-        copy_parallel(half.memory, from, part, *pool);
-      } else {
-        std::memcpy(half.memory, from, part);
-      }
-      check(cudaMemcpyAsync(static_cast<std::byte*>(device) + at, half.memory, part, cudaMemcpyHostToDevice, stream));
-      check(cudaEventRecord(half.sent, stream));
-    }
+  ~PinnedBuffer() override {
+    cudaEventSynchronize(done_);
+    cudaFreeHost(memory_);
+    cudaEventDestroy(done_);
   }
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
 
-  // Waits.
-  void receive(void* host, const void* device, size_t bytes, cudaStream_t stream) {
-    constexpr size_t kPart = kBytes / 8;  // small, so that the first is there soon
-    Half* before = nullptr;
-    for (size_t at = 0; at < bytes + kPart; at += kPart) {
-      Half* half = nullptr;
-      if (at < bytes) {
-        half = &next();
-        check(cudaMemcpyAsync(half->memory, static_cast<const std::byte*>(device) + at, std::min(kPart, bytes - at),
-                              cudaMemcpyDeviceToHost, stream));
-        check(cudaEventRecord(half->sent, stream));
-      }
-      if (before) {
-        check(cudaEventSynchronize(before->sent));
-        std::memcpy(static_cast<std::byte*>(host) + at - kPart, before->memory, std::min(kPart, bytes - at + kPart));
-      }
-      before = half;
-    }
+  std::byte* memory() override { return static_cast<std::byte*>(memory_); }
+  void start(void* to, const void* from, size_t bytes) override {
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_));
+    check(cudaEventRecord(done_, stream_));
+  }
+  void finish() override {
+    check(cudaSetDevice(device_));  // of a thread of the pool
+    check(cudaEventSynchronize(done_));
   }
 
  private:
-  struct Half {
-    void* memory = nullptr;
-    cudaEvent_t sent = nullptr;
-  };
-
-  // The buffer whose turn it is, after its last copy.
-  Half& next() {
-    Half& half = halves_[turn_ ^= 1];
-    if (!half.memory) {
-      check(cudaMallocHost(&half.memory, kBytes));
-      check(cudaEventCreateWithFlags(&half.sent, cudaEventDisableTiming));
-    } else {
-      check(cudaEventSynchronize(half.sent));
-    }
-    return half;
-  }
-
-  Half halves_[2];
-  size_t turn_ = 0;
+  int device_;
+  cudaStream_t stream_;
+  void* memory_ = nullptr;
+  cudaEvent_t done_ = nullptr;
 };
+
+Staging make_staging(int device, cudaStream_t stream) {
+  return Staging([=] { return std::make_unique<PinnedBuffer>(device, stream); });
+}
 
 // Keeps the stream alive for memory that outlives the device object.
 struct Stream {
@@ -164,9 +126,15 @@ struct Stream {
   }
 };
 
+cudaStream_t make_stream() {
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return stream;
+}
+
 class CudaCopies : public Device::Copies {
  public:
-  CudaCopies() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  explicit CudaCopies(int device) : stream_(make_stream()), staging_(make_staging(device, stream_)) {}
   ~CudaCopies() override {
     cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
@@ -176,20 +144,19 @@ class CudaCopies : public Device::Copies {
 
   void after(Device::Mark& mark) override { dynamic_cast<CudaMark&>(mark).hold(stream_); }
   void send(void* device, const void* host, size_t bytes, ThreadPool& pool) override {
-    staging_.send(device, host, bytes, stream_, &pool);
+    staging_.send(device, host, bytes, &pool);
   }
   std::unique_ptr<Device::Mark> mark() override { return std::make_unique<CudaMark>(stream_); }
 
  private:
-  cudaStream_t stream_ = nullptr;
+  cudaStream_t stream_;
   Staging staging_;
 };
 
 class CudaDevice : public Device {
  public:
-  explicit CudaDevice(int index) : stream_(std::make_shared<Stream>()) {
-    check(cudaSetDevice(index));
-    check(cudaStreamCreateWithFlags(&stream_->handle, cudaStreamNonBlocking));
+  explicit CudaDevice(int index)
+      : index_(index), stream_(open_stream(index)), staging_(make_staging(index, stream_->handle)) {
     cudaMemPoolProps props{};
     props.allocType = cudaMemAllocationTypePinned;
     props.location = {cudaMemLocationTypeDevice, index};
@@ -206,7 +173,14 @@ class CudaDevice : public Device {
       fail(ErrorKind::resource, mib(bytes) + " more on the GPU would exceed the limit of " + mib(limit_) +
                                     ", of which " + mib(stream_->held) + " are in use (raise --max-memory)");
     }
-    cudaError_t status = cudaMallocFromPoolAsync(&memory, size, stream_->pool, stream_->handle);
+    auto take = [&] { return cudaMallocFromPoolAsync(&memory, size, stream_->pool, stream_->handle); };
+    cudaError_t status = take();
+    if (status == cudaErrorMemoryAllocation) {  // the pool may hold what was given back and is still in use
+      cudaGetLastError();
+      wait();
+      check(cudaMemPoolTrimTo(stream_->pool, 0));
+      status = take();
+    }
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       size_t free = 0, total = 0;
@@ -223,21 +197,21 @@ class CudaDevice : public Device {
             }};
   }
 
-  void upload(void* device, const void* host, size_t bytes) override {
+  void upload(void* device, const void* host, size_t bytes, ThreadPool* pool) override {
     if (bytes == 0) return;
-    if (bytes > kSmall) return staging_.send(device, host, bytes, stream_->handle);
+    if (bytes > kSmall) return staging_.send(device, host, bytes, pool);
     check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_->handle));
   }
 
-  void download(void* host, const void* device, size_t bytes) override {
-    if (bytes > kSmall) return staging_.receive(host, device, bytes, stream_->handle);
+  void download(void* host, const void* device, size_t bytes, ThreadPool* pool) override {
+    if (bytes > kSmall) return staging_.receive(host, device, bytes, pool);
     if (bytes) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_->handle));
     wait();
   }
 
   void download_after(Mark& mark, void* host, const void* device, size_t bytes) override {
     cudaStream_t& aside = stream_->aside;
-    if (!aside) check(cudaStreamCreateWithFlags(&aside, cudaStreamNonBlocking));
+    if (!aside) aside = make_stream();
     check(cudaStreamWaitEvent(aside, dynamic_cast<CudaMark&>(mark).event(), 0));
     if (bytes) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, aside));
     check(cudaStreamSynchronize(aside));
@@ -255,7 +229,7 @@ class CudaDevice : public Device {
   std::unique_ptr<Mark> mark() override { return std::make_unique<CudaMark>(stream_->handle); }
   void after(Mark& mark) override { dynamic_cast<CudaMark&>(mark).hold(stream_->handle); }
   Copies* copies() override {
-    if (!copies_) copies_ = std::make_unique<CudaCopies>();
+    if (!copies_) copies_ = std::make_unique<CudaCopies>(index_);
     return copies_.get();
   }
   void limit(size_t bytes) override { limit_ = bytes; }
@@ -286,7 +260,15 @@ class CudaDevice : public Device {
   }
 
  private:
+  static std::shared_ptr<Stream> open_stream(int index) {
+    check(cudaSetDevice(index));
+    auto stream = std::make_shared<Stream>();
+    stream->handle = make_stream();
+    return stream;
+  }
+
   static constexpr size_t kSmall = size_t{64} << 10;
+  int index_;
   std::shared_ptr<Stream> stream_;
   Staging staging_;
   std::unique_ptr<CudaCopies> copies_;

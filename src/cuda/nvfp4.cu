@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/nvfp4.h"
 #include "cuda/quantize.cuh"
 
@@ -33,29 +35,40 @@ __device__ uint32_t fp4_code(float x) {
   return static_cast<uint32_t>(code) | __float_as_uint(x) >> 31 << 3;
 }
 
+__device__ uint2 block_codes(const float (&x)[kBlock], float scale) {
+  float inverse = scale > 0 ? __fdiv_rn(1.0f, scale) : 0.0f;
+  uint2 codes = make_uint2(0, 0);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    codes.x |= fp4_code(__fmul_rn(x[i], inverse)) << (4 * i);
+    codes.y |= fp4_code(__fmul_rn(x[i + 8], inverse)) << (4 * i);
+  }
+  return codes;
+}
+
+// Returns the largest.
+__device__ float block_magnitudes(const float (&x)[kBlock], float (&magnitudes)[kBlock]) {
+  float peak = 0;
+#pragma unroll
+  for (int i = 0; i < kBlock; ++i) {
+    magnitudes[i] = fabsf(x[i]);
+    peak = fmaxf(peak, magnitudes[i]);
+  }
+  return peak;
+}
+
 struct QuantizedBlock {
   uint2 codes;
   uint8_t scale;
 };
 
 __device__ QuantizedBlock quantize_block(const float (&v)[kBlock]) {
-  float magnitudes[kBlock], peak = 0;
-#pragma unroll
-  for (int i = 0; i < kBlock; ++i) {
-    magnitudes[i] = fabsf(v[i]);
-    peak = fmaxf(peak, magnitudes[i]);
-  }
+  float magnitudes[kBlock], peak = block_magnitudes(v, magnitudes);
   uint8_t six = __nv_cvt_float_to_fp8(__fdiv_rn(peak, 6.0f), __NV_SATFINITE, __NV_E4M3);
   uint8_t four = __nv_cvt_float_to_fp8(__fdiv_rn(peak, 4.0f), __NV_SATFINITE, __NV_E4M3);
   bool better = block_error(magnitudes, fp8_pair(four).x) < block_error(magnitudes, fp8_pair(six).x);
-  QuantizedBlock block{make_uint2(0, 0), better ? four : six};
-  float scale = fp8_pair(block.scale).x, inverse = scale > 0 ? __fdiv_rn(1.0f, scale) : 0.0f;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    block.codes.x |= fp4_code(__fmul_rn(v[i], inverse)) << (4 * i);
-    block.codes.y |= fp4_code(__fmul_rn(v[i + 8], inverse)) << (4 * i);
-  }
-  return block;
+  uint8_t best = better ? four : six;
+  return {block_codes(v, fp8_pair(best).x), best};
 }
 
 template <class T>
@@ -111,6 +124,44 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const T* x, Nvfp4Rows la
   }
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads) peak_kernel(const T* x, int64_t count, uint32_t* bits) {
+  constexpr int kSize = Pack<T>::kSize;
+  __shared__ uint32_t shared[kThreads / 32];
+  uint32_t peak = 0;
+  int64_t step = int64_t{gridDim.x} * kThreads * kSize;
+  for (int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kSize; i < count; i += step) {
+    peak = max(peak, magnitude_bits<T>(*reinterpret_cast<const uint4*>(x + i)));
+  }
+  peak = lanes_max<kThreads>(peak, shared);
+  if (threadIdx.x == 0) atomicMax(bits, peak);
+}
+
+// A block of values for each thread. The search is that of core/quantize.cpp.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    weight_kernel(const T* x, int64_t blocks, float scale_2, uint2* codes, uint8_t* scales) {
+  constexpr int kBelow = 3, kAbove = 5, kLargest = 0x7e;
+  int64_t b = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (b >= blocks) return;
+  float values[kBlock], magnitudes[kBlock];
+  load_block(x + b * kBlock, values);
+  float peak = block_magnitudes(values, magnitudes);
+  auto scale_of = [&](int code) { return __fmul_rn(fp8_pair(static_cast<uint32_t>(code)).x, scale_2); };
+  int wanted = __nv_cvt_float_to_fp8(__fdiv_rn(__fdiv_rn(peak, 6.0f), scale_2), __NV_SATFINITE, __NV_E4M3);
+  int best = wanted, end = peak > 0 ? min(kLargest, wanted + kAbove) : 0;
+  float least = block_error(magnitudes, scale_of(wanted));
+  for (int code = max(1, wanted - kBelow); code <= end; ++code) {
+    float error = block_error(magnitudes, scale_of(code));
+    if (error < least) {
+      least = error;
+      best = code;
+    }
+  }
+  codes[b] = block_codes(values, scale_of(best));
+  scales[b] = static_cast<uint8_t>(best);
+}
+
 constexpr int kSpan = 8;  // values of a thread
 
 template <class T>
@@ -142,6 +193,29 @@ void quantize_nvfp4_rows(cudaStream_t stream, DType dtype, const void* x, const 
   auto blocks = static_cast<unsigned>(scale_tiles(layout.m, kScaleTileRows) * kScaleTileRows);
   with_float(dtype, [&]<class T>(T) {
     rows_kernel<<<blocks, kThreads, 0, stream>>>(static_cast<const T*>(x), layout, static_cast<uint8_t*>(rows));
+    check(cudaGetLastError());
+  });
+}
+
+void find_peak(cudaStream_t stream, DType dtype, const void* x, int64_t count, uint32_t* bits) {
+  check(cudaMemsetAsync(bits, 0, sizeof *bits, stream));
+  if (count == 0) return;
+  with_float(dtype, [&]<class T>(T) {
+    constexpr int64_t kFull = 8;  // blocks of threads that keep a processor busy
+    int64_t blocks =
+        std::min(ceil_div(count, int64_t{kThreads} * Pack<T>::kSize), kFull * int64_t{device_limits().multiprocessors});
+    peak_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(static_cast<const T*>(x), count, bits);
+    check(cudaGetLastError());
+  });
+}
+
+void quantize_nvfp4_weight(cudaStream_t stream, DType dtype, const void* x, int64_t count, float scale_2, void* codes,
+                           void* scales) {
+  if (count == 0) return;
+  int64_t blocks = count / kBlock;
+  with_float(dtype, [&]<class T>(T) {
+    weight_kernel<<<static_cast<unsigned>(ceil_div(blocks, int64_t{kThreads})), kThreads, 0, stream>>>(
+        static_cast<const T*>(x), blocks, scale_2, static_cast<uint2*>(codes), static_cast<uint8_t*>(scales));
     check(cudaGetLastError());
   });
 }

@@ -216,6 +216,14 @@ void expand(const void* codes, const void* scale, T* out, int64_t m, int64_t k, 
 
 }  // namespace
 
+void quantize_rows(cudaStream_t stream, DType dtype, const void* x, int64_t m, int64_t k, bool fp8, void* codes,
+                   float* scales) {
+  if (m == 0 || k == 0) return;
+  with_float(dtype, [&]<class T>(T) {
+    quantize(Plain<T>{static_cast<const T*>(x), k}, {static_cast<uint8_t*>(codes), scales, fp8}, m, k, stream);
+  });
+}
+
 Step make_quantize_rows(const StepSpec& spec) {
   const Shape& x = spec.inputs[0].shape;
   int64_t k = x[-1], m = x.product(0, x.rank() - 1);
@@ -227,10 +235,8 @@ Step make_quantize_rows(const StepSpec& spec) {
     return step;
   }
   step.run = [=](const StepArgs& args) {
-    if (m == 0 || k == 0) return;
-    with_float(dtype, [&]<class T>(T) {
-      quantize(Plain<T>{static_cast<const T*>(args.in[0]), k}, rows_out(args.out, m, k, fp8), m, k, stream_of(args));
-    });
+    RowsOut out = rows_out(args.out, m, k, fp8);
+    quantize_rows(stream_of(args), dtype, args.in[0], m, k, fp8, out.codes, out.scales);
   };
   return step;
 }

@@ -1,8 +1,9 @@
-// Codes of 8 and 4 bits to numbers, for products that take only those.
+// Codes of 8 and 4 bits to numbers, for products that take only those, and weights to codes.
 #pragma once
 
 #include "core/quantize.h"
 #include "cuda/cuda.h"
+#include "graph/executable.h"
 
 namespace kinora::cuda {
 
@@ -16,5 +17,12 @@ struct Decoder {
   void enqueue(cudaStream_t stream, const void* codes, const void* scale, const void* scale_2, DType dtype,
                void* out) const;
 };
+
+// x [m, k] (any float type), 16-byte aligned, to codes [m, k] (E4M3 or int8) and scales [m]: quantize_row's.
+void quantize_rows(cudaStream_t stream, DType dtype, const void* x, int64_t m, int64_t k, bool fp8, void* codes,
+                   float* scales);
+
+// Backend::quantizer. Where the device has no room for a weight, the host quantizes it.
+Quantizer weight_quantizer(std::shared_ptr<Device> device, std::shared_ptr<ThreadPool> pool);
 
 }  // namespace kinora::cuda

@@ -64,7 +64,10 @@ Runtime make_runtime(const std::string& device, const std::string& dtype, int th
 
 void prepare_weights(Weights& weights, const std::string& component, const Runtime& runtime) {
   if (weights.prepared()) return;
-  quantize_weights(weights, component, runtime.quantization, *runtime.context.pool);
+  const ExecutionContext& context = runtime.context;
+  auto make_quantizer = runtime.backend->quantizer;
+  quantize_weights(weights, component, runtime.quantization, *context.pool,
+                   make_quantizer ? make_quantizer(context.device, context.pool) : Quantizer());
   weights.set_prepared();
   if (!runtime.backend->runnable) return;
   std::set<std::pair<QuantFormat, QuantFormat>> changes;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <tuple>
@@ -15,6 +16,13 @@ namespace {
 // Results of constant nodes larger than this are computed at each run instead of kept; on a device, they are computed
 // there once, unless weights come and go.
 constexpr size_t kFoldLimit = size_t{8} << 20, kSmallFoldLimit = size_t{64} << 10;
+// Who looks into a run is told of compiling that takes so many seconds, and of so many bytes of weights that went to a
+// device.
+constexpr double kLoggedSeconds = 0.1;
+constexpr size_t kLoggedBytes = size_t{16} << 20;
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 bool can(const Kernel& kernel, const StepSpec& spec) {
   if (kernel.op != spec.node.op) return false;
@@ -253,8 +261,17 @@ class Compiler {
       if (fixed_[i]) keys[i] = key(i, keys);
     }
     find_kept();
+    Clock::time_point start = Clock::now();
     for (size_t i = 0; i < count_; ++i) {
       if (fixed_[i] && kept_[i]) fix(i, keys);
+    }
+    if (uploaded_ >= kLoggedBytes) {
+      exe_.context_.device->wait();
+      double seconds = seconds_since(start);
+      char text[96];
+      std::snprintf(text, sizeof text, "put %zu MiB of weights on the device in %.2f s (%.1f GB/s)", uploaded_ >> 20,
+                    seconds, static_cast<double>(uploaded_) / seconds / 1e9);
+      log(LogLevel::info, text);
     }
     for (size_t i = 0; i < count_; ++i) {
       if (!kept_[i]) exe_.fixed_[i].reset();
@@ -279,7 +296,10 @@ class Compiler {
     Device& device = *exe_.context_.device;
     const Node& n = node(i);
     exe_.fixed_[i] = device.shared(keys[i], n.spec.bytes(), [&](void* memory) {
-      if (n.value.defined()) return device.upload(memory, n.value.raw(), n.spec.bytes());
+      if (n.value.defined()) {
+        uploaded_ += n.spec.bytes();
+        return device.upload(memory, n.value.raw(), n.spec.bytes(), exe_.context_.pool.get());
+      }
       std::vector<const void*> in;
       for (NodeId input : n.inputs) {
         fix(home(input), keys);
@@ -288,7 +308,6 @@ class Compiler {
       Step step = make_step(i);
       std::shared_ptr<void> scratch = device.allocate(step.scratch_bytes);
       step.run({in, memory, static_cast<std::byte*>(scratch.get()), *exe_.context_.pool, device.queue()});
-      device.wait();
       for (NodeId input : n.inputs) {  // nobody reads these again
         size_t source = home(input);
         if (last_[source] == static_cast<int>(i) && !kept_[source]) exe_.fixed_[source].reset();
@@ -350,7 +369,7 @@ class Compiler {
   const Backend& backend_;
   Executable exe_;
   int threads_ = 1;
-  size_t count_ = 0;
+  size_t count_ = 0, uploaded_ = 0;
   Views views_;
   std::vector<int> last_;
   std::vector<bool> fixed_, kept_;
@@ -368,7 +387,14 @@ Graph apply_passes(const Graph& graph, const Backend& backend) {
 }
 
 Executable compile(const Graph& graph, const Backend& backend, ExecutionContext context) {
-  return Compiler(graph, backend, std::move(context)).finish();
+  Clock::time_point start = Clock::now();
+  Executable executable = Compiler(graph, backend, std::move(context)).finish();
+  if (double seconds = seconds_since(start); seconds >= kLoggedSeconds) {
+    char text[64];
+    std::snprintf(text, sizeof text, "compiled %zu nodes in %.2f s", executable.graph().nodes().size(), seconds);
+    log(LogLevel::info, text);
+  }
+  return executable;
 }
 
 MemoryNeed memory_need(const Graph& graph, const Backend& backend, ExecutionContext context) {

@@ -43,10 +43,13 @@ class Device {
 
   virtual ~Device() = default;
 
-  // Uninitialised, 256-byte aligned. Throws Error(resource) saying how much was asked for and how much was there.
+  // Uninitialised, 256-byte aligned. What is enqueued before the memory is given back may still use it. Throws
+  // Error(resource) saying how much was asked for and how much was there.
   virtual std::shared_ptr<void> allocate(size_t bytes) = 0;
-  virtual void upload(void* device, const void* host, size_t bytes) = 0;  // the host bytes may change after it returns
-  virtual void download(void* host, const void* device, size_t bytes) = 0;  // waits
+  // The host bytes may change after it returns. The threads of `pool`, if any, help with the host's side of large
+  // copies, here and below.
+  virtual void upload(void* device, const void* host, size_t bytes, ThreadPool* pool = nullptr) = 0;
+  virtual void download(void* host, const void* device, size_t bytes, ThreadPool* pool = nullptr) = 0;  // waits
   // As download, but waits only for what was enqueued before `mark`, and goes on beside what was enqueued after it.
   virtual void download_after(Mark& mark, void* host, const void* device, size_t bytes) = 0;
   virtual void copy(void* to, const void* from, size_t bytes) = 0;

@@ -52,7 +52,7 @@ std::vector<void*> Executable::bind(const std::map<std::string, Tensor>& inputs,
       if (tensor.on_device()) {
         device->copy(memory[i], tensor.raw(), tensor.bytes());
       } else {
-        device->upload(memory[i], tensor.raw(), tensor.bytes());
+        device->upload(memory[i], tensor.raw(), tensor.bytes(), context_.pool.get());
       }
     } else if (device && fixed_[i]) {
       memory[i] = fixed_[i].get();
@@ -90,7 +90,7 @@ std::map<std::string, Tensor> Executable::run(const std::map<std::string, Tensor
     }
     Tensor result(spec.shape, spec.dtype);
     if (result.bytes() && device) {
-      device->download(result.raw(), bytes, result.bytes());
+      device->download(result.raw(), bytes, result.bytes(), context_.pool.get());
     } else if (result.bytes()) {
       std::memcpy(result.raw(), bytes, result.bytes());
     }

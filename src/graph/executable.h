@@ -70,6 +70,9 @@ struct Backend {
   // The format that weights stored in this one are to be read in: int8 and fp8 may become the same without quantizing
   // x. Null: any as it is.
   QuantFormat (*runnable)(QuantFormat format) = nullptr;
+  // Of a device: quantizes weights there, with working memory for the largest of them that is held as long as the
+  // result. Null: the host's quantize_matrix.
+  Quantizer (*quantizer)(std::shared_ptr<Device> device, std::shared_ptr<ThreadPool> pool) = nullptr;
 };
 
 // Working memory that executables of one session share, one running at a time: it grows to the largest need.

@@ -89,7 +89,7 @@ void StreamRun::bring(const StreamPlan::Chunk& chunk) {
     if (copies) {
       copies->send(to, value.raw(), value.bytes(), pool_);
     } else if (device_) {
-      device_->upload(to, value.raw(), value.bytes());
+      device_->upload(to, value.raw(), value.bytes(), &pool_);
     } else {
       value.ask_for_pages();
     }

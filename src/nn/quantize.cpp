@@ -1,6 +1,8 @@
 #include "nn/quantize.h"
 
+#include <chrono>
 #include <cmath>
+#include <cstdio>
 
 #include "core/log.h"
 #include "io/quantized.h"
@@ -112,10 +114,11 @@ std::optional<QuantFormat> format_for(const Quantization& quantization, const st
   return decide(quantization, component + "." + tensor.substr(0, tensor.size() - kSuffix.size()));
 }
 
-QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name, QuantFormat format, ThreadPool& pool) {
+QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name, QuantFormat format, ThreadPool& pool,
+                                const Quantizer& quantizer) {
   const Tensor& tensor = *weights.find(name);
   try {
-    QuantizedMatrix result = quantize_matrix(tensor, format, &pool);
+    QuantizedMatrix result = quantizer ? quantizer(tensor, format) : quantize_matrix(tensor, format, &pool);
     tensor.release_pages();
     return result;
   } catch (const Error& error) {
@@ -124,7 +127,7 @@ QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name,
 }
 
 void quantize_weights(Weights& weights, const std::string& component, const Quantization& quantization,
-                      ThreadPool& pool) {
+                      ThreadPool& pool, const Quantizer& quantizer) {
   if (!quantization.format) return;
   std::string already = describe_quantization(weights);
   if (!already.empty()) {
@@ -132,17 +135,21 @@ void quantize_weights(Weights& weights, const std::string& component, const Quan
          weights.source() + " is quantized already (" + already + "); it can be used as it is, without --quantize");
   }
   size_t before = weights.bytes();
+  auto start = std::chrono::steady_clock::now();
   for (const std::string& name : weights.names()) {
     std::optional<QuantFormat> format = format_for(quantization, component, name, *weights.find(name));
     if (!format) continue;
-    QuantizedMatrix q = quantize_weight(weights, name, *format, pool);
+    QuantizedMatrix q = quantize_weight(weights, name, *format, pool, quantizer);
     weights.replace(name, q.codes);
     weights.set_format(name, *format);
     weights.add(scale_name(name), q.scale, weights.file_of(name));
     if (q.scale_2.defined()) weights.add(scale_2_name(name), q.scale_2, weights.file_of(name));
   }
-  log(LogLevel::info, "quantized the " + component + " (" + describe_quantization(weights) +
-                          "): " + std::to_string(before >> 20) + " MiB became " +
+  auto passed = std::chrono::steady_clock::now() - start;
+  char seconds[32];
+  std::snprintf(seconds, sizeof seconds, "%.1f", std::chrono::duration<double>(passed).count());
+  log(LogLevel::info, "quantized the " + component + " (" + describe_quantization(weights) + ") in " + seconds +
+                          " s: " + std::to_string(before >> 20) + " MiB became " +
                           std::to_string(weights.bytes() >> 20) + " MiB");
 }
 

@@ -35,14 +35,15 @@ bool fits_pattern(std::string_view pattern, std::string_view text);
 std::optional<QuantFormat> format_for(const Quantization& quantization, const std::string& component,
                                       const std::string& tensor, const Tensor& value);
 
-// A weight in a format, made by all threads; the pages of the original are given back. Throws Error(model) with its
-// name.
-QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name, QuantFormat format, ThreadPool& pool);
+// A weight in a format, made by `quantizer` or, without one, by all threads; the pages of the original are given back.
+// Throws Error(model) with its name.
+QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name, QuantFormat format, ThreadPool& pool,
+                                const Quantizer& quantizer = {});
 
 // Puts quantized weights in place of those that the table names, one at a time. Throws Error(usage) when there are
 // quantized ones already.
 void quantize_weights(Weights& weights, const std::string& component, const Quantization& quantization,
-                      ThreadPool& pool);
+                      ThreadPool& pool, const Quantizer& quantizer = {});
 
 // The number of quantized layers by format: "fp8: 120 layers, int8-weights: 4 layers"; empty when there are none.
 std::string describe_quantization(const Weights& weights);

@@ -98,6 +98,94 @@ TEST(CudaNvfp4Rows, GiveTheCpusBytesAndNumbers) {
   }
 }
 
+// Values of all sizes, ties, blocks of zeros and blocks too small for a scale.
+Tensor odd_weight(const Shape& shape, DType dtype) {
+  Tensor x = random_tensor(shape, static_cast<uint64_t>(shape.numel()), -3, 3);
+  auto* v = x.data<float>();
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    int64_t block = i / 16;
+    if (block % 3 == 0) v[i] = std::nearbyint(v[i] * 4) / 4;
+    if (block % 5 == 0) v[i] = std::ldexp(v[i], -static_cast<int>(block % 40));
+    if (block % 11 == 0) v[i] = block % 2 ? 0.0f : -0.0f;
+    if (i % 997 == 0) v[i] *= 100;
+  }
+  return x.to(dtype);
+}
+
+void expect_same_matrix(const QuantizedMatrix& got, const QuantizedMatrix& expected, const std::string& what) {
+  EXPECT_EQ(got.codes.shape(), expected.codes.shape()) << what;
+  expect_same_bytes(got.codes, expected.codes, what + " codes");
+  expect_same_bytes(got.scale, expected.scale, what + " scale");
+  ASSERT_EQ(got.scale_2.defined(), expected.scale_2.defined()) << what;
+  if (got.scale_2.defined()) expect_same_bytes(got.scale_2, expected.scale_2, what + " scale_2");
+}
+
+constexpr QuantFormat kWeightFormats[] = {QuantFormat::int8,        QuantFormat::int8_weights, QuantFormat::fp8,
+                                          QuantFormat::fp8_weights, QuantFormat::nvfp4,        QuantFormat::nvfp4_both};
+
+TEST(CudaQuantizeWeight, GivesTheCpusBytes) {
+  KINORA_NEEDS_GPU();
+  Runtime runtime = gpu_runtime();
+  Quantizer quantizer = runtime.backend->quantizer(runtime.context.device, runtime.context.pool);
+  // The largest is neither first nor last, and goes through more than one buffer.
+  const Shape shapes[] = {{1, 16}, {70, 64, 1, 1}, {300, 5600}, {9, 33040}, {257, 272}};
+  for (QuantFormat format : kWeightFormats) {
+    for (DType dtype : kTypes) {
+      for (const Shape& shape : shapes) {
+        for (float factor : {1.0f, 1e-32f, 1e30f}) {  // one whose peak counts as zero, and one near the end
+          if (factor != 1 && (shape[0] != 70 || dtype == DType::f16)) continue;
+          Tensor weight = odd_weight(shape, DType::f32);
+          for (int64_t i = 0; i < weight.numel(); ++i) weight.data<float>()[i] *= factor;
+          weight = weight.to(dtype);
+          expect_same_matrix(quantizer(weight, format), quantize_matrix(weight, format, runtime.context.pool.get()),
+                             std::string(quant_format_name(format)) + " " + std::string(dtype_name(dtype)) + " " +
+                                 shape.str() + " times " + std::to_string(factor));
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaQuantizeWeight, RefusesWhatIsNotFiniteAndLeavesToTheHostWhatHasNoRoom) {
+  KINORA_NEEDS_GPU();
+  Runtime runtime = gpu_runtime();
+  Quantizer quantizer = runtime.backend->quantizer(runtime.context.device, runtime.context.pool);
+  for (QuantFormat format : {QuantFormat::int8, QuantFormat::fp8, QuantFormat::nvfp4}) {
+    for (float bad : {INFINITY, -INFINITY, NAN}) {
+      Tensor weight = odd_weight({70, 64}, DType::f32);
+      weight.data<float>()[69 * 64 + 63] = bad;
+      for (DType dtype : kTypes) EXPECT_THROW(quantizer(weight.to(dtype), format), Error);
+    }
+  }
+  runtime.context.device->limit(size_t{1} << 20);
+  Tensor weight = odd_weight({600, 1024}, DType::bf16);
+  expect_same_matrix(quantizer(weight, QuantFormat::nvfp4), quantize_matrix(weight, QuantFormat::nvfp4), "no room");
+}
+
+// Whatever the size, and by any number of threads.
+TEST(CudaCopies, BringEveryByteThereAndBack) {
+  KINORA_NEEDS_GPU();
+  for (int threads : {1, 2, 20}) {
+    Runtime runtime = make_runtime("cuda", "float32", threads, nullptr);
+    Device& device = *runtime.context.device;
+    ThreadPool& pool = *runtime.context.pool;
+    for (int64_t count : {1, 16384, 16385, 262144, 262145, 30'000'001}) {
+      Tensor sent = random_tensor({count}, static_cast<uint64_t>(count)), changed = sent.clone(),
+             got({count}, DType::f32);
+      auto there = device.allocate(sent.bytes()), copied = device.allocate(sent.bytes());
+      device.upload(there.get(), changed.raw(), changed.bytes(), &pool);
+      std::memset(changed.raw(), 0x55, changed.bytes());
+      device.copies()->after(*device.mark());
+      device.copies()->send(copied.get(), sent.raw(), sent.bytes(), pool);
+      device.download(got.raw(), there.get(), got.bytes(), &pool);
+      expect_same_bytes(got, sent, std::to_string(count) + " values");
+      device.after(*device.copies()->mark());
+      device.download(got.raw(), copied.get(), got.bytes());
+      expect_same_bytes(got, sent, std::to_string(count) + " values of the second queue");
+    }
+  }
+}
+
 QuantizedWeight weight_of(Graph& graph, QuantFormat format, int64_t n, int64_t k, uint64_t seed = 1) {
   QuantizedMatrix q = quantize_matrix(random_tensor({n, k}, seed), format);
   QuantizedWeight weight{format, graph.parameter("codes", q.codes), graph.parameter("scale", q.scale), {}};

@@ -27,8 +27,8 @@ class HostDevice : public Device {
     std::memset(start, 0xff, bytes);
     return {start, [this, memory, bytes](void*) { held -= bytes; }};
   }
-  void upload(void* device, const void* host, size_t bytes) override { copy(device, host, bytes); }
-  void download(void* host, const void* device, size_t bytes) override { copy(host, device, bytes); }
+  void upload(void* device, const void* host, size_t bytes, ThreadPool*) override { copy(device, host, bytes); }
+  void download(void* host, const void* device, size_t bytes, ThreadPool*) override { copy(host, device, bytes); }
   void copy(void* to, const void* from, size_t bytes) override {
     if (bytes) std::memcpy(to, from, bytes);
   }

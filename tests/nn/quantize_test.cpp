@@ -159,6 +159,26 @@ TEST(PrepareWeights, FallsBackWhereTheDeviceLacksAFormat) {
   prepare_weights(weights, "transformer", runtime);  // once is enough
 }
 
+TEST(PrepareWeights, QuantizesAsTheBackendDoes) {
+  static int made;
+  made = 0;
+  Backend device = cpu::backend();
+  device.quantizer = [](std::shared_ptr<Device>, std::shared_ptr<ThreadPool> pool) -> Quantizer {
+    return [pool](const Tensor& weight, QuantFormat format) {
+      ++made;
+      return quantize_matrix(weight, format, pool.get());
+    };
+  };
+  Runtime runtime;
+  runtime.backend = &device;
+  runtime.context = context(2);
+  runtime.quantization = parse_quantization("int8", "");
+  Weights weights = two_layers();
+  prepare_weights(weights, "transformer", runtime);
+  EXPECT_EQ(made, 2);
+  EXPECT_EQ(weights.format("a.weight"), QuantFormat::int8);
+}
+
 // A file of two_layers in a format, after `damage` of its tensors and metadata.
 using Tensors = std::vector<std::pair<std::string, Tensor>>;
 using Metadata = std::map<std::string, std::string>;
