@@ -22,8 +22,7 @@ int quantize(const QuantizeOptions& o) {
   for (const std::string& pattern : o.keep) rules += pattern + "=keep,";
   for (const std::string& rule : o.layers) rules += rule + ",";
   QuantizeModelOptions work;
-  if (o.format == "none")
-    fail(ErrorKind::usage, "--to takes int8, int8-weights, fp8, fp8-weights, nvfp4 or nvfp4-both");
+  if (o.format == "none") fail(ErrorKind::usage, "--to takes " + quant_format_names(", ", " or "));
   work.quantization = parse_quantization(o.format, rules);
   work.model = model_folder(o.model, {.variant = o.variant, .yes = o.yes});
   work.output = o.output;
@@ -53,7 +52,7 @@ Command add_quantize(CLI::App& app) {
   auto o = std::make_shared<QuantizeOptions>();
   CLI::App* c = app.add_subcommand("quantize", "Write a model with weights of 8 or 4 bits");
   c->add_option("model", o->model, "Model folder, name on the hub, or safetensors file of a transformer")->required();
-  c->add_option("--to", o->format, "int8, int8-weights, fp8, fp8-weights, nvfp4 or nvfp4-both")->required();
+  c->add_option("--to", o->format, quant_format_names(", ", " or "))->required();
   c->add_option("-o,--output", o->output, "New folder")->required();
   c->add_option("--keep", o->keep, "Layers that stay as they are, such as 'transformer.*attn2*'; may be repeated");
   c->add_option("--layers", o->layers, "PATTERN=FORMAT: layers that get another format; may be repeated");
