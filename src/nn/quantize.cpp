@@ -112,10 +112,12 @@ std::optional<QuantFormat> format_for(const Quantization& quantization, const st
   return decide(quantization, component + "." + tensor.substr(0, tensor.size() - kSuffix.size()));
 }
 
-QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name, QuantFormat format, ThreadPool& pool) {
+QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name, QuantFormat format, ThreadPool& pool,
+                                const InputMoments* inputs) {
   const Tensor& tensor = *weights.find(name);
   try {
-    QuantizedMatrix result = quantize_matrix(tensor, format, &pool);
+    QuantizedMatrix result =
+        inputs ? quantize_matrix(tensor, format, *inputs, &pool) : quantize_matrix(tensor, format, &pool);
     tensor.release_pages();
     return result;
   } catch (const Error& error) {

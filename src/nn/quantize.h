@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "core/quantize.h"
+#include "core/calibrated.h"
 #include "core/threads.h"
 #include "io/weights.h"
 
@@ -35,9 +35,10 @@ bool fits_pattern(std::string_view pattern, std::string_view text);
 std::optional<QuantFormat> format_for(const Quantization& quantization, const std::string& component,
                                       const std::string& tensor, const Tensor& value);
 
-// A weight in a format, made by all threads; the pages of the original are given back. Throws Error(model) with its
-// name.
-QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name, QuantFormat format, ThreadPool& pool);
+// A weight in a format, made by all threads, with regard to what is known of its inputs; the pages of the original are
+// given back. Throws Error(model) with its name.
+QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name, QuantFormat format, ThreadPool& pool,
+                                const InputMoments* inputs = nullptr);
 
 // Puts quantized weights in place of those that the table names, one at a time. Throws Error(usage) when there are
 // quantized ones already.
