@@ -168,37 +168,41 @@ void check_noise_kind(const GenerateOptions& o) {
   if (o.noise_kind != "cpu" && o.noise_kind != "cuda") fail(ErrorKind::usage, "--rng must be cpu or cuda");
 }
 
+void bind_generate_flags(SettingFlags& flags, GenerateOptions& o) {
+  flags.bind("prompt.text", o.prompt);
+  flags.bind("model.name", o.model);
+  flags.bind("prompt.negative", o.negative);
+  flags.bind("prompt.file", o.prompt_file);
+  flags.bind("sampling.steps", o.steps);
+  flags.bind("sampling.guidance", o.guidance);
+  flags.bind("size.width", o.width);
+  flags.bind("size.height", o.height);
+  flags.bind("size.from_resolution", o.from_resolution);
+  flags.bind("sampling.refine_strength", o.refine_strength);
+  flags.bind("sampling.seed", o.seeds);
+  flags.bind("sampling.count", o.count);
+  flags.bind("sampling.batch", o.batch);
+  flags.bind("sampling.init_image", o.init);
+  flags.bind("sampling.strength", o.strength);
+  flags.bind("sampling.scheduler", o.scheduler);
+  bind_load_options(flags, o.load);
+  flags.bind("memory.tile", o.tile);
+  flags.bind("memory.max", o.max_memory);
+  flags.bind("output.file", o.output);
+  flags.bind("output.preview", o.preview);
+  bind_film_flags(flags, o.film);
+  flags.bind("noise.rng", o.noise_kind);
+  flags.bind("noise.file", o.noise);
+  flags.bind("noise.save", o.save_noise);
+}
+
 Command add_generate(CLI::App& app) {
   auto o = std::make_shared<GenerateOptions>();
   CLI::App* c = app.add_subcommand("generate", "Draw a picture of a prompt, or make a film of it");
   auto flags = std::make_shared<SettingFlags>(*c);
-  flags->bind("prompt.text", o->prompt);
-  flags->bind("model.name", o->model);
+  bind_generate_flags(*flags, *o);
   add_yes(c, o->yes);
-  flags->bind("prompt.negative", o->negative);
-  flags->bind("prompt.file", o->prompt_file);
-  flags->bind("sampling.steps", o->steps);
-  flags->bind("sampling.guidance", o->guidance);
-  flags->bind("size.width", o->width);
-  flags->bind("size.height", o->height);
-  flags->bind("size.from_resolution", o->from_resolution);
-  flags->bind("sampling.refine_strength", o->refine_strength);
-  flags->bind("sampling.seed", o->seeds);
-  flags->bind("sampling.count", o->count);
-  flags->bind("sampling.batch", o->batch);
-  flags->bind("sampling.init_image", o->init);
-  flags->bind("sampling.strength", o->strength);
-  flags->bind("sampling.scheduler", o->scheduler);
-  bind_load_options(*flags, o->load);
-  flags->bind("memory.tile", o->tile);
-  flags->bind("memory.max", o->max_memory);
-  flags->bind("output.file", o->output);
   c->add_option("--from", o->from, "Make this kinora picture or film again, from the record inside it");
-  flags->bind("output.preview", o->preview);
-  bind_film_flags(*flags, o->film);
-  flags->bind("noise.rng", o->noise_kind);
-  flags->bind("noise.file", o->noise);
-  flags->bind("noise.save", o->save_noise);
   c->add_flag("-q,--quiet", o->quiet, "No progress");
   c->add_flag("-v,--verbose", o->verbose, "Also say what takes how long and how much memory");
   return [o, flags] { return generate(*o, *flags); };

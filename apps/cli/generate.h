@@ -43,7 +43,12 @@ void check_noise_kind(const GenerateOptions& options);
 // Why a setting would do nothing for a film, or for a picture; empty when it is of use.
 std::string why_useless(const SettingDef& def, bool film);
 
+// Binds the flags of `kinora generate` that are settings.
+class SettingFlags;
+void bind_generate_flags(SettingFlags& flags, GenerateOptions& options);
+
 struct Job;
+Request picture_request(const GenerateOptions& options);  // of a picture, without its seed
 int generate_pictures(const GenerateOptions& options, const std::vector<Job>& jobs);
 int generate_films(const GenerateOptions& options, const std::vector<Job>& jobs);
 

@@ -63,28 +63,6 @@ std::string to_parameters(const Json& r) {
          ", Version: kinora " KINORA_VERSION;
 }
 
-Request to_request(const GenerateOptions& o) {
-  Request request;
-  request.prompt = o.prompt;
-  request.negative_prompt = o.negative;
-  request.width = o.width;
-  request.height = o.height;
-  request.steps = o.steps;
-  request.guidance = o.guidance;
-  request.scheduler = o.scheduler;
-  request.cuda_noise = o.noise_kind == "cuda";
-  request.strength = o.strength;
-  request.from_resolution = o.from_resolution;
-  request.refine_strength = o.refine_strength;
-  if (o.tile) {  // an eighth of a tile overlaps the next one, in whole latents
-    int64_t overlap = std::max<int64_t>(o.tile / 8 / 32 * 32, 32);
-    request.tiling = Tiling{o.tile, std::max<int64_t>(o.tile - overlap, 32)};
-  }
-  if (!o.init.empty()) request.init_image = load_image(o.init);
-  if (!o.noise.empty()) request.latents = SafetensorsFile::open(o.noise).tensor("latents");
-  return request;
-}
-
 // The file of every picture, in order.
 std::vector<std::string> paths_of(const std::vector<Job>& jobs) {
   std::vector<std::string> paths;
@@ -108,7 +86,7 @@ class PictureRun {
 
   // What is wrong with a job is known before the first picture is drawn.
   void check(const GenerateOptions& o) const {
-    Request request = to_request(o);
+    Request request = picture_request(o);
     for (const std::vector<uint64_t>& seeds : batches(o)) {
       request.seeds = seeds;
       pipeline_.check(request);
@@ -116,7 +94,7 @@ class PictureRun {
   }
 
   void draw(const GenerateOptions& o) {
-    Request request = to_request(o);
+    Request request = picture_request(o);
     request.on_stage = [&](const StageReport& report) { progress_.report(report); };
     if (!o.preview.empty()) {
       request.on_step = [&](const StepReport& report) {
@@ -162,6 +140,28 @@ class PictureRun {
 };
 
 }  // namespace
+
+Request picture_request(const GenerateOptions& o) {
+  Request request;
+  request.prompt = o.prompt;
+  request.negative_prompt = o.negative;
+  request.width = o.width;
+  request.height = o.height;
+  request.steps = o.steps;
+  request.guidance = o.guidance;
+  request.scheduler = o.scheduler;
+  request.cuda_noise = o.noise_kind == "cuda";
+  request.strength = o.strength;
+  request.from_resolution = o.from_resolution;
+  request.refine_strength = o.refine_strength;
+  if (o.tile) {  // an eighth of a tile overlaps the next one, in whole latents
+    int64_t overlap = std::max<int64_t>(o.tile / 8 / 32 * 32, 32);
+    request.tiling = Tiling{o.tile, std::max<int64_t>(o.tile - overlap, 32)};
+  }
+  if (!o.init.empty()) request.init_image = load_image(o.init);
+  if (!o.noise.empty()) request.latents = SafetensorsFile::open(o.noise).tensor("latents");
+  return request;
+}
 
 int generate_pictures(const GenerateOptions& o, const std::vector<Job>& jobs) {
   std::vector<std::string> paths = paths_of(jobs);

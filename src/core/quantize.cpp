@@ -154,12 +154,21 @@ void quantize_blocks_of(const Tensor& weight, int64_t k, ThreadPool* pool, Quant
 
 std::string_view quant_format_name(QuantFormat format) { return kNames[static_cast<size_t>(format)]; }
 
+std::string quant_format_names(std::string_view between, std::string_view last) {
+  std::string names;
+  for (size_t i = 0; i < kNames.size(); ++i) {
+    if (i) names += i + 1 == kNames.size() ? last : between;
+    names += kNames[i];
+  }
+  return names;
+}
+
 QuantFormat quant_format_from_name(std::string_view name) {
   for (size_t i = 0; i < kNames.size(); ++i) {
     if (kNames[i] == name) return static_cast<QuantFormat>(i);
   }
-  fail(ErrorKind::usage, "unknown quantization format '" + std::string(name.substr(0, 40)) +
-                             "' (known: int8, int8-weights, fp8, fp8-weights, nvfp4, nvfp4-both)");
+  fail(ErrorKind::usage,
+       "unknown quantization format '" + std::string(name.substr(0, 40)) + "' (known: " + quant_format_names() + ")");
 }
 
 bool quantizes_rows(QuantFormat format) {

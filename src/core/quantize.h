@@ -14,8 +14,9 @@ namespace kinora {
 // int8, fp8, nvfp4_both: x is quantized too, by row, when it runs. The others keep x as it is.
 enum class QuantFormat : uint8_t { int8, int8_weights, fp8, fp8_weights, nvfp4, nvfp4_both };
 
-// "int8", "int8-weights", "fp8", "fp8-weights", "nvfp4", "nvfp4-both".
 std::string_view quant_format_name(QuantFormat format);
+// All of them in the order above: "int8, int8-weights, …, nvfp4-both", with `last` before the last one.
+std::string quant_format_names(std::string_view between = ", ", std::string_view last = ", ");
 // Throws Error(usage) naming those that there are.
 QuantFormat quant_format_from_name(std::string_view name);
 bool quantizes_rows(QuantFormat format);
@@ -78,12 +79,11 @@ void quantize_row(QuantFormat format, const float* x, int64_t k, void* codes, fl
 // NVIDIA's documentation of cuBLAS): the tiles of a row of tiles follow each other; what lies outside of the matrix is
 // 0.
 constexpr int64_t kScaleTileRows = 128, kScaleTileBlocks = 4;
-constexpr int64_t scale_tiles(int64_t n, int64_t size) { return (n + size - 1) / size; }
 constexpr int64_t tiled_scale_bytes(int64_t rows, int64_t blocks) {
-  return scale_tiles(rows, kScaleTileRows) * scale_tiles(blocks, kScaleTileBlocks) * kScaleTileRows * kScaleTileBlocks;
+  return ceil_div(rows, kScaleTileRows) * ceil_div(blocks, kScaleTileBlocks) * kScaleTileRows * kScaleTileBlocks;
 }
 constexpr int64_t tiled_scale_at(int64_t row, int64_t block, int64_t blocks) {
-  int64_t tile = row / kScaleTileRows * scale_tiles(blocks, kScaleTileBlocks) + block / kScaleTileBlocks;
+  int64_t tile = row / kScaleTileRows * ceil_div(blocks, kScaleTileBlocks) + block / kScaleTileBlocks;
   return tile * kScaleTileRows * kScaleTileBlocks + row % 32 * 16 + row % kScaleTileRows / 32 * kScaleTileBlocks +
          block % kScaleTileBlocks;
 }

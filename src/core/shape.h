@@ -32,6 +32,8 @@ class Shape {
   int rank_ = 0;
 };
 
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // NumPy's rule; throws Error(internal) when the shapes do not broadcast.
 Shape broadcast(const Shape& a, const Shape& b);
 

@@ -27,8 +27,6 @@ auto with_float(DType dtype, F&& f) {
   }
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Of the current device.
 struct DeviceLimits {
   int multiprocessors = 0, major = 0, minor = 0;

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const T* x, Nvfp4Rows la
   constexpr int kSize = Pack<T>::kSize;
   __shared__ uint32_t shared[kThreads / 32];
   int64_t row = blockIdx.x, blocks = layout.blocks();
-  int64_t end = scale_tiles(blocks, kScaleTileBlocks) * kScaleTileBlocks;
+  int64_t end = ceil_div(blocks, kScaleTileBlocks) * kScaleTileBlocks;
   if (row >= layout.m) {
     for (int64_t b = threadIdx.x; b < end; b += kThreads) rows[tiled_scale_at(row, b, blocks)] = 0;
     return;
@@ -190,7 +190,7 @@ bool has_nvfp4_products() { return device_limits().major >= 10; }
 
 void quantize_nvfp4_rows(cudaStream_t stream, DType dtype, const void* x, const Nvfp4Rows& layout, void* rows) {
   if (layout.m * layout.k == 0) return;
-  auto blocks = static_cast<unsigned>(scale_tiles(layout.m, kScaleTileRows) * kScaleTileRows);
+  auto blocks = static_cast<unsigned>(ceil_div(layout.m, kScaleTileRows) * kScaleTileRows);
   with_float(dtype, [&]<class T>(T) {
     rows_kernel<<<blocks, kThreads, 0, stream>>>(static_cast<const T*>(x), layout, static_cast<uint8_t*>(rows));
     check(cudaGetLastError());

@@ -73,6 +73,7 @@ Graph TextEncoder::graph(int64_t batch, int64_t tokens) const {
 }
 
 Tensor TextEncoder::encode(const Tensor& ids, const Tensor& mask, Keep keep) {
+  if (observer_) observer_(ids, mask);
   Tensor hidden = compiled(ids.shape()[0], ids.shape()[1]).run({{"ids", ids}, {"mask", mask}}, keep).at("hidden");
   weights_.release_pages();  // a prompt is encoded once; what comes next needs the memory
   return hidden;
@@ -152,6 +153,7 @@ std::map<std::string, Tensor> Denoiser::feed(const DenoiseInputs& in) const {
 }
 
 Tensor Denoiser::predict(const DenoiseInputs& in, Keep keep) {
+  if (observer_) observer_(in);
   const Shape& s = in.latents.shape();
   Padding padding = in.lengths.defined() ? Padding::behind : Padding::anywhere;
   return compiled(s[0], s[1], s[2], in.caption.shape()[1], padding).run(feed(in), keep).at("sample");

@@ -41,6 +41,8 @@ class TextEncoder {
   TextEncoder(Gemma2Config config, Weights weights, Runtime runtime);
   // ids [batch, tokens] i32, mask [batch, tokens] f32 -> hidden states [batch, tokens, hidden] f32.
   Tensor encode(const Tensor& ids, const Tensor& mask, Keep keep = Keep::on_host);
+  // Called with what each run is given, before it; empty: no more.
+  void observe(std::function<void(const Tensor& ids, const Tensor& mask)> observer) { observer_ = std::move(observer); }
   const Gemma2Config& config() const { return config_; }
   const Weights& weights() const { return weights_; }
   Graph graph(int64_t batch, int64_t tokens) const;
@@ -49,6 +51,7 @@ class TextEncoder {
   void close();                        // gives back what is compiled and the weights' memory
 
  private:
+  std::function<void(const Tensor& ids, const Tensor& mask)> observer_;
   Gemma2Config config_;
   mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;
@@ -75,6 +78,9 @@ class Denoiser {
  public:
   Denoiser(SanaConfig config, Weights weights, Runtime runtime);
   Tensor predict(const DenoiseInputs& inputs, Keep keep = Keep::on_host);  // [batch, height, width, out_channels] f32
+  // As TextEncoder. While somebody observes, a pipeline calls predict() for each step on every device.
+  void observe(std::function<void(const DenoiseInputs&)> observer) { observer_ = std::move(observer); }
+  bool observed() const { return observer_ != nullptr; }
   void rest() { weights_.release_pages(); }  // after the last step: the autoencoder needs the memory
   void stream_weights(size_t budget);        // as TextEncoder
   void close();
@@ -91,6 +97,7 @@ class Denoiser {
   std::map<std::string, Tensor> feed(const DenoiseInputs& inputs) const;
 
  private:
+  std::function<void(const DenoiseInputs&)> observer_;
   SanaConfig config_;
   mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;

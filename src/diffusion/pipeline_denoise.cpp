@@ -78,7 +78,9 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
   }
   in.caption = device_sampler_ ? runtime_.context.device->concat_rows(captions) : concat_rows(captions);
   in.mask = concat_rows(masks);
-  if (!device_sampler_) trim_padding(in);  // on a device one graph serves all prompts
+  bool step_by_step = !device_sampler_ || denoiser_->observed();
+  if (in.caption.on_device() && step_by_step) in.caption = runtime_.context.device->to_host(in.caption);
+  if (step_by_step) trim_padding(in);  // else one graph serves all prompts
   in.lengths = mask_lengths(in.mask);
   kinora::check(in.lengths.defined(), "a prompt's padding must stand behind its tokens");
   auto guidance = static_cast<float>(p.guidance) * static_cast<float>(denoiser_->config().guidance_embeds_scale);
@@ -89,7 +91,7 @@ Tensor Pipeline::denoise(const Request& r, const Plan& p, Tensor latents, std::v
     for (NoiseSource& source : sources) parts.push_back(source({1, s[3], s[1], s[2]}));
     return concat_rows(parts).permuted({0, 2, 3, 1});
   };
-  if (device_sampler_) {
+  if (!step_by_step) {
     in.latents = latents;
     return denoise_on_device(r, p, in, noise);
   }

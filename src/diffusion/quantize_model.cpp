@@ -96,6 +96,27 @@ std::string layer_of(const std::string& weight) {
   return weight.substr(0, weight.size() - std::string(".weight").size());
 }
 
+QuantizedMatrix quantize_layer(const QuantizablePart& part, const Weights& weights, const std::string& name,
+                               QuantFormat format, const QuantizeModelOptions& o, ThreadPool& pool) {
+  std::shared_ptr<const InputMoments> inputs = o.calibration ? o.calibration->of(name) : nullptr;
+  Quantizer calibrated;
+  if (inputs) {
+    calibrated = [&](const Tensor& tensor, QuantFormat to) { return quantize_matrix(tensor, to, *inputs, &pool); };
+  }
+  QuantizedMatrix q = quantize_weight(weights, name, format, pool, calibrated);
+  if (!o.on_layer) return q;
+  const Tensor& weight = *weights.find(name);
+  LayerReport report{
+      part.component, layer_of(name), weight.shape(), format, relative_error(weight, q, format, pool), {}, {}};
+  if (inputs) {
+    QuantizedMatrix plain = quantize_weight(weights, name, format, pool);
+    report.product_error = product_error(weight, q, format, *inputs, &pool);
+    report.product_error_before = product_error(weight, plain, format, *inputs, &pool);
+  }
+  o.on_layer(report);
+  return q;
+}
+
 void write_part(const QuantizablePart& part, const Weights& weights, const fs::path& target,
                 const QuantizeModelOptions& o, ThreadPool& pool) {
   std::vector<Planned> order = plan_order(weights, part.component, o.quantization);
@@ -107,6 +128,11 @@ void write_part(const QuantizablePart& part, const Weights& weights, const fs::p
   if (!described.layers.empty()) write_quantization(described, metadata);
   std::vector<SafetensorsSpec> specs = specs_of(weights, order);
   std::string file = (target / (part.base + ".safetensors")).string();
+  std::vector<std::string> quantized;
+  for (const Planned& planned : order) {
+    if (planned.format) quantized.push_back(planned.name);
+  }
+  if (o.calibration) o.calibration->begin(part.component, quantized);
   write_safetensors(file, specs, metadata, [&](const auto& write) {
     for (const auto& [name, format, rank] : order) {
       if (o.stop && o.stop->load()) fail(ErrorKind::cancelled, "stopped");
@@ -116,9 +142,7 @@ void write_part(const QuantizablePart& part, const Weights& weights, const fs::p
         tensor.release_pages();
         continue;
       }
-      QuantizedMatrix q = quantize_weight(weights, name, *format, pool);
-      if (o.on_layer)
-        o.on_layer({part.component, layer_of(name), tensor.shape(), *format, relative_error(tensor, q, *format, pool)});
+      QuantizedMatrix q = quantize_layer(part, weights, name, *format, o, pool);
       tensor.release_pages();
       if (q.scale_2.defined()) write(q.scale_2);
       if (!q.scale_2.defined()) write(q.scale);
@@ -242,6 +266,7 @@ void quantize_model(const QuantizeModelOptions& o, ThreadPool& pool) {
     needed += bytes_of(specs_of(weights.back(), plan_order(weights.back(), part.component, o.quantization)));
   }
   expect_space(output.parent_path(), needed);
+  if (o.calibration) o.calibration->draw();
   TemporaryFolder folder(output);
   try {
     if (fs::is_directory(model))

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "nn/quantize.h"
+#include "diffusion/calibrate.h"
 
 namespace kinora {
 
@@ -25,6 +25,8 @@ struct LayerReport {
   Shape shape;
   QuantFormat format;
   double error;  // relative_error
+  // With calibration, of the layer's products: as they are now, and as they would be without.
+  std::optional<double> product_error, product_error_before;
 };
 
 struct PartReport {
@@ -36,12 +38,14 @@ struct QuantizeModelOptions {
   std::string model, output, variant;
   Quantization quantization;
   const std::atomic<bool>* stop = nullptr;  // when it becomes true: Error(cancelled), and nothing is left
+  Calibration* calibration = nullptr;       // of the same model, not drawn yet; null: weights are rounded by themselves
   std::function<void(const LayerReport&)> on_layer;
   std::function<void(const PartReport&)> on_part;
 };
 
 // Writes the folder `output`, which must not exist: quantized weights one tensor at a time, so that the memory needed
-// is that of the largest, and copies of all other files. It has that name only when it is complete. Throws Error(usage)
+// is that of the largest (and what Calibration says), and copies of all other files. It has that name only when it is
+// complete. Throws Error(usage)
 // for a model that is quantized already, Error(io), and Error(model) naming a weight that cannot be quantized.
 void quantize_model(const QuantizeModelOptions& options, ThreadPool& pool);
 

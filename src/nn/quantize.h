@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "core/quantize.h"
 #include "core/threads.h"
 #include "io/weights.h"
 

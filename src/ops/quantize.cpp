@@ -214,14 +214,14 @@ bool has_tiled_scales(const Shape& scale, QuantFormat format) {
 }
 
 Value tile_scales(Value scale) {
-  int64_t rows = scale_tiles(scale.shape()[0], kScaleTileRows), columns = scale_tiles(scale.shape()[1], 4);
+  int64_t rows = ceil_div(scale.shape()[0], kScaleTileRows), columns = ceil_div(scale.shape()[1], 4);
   Value whole = pad(pad(scale, 0, 0, rows * kScaleTileRows - scale.shape()[0]), 1, 0, columns * 4 - scale.shape()[1]);
   Value tiles = permute(reshape(whole, {rows, 4, 32, columns, 4}), {0, 3, 2, 1, 4});
   return reshape(tiles, {tiles.shape().numel()});
 }
 
 Value untile_scales(Value tiled, int64_t n, int64_t blocks) {
-  int64_t rows = scale_tiles(n, kScaleTileRows), columns = scale_tiles(blocks, kScaleTileBlocks);
+  int64_t rows = ceil_div(n, kScaleTileRows), columns = ceil_div(blocks, kScaleTileBlocks);
   Value whole = permute(reshape(tiled, {rows, columns, 32, 4, 4}), {0, 3, 2, 1, 4});
   return slice(slice(reshape(whole, {rows * kScaleTileRows, columns * 4}), 0, 0, n), 1, 0, blocks);
 }

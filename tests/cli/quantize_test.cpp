@@ -66,6 +66,36 @@ TEST_F(CliQuantize, FilesOfOpenSora) {
   EXPECT_EQ(text("one/Open_Sora_v2.safetensors"), text("out/Open_Sora_v2.safetensors"));
 }
 
+TEST_F(CliQuantize, CalibratesOnPrompts) {
+  tiny();
+  temp_.write("prompts.jsonl", "{\"prompt\": \"a cat\", \"steps\": 2}\n{\"prompt\": \"two dogs\", \"seed\": [3, 4]}\n");
+  Outcome o = run("quantize tiny --to nvfp4 -o out --calibrate prompts.jsonl --calibrate-steps 1");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_NE(o.err.find("picture 3/3"), std::string::npos) << o.err;
+  size_t at = o.out.find("median error: ");
+  ASSERT_NE(at, std::string::npos) << o.out;
+  double plain = 0, calibrated = 0;
+  ASSERT_EQ(std::sscanf(o.out.c_str() + at, "median error: %lf %% without calibration, %lf", &plain, &calibrated), 2);
+  EXPECT_LT(calibrated, plain);
+  ASSERT_EQ(run("quantize tiny --to nvfp4 -o plain -q").status, 0);
+  EXPECT_EQ(fs::file_size(temp_.path("out/transformer/diffusion_pytorch_model.safetensors")),
+            fs::file_size(temp_.path("plain/transformer/diffusion_pytorch_model.safetensors")));
+  EXPECT_EQ(text("out/transformer/config.json"), text("plain/transformer/config.json"));
+  ASSERT_EQ(run("generate 'a cat' --steps 2 -o a.png --model out").status, 0) << text("err.txt");
+  fs::remove(temp_.path("a.png"));
+
+  temp_.write("empty.txt", "\n \n");
+  temp_.write("bad.jsonl", "{\"prompt\": \"cat\", \"width\": 63}\n");
+  std::string quantize = "quantize tiny --to int8 -o again --calibrate ";
+  expect_error(quantize + "empty.txt", 3, "holds no prompt");
+  expect_error(quantize + "none.txt", 5, "none.txt");
+  expect_error(quantize + "bad.jsonl", 2, "picture 1 to calibrate with: width");
+  expect_error("quantize out --to int8 -o again --calibrate prompts.jsonl", 2, "is quantized already");
+  expect_error("quantize tiny/text_encoder --to int8 -o again --calibrate prompts.jsonl", 2, "model_index.json");
+  expect_error("quantize tiny --to int8 -o again --calibrate-steps 2", 2, "--calibrate");
+  EXPECT_FALSE(fs::exists(temp_.path("again")));
+}
+
 TEST_F(CliQuantize, Refusals) {
   tiny();
   expect_error("quantize tiny --to int3 -o out", 2, "unknown quantization format 'int3'");

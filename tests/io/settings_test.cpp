@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/quantize.h"
 #include "io/file.h"
 #include "temp_folder.h"
 
@@ -460,6 +461,10 @@ TEST(SettingsTable, IsInOrder) {
       EXPECT_NO_THROW(parse_setting(def, def.fallback, true, ErrorKind::input, key));
     }
   }
+}
+
+TEST(SettingsTable, TakesEveryQuantization) {
+  EXPECT_EQ("none|" + quant_format_names("|", "|"), find_setting("compute.quantize")->choices);
 }
 
 TEST(SettingsTable, SchemaHoldsEveryKey) {
