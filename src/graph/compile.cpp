@@ -308,6 +308,7 @@ class Compiler {
       Step step = make_step(i);
       std::shared_ptr<void> scratch = device.allocate(step.scratch_bytes);
       step.run({in, memory, static_cast<std::byte*>(scratch.get()), *exe_.context_.pool, device.queue()});
+      device.wait();  // memory that is given back returns to the device then; else the pool grows by half a gigabyte
       for (NodeId input : n.inputs) {  // nobody reads these again
         size_t source = home(input);
         if (last_[source] == static_cast<int>(i) && !kept_[source]) exe_.fixed_[source].reset();
