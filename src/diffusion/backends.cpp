@@ -67,7 +67,7 @@ void prepare_weights(Weights& weights, const std::string& component, const Runti
   const ExecutionContext& context = runtime.context;
   auto make_quantizer = runtime.backend->quantizer;
   quantize_weights(weights, component, runtime.quantization, *context.pool,
-                   make_quantizer ? make_quantizer(context.device, context.pool) : Quantizer());
+                   make_quantizer ? make_quantizer(context.device, context.pool) : Quantizer(), context.stop);
   weights.set_prepared();
   if (!runtime.backend->runnable) return;
   std::set<std::pair<QuantFormat, QuantFormat>> changes;

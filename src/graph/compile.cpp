@@ -235,6 +235,7 @@ class Compiler {
   }
 
   Step make_step(size_t i) {
+    exe_.context_.throw_if_stopped();  // it may pack weights
     StepSpec s = spec(i);
     const Kernel* kernel = find_kernel(backend_, s, exe_.context_.variant);
     check(kernel && kernel->make, "a kernel vanished");
@@ -263,7 +264,9 @@ class Compiler {
     find_kept();
     Clock::time_point start = Clock::now();
     for (size_t i = 0; i < count_; ++i) {
-      if (fixed_[i] && kept_[i]) fix(i, keys);
+      if (!fixed_[i] || !kept_[i]) continue;
+      exe_.context_.throw_if_stopped();
+      fix(i, keys);
     }
     if (uploaded_ >= kLoggedBytes) {
       exe_.context_.device->wait();

@@ -100,7 +100,7 @@ std::map<std::string, Tensor> Executable::run(const std::map<std::string, Tensor
 }
 
 void Executable::run_step(const Planned& planned, std::span<void* const> memory, std::byte* arena) const {
-  if (context_.stop && context_.stop->load(std::memory_order_relaxed)) fail(ErrorKind::cancelled, "stopped");
+  context_.throw_if_stopped();
   std::vector<const void*> in;
   for (NodeId id : graph_->node(planned.id).inputs) in.push_back(memory[static_cast<size_t>(id)]);
   planned.step.run({in, memory[static_cast<size_t>(planned.id)], arena + scratch_offset_, *context_.pool,
@@ -120,7 +120,7 @@ void Executable::run_steps(std::span<void* const> memory, std::byte* arena, cons
 void Executable::execute(std::span<void* const> memory, std::byte* arena) const {
   // What is streamed passes through the host, which no recording can hold.
   if (!context_.device || !stream_.chunks.empty()) return run_steps(memory, arena);
-  if (context_.stop && context_.stop->load(std::memory_order_relaxed)) fail(ErrorKind::cancelled, "stopped");
+  context_.throw_if_stopped();
   // The addresses in a recording are those of its arena.
   if (!recording_ || recorded_arena_ != arena) {
     recording_ = context_.device->record([&] { run_steps(memory, arena); });

@@ -92,10 +92,14 @@ class Arena {
 struct ExecutionContext {
   std::shared_ptr<ThreadPool> pool;
   std::shared_ptr<Arena> arena;
-  const std::atomic<bool>* stop = nullptr;  // when it becomes true, run() throws Error(cancelled)
+  const std::atomic<bool>* stop = nullptr;  // when it becomes true, compile() and run() throw Error(cancelled)
   std::shared_ptr<Device> device;           // null: the host
   std::string variant = "auto";             // of the kernels to take, where an op has several
   StreamOptions stream;                     // of the parameters of what is compiled with this context
+
+  void throw_if_stopped() const {
+    if (stop && stop->load(std::memory_order_relaxed)) fail(ErrorKind::cancelled, "stopped");
+  }
 };
 
 // Where run() leaves its outputs.

@@ -127,7 +127,7 @@ QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name,
 }
 
 void quantize_weights(Weights& weights, const std::string& component, const Quantization& quantization,
-                      ThreadPool& pool, const Quantizer& quantizer) {
+                      ThreadPool& pool, const Quantizer& quantizer, const std::atomic<bool>* stop) {
   if (!quantization.format) return;
   std::string already = describe_quantization(weights);
   if (!already.empty()) {
@@ -136,12 +136,16 @@ void quantize_weights(Weights& weights, const std::string& component, const Quan
   }
   size_t before = weights.bytes();
   auto start = std::chrono::steady_clock::now();
+  std::vector<std::tuple<std::string, QuantFormat, QuantizedMatrix>> made;
   for (const std::string& name : weights.names()) {
     std::optional<QuantFormat> format = format_for(quantization, component, name, *weights.find(name));
     if (!format) continue;
-    QuantizedMatrix q = quantize_weight(weights, name, *format, pool, quantizer);
+    if (stop && stop->load(std::memory_order_relaxed)) fail(ErrorKind::cancelled, "stopped");
+    made.emplace_back(name, *format, quantize_weight(weights, name, *format, pool, quantizer));
+  }
+  for (const auto& [name, format, q] : made) {
     weights.replace(name, q.codes);
-    weights.set_format(name, *format);
+    weights.set_format(name, format);
     weights.add(scale_name(name), q.scale, weights.file_of(name));
     if (q.scale_2.defined()) weights.add(scale_2_name(name), q.scale_2, weights.file_of(name));
   }

@@ -2,6 +2,7 @@
 // docs/quantization.md; rules given by the user come before it.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <string>
@@ -39,10 +40,10 @@ std::optional<QuantFormat> format_for(const Quantization& quantization, const st
 QuantizedMatrix quantize_weight(const Weights& weights, const std::string& name, QuantFormat format, ThreadPool& pool,
                                 const Quantizer& quantizer = {});
 
-// Puts quantized weights in place of those that the table names, one at a time. Throws Error(usage) when there are
-// quantized ones already.
+// Puts quantized weights in place of those that the table names, all or, when it throws, none. Throws Error(usage) when
+// there are quantized ones already, and Error(cancelled) when `stop` becomes true.
 void quantize_weights(Weights& weights, const std::string& component, const Quantization& quantization,
-                      ThreadPool& pool, const Quantizer& quantizer = {});
+                      ThreadPool& pool, const Quantizer& quantizer = {}, const std::atomic<bool>* stop = nullptr);
 
 // The number of quantized layers by format: "fp8: 120 layers, int8-weights: 4 layers"; empty when there are none.
 std::string describe_quantization(const Weights& weights);

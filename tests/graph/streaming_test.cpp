@@ -148,6 +148,22 @@ TEST_F(Streaming, TooSmallABudgetSaysSo) {
   }
 }
 
+TEST_F(Streaming, AStopEndsLoading) {
+  std::atomic<bool> stop{true};
+  for (auto device : {std::shared_ptr<HostDevice>(), std::make_shared<HostDevice>()}) {
+    ExecutionContext c = context(1);
+    c.device = device;
+    c.stop = &stop;
+    try {
+      compile(layers(weights_), cpu::backend(), c);
+      ADD_FAILURE();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::cancelled);
+    }
+    EXPECT_EQ(device ? device->held : 0, 0u);
+  }
+}
+
 // Bytes of the weight file that lie in this process's memory.
 size_t resident_bytes(const std::string& path) {
   std::ifstream maps("/proc/self/smaps");

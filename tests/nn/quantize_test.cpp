@@ -291,6 +291,27 @@ TEST(QuantizedProducts, SumsOfInt8AreExact) {
   }
 }
 
+TEST(QuantizeWeights, StoppedTheyAreAsBefore) {
+  ThreadPool pool(1);
+  Weights weights = two_layers();
+  std::atomic<bool> stop{false};
+  Quantizer once = [&](const Tensor& weight, QuantFormat format) {
+    EXPECT_FALSE(stop.exchange(true));
+    return quantize_matrix(weight, format, &pool);
+  };
+  Quantization int8 = parse_quantization("int8", "");
+  try {
+    quantize_weights(weights, "transformer", int8, pool, once, &stop);
+    ADD_FAILURE();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::cancelled);
+  }
+  EXPECT_EQ(describe_quantization(weights), "");
+  EXPECT_EQ(weights.find("a.weight")->dtype(), DType::f32);
+  quantize_weights(weights, "transformer", int8, pool);
+  EXPECT_EQ(describe_quantization(weights), "int8: 2 layers");
+}
+
 TEST(QuantizedProducts, OneQuantizationServesAllReaders) {
   ThreadPool pool(1);
   Weights weights = two_layers();
