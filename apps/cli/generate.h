@@ -43,8 +43,8 @@ void check_noise_kind(const GenerateOptions& options);
 // Why a setting would do nothing for a film, or for a picture; empty when it is of use.
 std::string why_useless(const SettingDef& def, bool film);
 
-// Binds the flags of `kinora generate` that are settings.
 class SettingFlags;
+// Binds the flags of `kinora generate` that are settings.
 void bind_generate_flags(SettingFlags& flags, GenerateOptions& options);
 
 struct Job;

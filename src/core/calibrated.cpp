@@ -112,9 +112,7 @@ class Rounding {
         n_(weight.shape()[0]),
         k_(weight.shape()[1]),
         r_(inputs.factor().data<float>()),
-        out_{Tensor(code_shape(format, weight.shape()), code_type(format)),
-             Tensor(scale_shape(format, weight.shape()), scale_type(format)),
-             {}} {
+        out_(allocate_quantized(weight.shape(), format)) {
     if (is_nvfp4(format)) set_scale_2(pool);
     memory_.resize(static_cast<size_t>(pool ? pool->size() : 1),
                    std::vector<float>(static_cast<size_t>(3 * kTile * k_)));
@@ -130,10 +128,8 @@ class Rounding {
   void set_scale_2(ThreadPool* pool) {
     std::vector<float> peaks(static_cast<size_t>(n_));
     for_each(pool, n_, [&](int64_t i, int) { peaks[static_cast<size_t>(i)] = peak_of(row(i)); });
-    float peak = *std::max_element(peaks.begin(), peaks.end());
-    scale_2_ = row_scale(format_, peak).scale;
-    if (scale_2_ == 0) scale_2_ = 1;
-    out_.scale_2 = Tensor::from({}, std::vector<float>{scale_2_});
+    scale_2_ = weight_scale_2(*std::max_element(peaks.begin(), peaks.end()));
+    out_.scale_2.data<float>()[0] = scale_2_;
   }
 
   std::vector<float> row(int64_t i) const {
@@ -144,7 +140,7 @@ class Rounding {
   static float peak_of(const std::vector<float>& values) {
     float peak = 0;
     for (float v : values) peak = std::max(peak, std::isfinite(v) ? std::abs(v) : INFINITY);
-    if (!std::isfinite(peak)) fail(ErrorKind::model, "it has a value that is not finite");
+    expect_finite_weight(peak);
     return peak;
   }
 

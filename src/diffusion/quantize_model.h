@@ -45,8 +45,8 @@ struct QuantizeModelOptions {
 
 // Writes the folder `output`, which must not exist: quantized weights one tensor at a time, so that the memory needed
 // is that of the largest (and what Calibration says), and copies of all other files. It has that name only when it is
-// complete. Throws Error(usage)
-// for a model that is quantized already, Error(io), and Error(model) naming a weight that cannot be quantized.
+// complete. Throws Error(usage) for a model that is quantized already, Error(io), and Error(model) naming a weight that
+// cannot be quantized.
 void quantize_model(const QuantizeModelOptions& options, ThreadPool& pool);
 
 }  // namespace kinora
