@@ -7,6 +7,7 @@
 #include "cuda/attention_softmax.cuh"
 #include "cuda/cudnn_attention.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/tensor_map.h"
 #include "cuda/wgmma_float.cuh"
 #include "ops/attention.h"
@@ -298,6 +299,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     barriers_made();
   }
   __syncthreads();
+  begin_kernel();
   int warp = static_cast<int>(threadIdx.x) / 32 - kGroups * kGroupThreads / 32;  // of those that do not multiply
   if (warp >= 0) {
     give_registers<40>();
@@ -347,8 +349,8 @@ Step make(const StepSpec& spec) {
     now.lengths = lengths ? static_cast<const int*>(args.in[lengths]) : nullptr;
     Tensors tensors{heads_map<T>(q, at.q, args.in[0], kQueries), heads_map<T>(k, at.k, args.in[1], kKeys),
                     heads_map<T>(k, at.v, args.in[2], kKeys)};
-    few_keys_kernel<T, D><<<static_cast<unsigned>(blocks), kThreads, kShared, stream_of(args)>>>(now, tensors, items);
-    check(cudaGetLastError());
+    start_kernel(few_keys_kernel<T, D>, static_cast<unsigned>(blocks), kThreads, kShared, stream_of(args), now, tensors,
+                 items);
   };
   return or_own_attention(spec, std::move(step));
 }

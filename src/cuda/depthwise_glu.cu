@@ -7,6 +7,7 @@
 // readers.
 #include "cuda/depthwise.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/mma.cuh"
 
 namespace kinora::cuda {
@@ -367,6 +368,7 @@ struct GatedStrip {
 template <class T, class Tile, bool kSilu, bool kWhole, bool kEdges>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) gate_rows(Gated a) {
   extern __shared__ float4 shared[];
+  begin_kernel();
   GatedStrip<T, Tile, kSilu, kWhole, kEdges>(a, shared).run();
 }
 
@@ -464,8 +466,7 @@ Step make_depthwise_glu(const StepSpec& spec) {
     call.w = args.in[1];
     call.bias = args.in.size() == 3 ? args.in[2] : nullptr;
     call.y = args.out;
-    launch.kernel<<<grid, threads, shared, stream_of(args)>>>(call);
-    check(cudaGetLastError());
+    start_kernel(launch.kernel, grid, threads, shared, stream_of(args), call);
   };
   return step;
 }

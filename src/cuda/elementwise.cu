@@ -1,6 +1,7 @@
 // Elementwise ops with broadcasting, one pack of 16 bytes a thread where shapes allow.
 #include "cuda/device.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/layout.h"
 #include "graph/views.h"
 
@@ -109,6 +110,7 @@ __device__ void load_group(const T* base, int64_t offset, int64_t stride, float 
 // One result group a thread. The layout counts groups along its innermost axis.
 template <class T, int N, int Group, class F>
 __global__ void map_kernel(Pointers<N> from, T* out, const __grid_constant__ Layout<N> layout, F f) {
+  begin_kernel();
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= layout.count) return;
   int64_t offsets[N];
@@ -163,9 +165,8 @@ void launch(const StepArgs& args, const Layout<N>& layout, F f) {
 #pragma unroll
   for (int t = 0; t < N; ++t) from.in[t] = args.in[size_t(t)];
   Layout<N> groups = grouped(layout, Group);
-  map_kernel<T, N, Group, F><<<static_cast<unsigned>(ceil_div(groups.count, kThreads)), kThreads, 0, stream_of(args)>>>(
-      from, static_cast<T*>(args.out), groups, f);
-  check(cudaGetLastError());
+  start_kernel(map_kernel<T, N, Group, F>, static_cast<unsigned>(ceil_div(groups.count, kThreads)), kThreads, 0,
+               stream_of(args), from, static_cast<T*>(args.out), groups, f);
 }
 
 template <int N, class F>

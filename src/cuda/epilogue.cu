@@ -1,5 +1,6 @@
 #include "cuda/activation.cuh"
 #include "cuda/epilogue.h"
+#include "cuda/launch.cuh"
 
 namespace kinora::cuda {
 namespace {
@@ -13,6 +14,7 @@ struct alignas(sizeof(T) * V) Few {
 template <class T, int V>
 __global__ void finish(T* y, const T* bias, const T* residual, int64_t count, int64_t channels, int64_t row, Act act) {
   using F = Few<T, V>;
+  begin_kernel();
   int64_t i = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (i >= count) return;
   int64_t column = i % channels;
@@ -35,10 +37,8 @@ template <class T, int V>
 void launch(const Epilogue& e, cudaStream_t stream, void* y, const void* bias, const void* residual) {
   int64_t count = e.rows * e.channels;
   auto blocks = static_cast<unsigned>(ceil_div(count / V, 256));
-  finish<T, V><<<blocks, 256, 0, stream>>>(static_cast<T*>(y), static_cast<const T*>(bias),
-                                           static_cast<const T*>(residual), count, e.channels,
-                                           e.row ? e.row : e.channels, e.act);
-  check(cudaGetLastError());
+  start_kernel(finish<T, V>, blocks, 256, 0, stream, static_cast<T*>(y), static_cast<const T*>(bias),
+               static_cast<const T*>(residual), count, e.channels, e.row ? e.row : e.channels, e.act);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // the product of that state with relu(q). The first and last read each of q, k and v once and are bound by memory.
 #include "cuda/heads.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/mma.cuh"
 
 namespace kinora::cuda {
@@ -80,6 +81,7 @@ __device__ inline void add_tokens(float (&sums)[3][4][4], Tokens& t) {
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) sum_chunks_kernel(const __grid_constant__ LinearArgs a) {
   __shared__ float others[kHeads * (kLines - 1)][48][32];
+  begin_kernel();
   int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   int line = warp / kHeads, g = lane / 4, c = lane % 4;
   Place p = place_of(a, warp % kHeads);
@@ -139,6 +141,7 @@ __global__ void __launch_bounds__(kThreads, 2) sum_chunks_kernel(const __grid_co
 // states[i] = Σ over chunks of parts
 __global__ void __launch_bounds__(256)
     add_chunks_kernel(const float* parts, float* states, int chunks, int64_t state, int64_t count) {
+  begin_kernel();
   int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (i >= count) return;
   const float* from = parts + i / state * state * chunks + i % state;
@@ -202,6 +205,7 @@ __device__ inline void load_state(SplitState& split, const float* state, int lan
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) apply_kernel(const __grid_constant__ LinearArgs a) {
+  begin_kernel();
   int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   int line = warp / kHeads, g = lane / 4, c = lane % 4;
   Place p = place_of(a, warp % kHeads);
@@ -258,6 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_kernel(const __grid_constan
 template <class T>
 __global__ void __launch_bounds__(256) sum_chunks_plain_kernel(const __grid_constant__ LinearArgs a) {
   __shared__ __align__(16) float k_tile[kTileTokens][kTileColumns], v_tile[kTileTokens][kTileRows];
+  begin_kernel();
   int chunk = static_cast<int>(blockIdx.x) % a.chunks, item = static_cast<int>(blockIdx.x) / a.chunks;
   int y0 = static_cast<int>(blockIdx.y) * kTileRows, x0 = static_cast<int>(blockIdx.z) * kTileColumns;
   int tx = static_cast<int>(threadIdx.x) % 32 * 4, ty = static_cast<int>(threadIdx.x) / 32 * 4;
@@ -301,6 +306,7 @@ __global__ void __launch_bounds__(256) sum_chunks_plain_kernel(const __grid_cons
 template <class T>
 __global__ void apply_plain_kernel(const __grid_constant__ LinearArgs a) {
   extern __shared__ __align__(16) unsigned char shared[];
+  begin_kernel();
   float* q_tile = reinterpret_cast<float*>(shared);  // [d, 16]
   float* below = q_tile + kTileTokens * a.d;
   int tiles = (a.n + kTileTokens - 1) / kTileTokens, me = static_cast<int>(threadIdx.x);
@@ -340,13 +346,10 @@ template <class T>
 void run_tensor(const LinearArgs& a, int64_t batch, cudaStream_t stream) {
   auto blocks = static_cast<unsigned>(ceil_div(a.heads, kHeads) * a.chunks * batch);
   int64_t count = batch * a.heads * kState;
-  sum_chunks_kernel<T><<<blocks, kThreads, 0, stream>>>(a);
-  check(cudaGetLastError());
-  add_chunks_kernel<<<static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream>>>(a.parts, a.states, a.chunks,
-                                                                                     kState, count);
-  check(cudaGetLastError());
-  apply_kernel<T><<<blocks, kThreads, 0, stream>>>(a);
-  check(cudaGetLastError());
+  start_kernel(sum_chunks_kernel<T>, blocks, kThreads, 0, stream, a);
+  start_kernel(add_chunks_kernel, static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream, a.parts, a.states,
+               a.chunks, int64_t{kState}, count);
+  start_kernel(apply_kernel<T>, blocks, kThreads, 0, stream, a);
 }
 
 template <class T>
@@ -354,16 +357,13 @@ void run_plain(const LinearArgs& a, int64_t batch, cudaStream_t stream) {
   int64_t items = batch * a.heads, state = static_cast<int64_t>(a.d) * (a.d + 1), count = items * state;
   dim3 grid(static_cast<unsigned>(items * a.chunks), static_cast<unsigned>(ceil_div(a.d + 1, kTileRows)),
             static_cast<unsigned>(ceil_div(a.d, kTileColumns)));
-  sum_chunks_plain_kernel<T><<<grid, 256, 0, stream>>>(a);
-  check(cudaGetLastError());
-  add_chunks_kernel<<<static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream>>>(a.parts, a.states, a.chunks, state,
-                                                                                     count);
-  check(cudaGetLastError());
+  start_kernel(sum_chunks_plain_kernel<T>, grid, 256, 0, stream, a);
+  start_kernel(add_chunks_kernel, static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream, a.parts, a.states,
+               a.chunks, int64_t{state}, count);
   auto blocks = static_cast<unsigned>(items * ceil_div(a.n, kTileTokens));
   auto threads = static_cast<unsigned>(ceil_div(a.d + 1, 32) * 32);
   size_t shared = static_cast<size_t>(kTileTokens) * static_cast<size_t>(a.d + 1) * sizeof(float);
-  apply_plain_kernel<T><<<blocks, threads, shared, stream>>>(a);
-  check(cudaGetLastError());
+  start_kernel(apply_plain_kernel<T>, blocks, threads, shared, stream, a);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // are made here, too.
 #include "core/quantize.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/layout.h"
 #include "cuda/quantize.cuh"
 #include "graph/views.h"
@@ -149,6 +150,7 @@ template <class T, class U, int Group, int Groups, int Lanes, class K>
 __global__ void __launch_bounds__(block_size(Lanes)) norm_kernel(const __grid_constant__ NormArgs p) {
   constexpr int kBlock = block_size(Lanes);
   __shared__ float shared[kBlock / 32];
+  begin_kernel();
   int lane = static_cast<int>(threadIdx.x) % Lanes, width = static_cast<int>(p.width);
   int64_t row = int64_t{blockIdx.x} * (kBlock / Lanes) + static_cast<int>(threadIdx.x) / Lanes;
   bool active = row < p.rows.count;
@@ -217,6 +219,7 @@ __global__ void __launch_bounds__(block_size(Lanes)) norm_kernel(const __grid_co
 template <class T, class U, class K>
 __global__ void wide_norm_kernel(const __grid_constant__ NormArgs p) {
   __shared__ float shared[kThreads / 32];
+  begin_kernel();
   int64_t row = blockIdx.x, at[5];
   p.rows.offsets(static_cast<uint32_t>(row), at);
   const auto* x = static_cast<const T*>(p.x) + at[0];
@@ -267,7 +270,7 @@ bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
   auto run = [&]<int Groups, int Lanes>() {
     if (p.width > int64_t{Groups} * Lanes * Group) return false;
     auto blocks = static_cast<unsigned>(ceil_div(p.rows.count, block_size(Lanes) / Lanes));
-    norm_kernel<T, U, Group, Groups, Lanes, K><<<blocks, block_size(Lanes), 0, stream>>>(p);
+    start_kernel(norm_kernel<T, U, Group, Groups, Lanes, K>, blocks, block_size(Lanes), 0, stream, p);
     return true;
   };
   return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<2, 16>() ||
@@ -291,7 +294,7 @@ void launch(const NormArgs& p, cudaStream_t stream) {
   if constexpr (!K::kCoded) {
     if (!packs && launch_narrow<T, U, 1, K>(p, stream)) return;
   }
-  wide_norm_kernel<T, U, K><<<static_cast<unsigned>(p.rows.count), kThreads, 0, stream>>>(p);
+  start_kernel(wide_norm_kernel<T, U, K>, static_cast<unsigned>(p.rows.count), kThreads, 0, stream, p);
 }
 
 // Of one type, or from float32 to 16 bits.
@@ -302,7 +305,6 @@ void launch(const NormArgs& p, DType from, DType to, cudaStream_t stream) {
   } else if constexpr (K::kStats == Stats::rms) {
     with_float(to, [&]<class U>(U) { launch<float, U, K>(p, stream); });
   }
-  check(cudaGetLastError());
 }
 
 // Inputs by their place in the node: -1 when absent.

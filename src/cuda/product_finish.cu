@@ -1,3 +1,4 @@
+#include "cuda/launch.cuh"
 #include "cuda/product_finish.cuh"
 
 namespace kinora::cuda {
@@ -26,6 +27,7 @@ __device__ void load_few(const void* values, DType dtype, int64_t at, float (&ou
 template <class S, class T, int V>
 __global__ void __launch_bounds__(kThreads)
     finish(const __grid_constant__ ProductFinish f, const __grid_constant__ ProductFinish::Data d) {
+  begin_kernel();
   auto groups = static_cast<uint32_t>(f.columns / V);
   uint32_t index = blockIdx.x * kThreads + threadIdx.x, row = index / groups;
   if (row >= d.rows) return;
@@ -70,14 +72,13 @@ template <class S, class T>
 void launch(const ProductFinish& f, const ProductFinish::Data& d, cudaStream_t stream) {
   auto start = [&]<int V>() {
     auto blocks = static_cast<unsigned>(ceil_div(d.rows * (f.columns / V), kThreads));
-    finish<S, T, V><<<blocks, kThreads, 0, stream>>>(f, d);
+    start_kernel(finish<S, T, V>, blocks, kThreads, 0, stream, f, d);
   };
   if (f.columns % 4 == 0) {
     start.template operator()<4>();
   } else {
     start.template operator()<1>();
   }
-  check(cudaGetLastError());
 }
 
 }  // namespace

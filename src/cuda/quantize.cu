@@ -2,6 +2,7 @@
 #include "core/quantize.h"
 #include "cuda/activation.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/layout.h"
 #include "cuda/nvfp4.h"
 #include "cuda/quantize.cuh"
@@ -82,6 +83,7 @@ __global__ void __launch_bounds__(block_size(Lanes), 1024 / block_size(Lanes))
   using T = typename Source::Type;
   constexpr int kBlock = block_size(Lanes), kSize = Pack<T>::kSize;
   __shared__ uint32_t shared[kBlock / 32];
+  begin_kernel();
   int lane = static_cast<int>(threadIdx.x) % Lanes;
   int64_t row = int64_t{blockIdx.x} * (kBlock / Lanes) + static_cast<int>(threadIdx.x) / Lanes;
   bool active = row < m;
@@ -119,6 +121,7 @@ __global__ void wide_rows_kernel(const __grid_constant__ Source source, RowsOut 
   using T = typename Source::Type;
   constexpr int kSize = Pack<T>::kSize;
   __shared__ uint32_t shared[kWideThreads / 32];
+  begin_kernel();
   int64_t row = blockIdx.x, start = int64_t{threadIdx.x} * kSize;
   auto from = source.row(blockIdx.x);
   uint32_t peak = 0;
@@ -136,15 +139,14 @@ void quantize(const Source& source, const RowsOut& out, int64_t m, int64_t k, cu
   auto narrow = [&]<int Lanes, int Packs>() {
     if (packs > int64_t{Lanes} * Packs) return false;
     auto blocks = static_cast<unsigned>(ceil_div(m, block_size(Lanes) / Lanes));
-    rows_kernel<Source, Lanes, Packs><<<blocks, block_size(Lanes), 0, stream>>>(source, out, m, k);
+    start_kernel(rows_kernel<Source, Lanes, Packs>, blocks, block_size(Lanes), 0, stream, source, out, m, k);
     return true;
   };
   bool done = narrow.template operator()<32, 1>() || narrow.template operator()<32, 4>() ||
               narrow.template operator()<96, 3>() || narrow.template operator()<128, 3>() ||
               narrow.template operator()<128, 6>() || narrow.template operator()<256, 5>() ||
               narrow.template operator()<256, 6>() || narrow.template operator()<256, 8>();
-  if (!done) wide_rows_kernel<<<static_cast<unsigned>(m), kWideThreads, 0, stream>>>(source, out, k);
-  check(cudaGetLastError());
+  if (!done) start_kernel(wide_rows_kernel<Source>, static_cast<unsigned>(m), kWideThreads, 0, stream, source, out, k);
 }
 
 // What a thread of the kernels below takes on: a multiple of neither 16 nor a row crosses it.
