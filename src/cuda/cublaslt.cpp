@@ -137,16 +137,18 @@ struct Product::Plan {
     scales = s.scales;
   }
 
-  // The library suggests the same on every run; with sums in one pass, so that no result depends on how the work was
-  // split.
-  void choose(int suggestion) {
+  // The library suggests the same on every run; with sums in one pass, unless they may be split, so that no result
+  // depends on how the work was.
+  void choose(int suggestion, bool split) {
     cublasLtMatmulPreference_t preference = nullptr;
     api().expect(api().cublasLtMatmulPreferenceCreate(&preference));
     uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
     api().cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspaceLimit,
                                                sizeof kWorkspaceLimit);
-    api().cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
-                                               sizeof schemes);
+    if (!split) {
+      api().cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
+                                                 sizeof schemes);
+    }
     int count = 0;
     std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(suggestion) + 1);
     cublasStatus_t status = api().cublasLtMatmulAlgoGetHeuristic(
@@ -161,7 +163,7 @@ Product::Product(const ProductShape& shape) : Product(shape, tuned_suggestion(sh
 
 Product::Product(const ProductShape& shape, int suggestion) : plan_(std::make_shared<Plan>()) {
   plan_->describe(shape);
-  if (!shape.scales || plan_->describe_scales(shape.nvfp4)) plan_->choose(suggestion);
+  if (!shape.scales || plan_->describe_scales(shape.nvfp4)) plan_->choose(suggestion, shape.split);
 }
 
 bool Product::available() const { return plan_->found; }

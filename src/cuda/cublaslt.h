@@ -20,6 +20,7 @@ struct ProductShape {
   bool scales = false;              // f8_e4m3: row i of A and column j of B have a scale; C starts from the scaled sums
   bool nvfp4 = false;  // with scales: A, B are packed E2M1, transpose_b, and have tiled E4M3 scales; C is f32
   bool wide = false;   // residual and C are float32, whatever dtype is; then there is no bias and no activation
+  bool split = false;  // the sums' parts may be added in an order that depends on m; for bench_products alone
   int64_t row = 0;     // elements from one row of C to the next; 0: n. Residual and C alike; not with a batch
 };
 
