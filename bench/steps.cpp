@@ -1,5 +1,5 @@
 // Times single steps of the models at full size on the GPU: bench_steps [NAME…], microseconds and the bandwidth that
-// reading each input once and writing the output once would need; --glu and --int8 [NAME…] compare forms of one step.
+// reading each input once and writing the output once would need; --glu and --codes [NAME…] compare forms of one step.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -7,7 +7,7 @@
 
 #include "core/rng.h"
 #include "cuda/backend.h"
-#include "cuda/int8_product.h"
+#include "cuda/codes_product.h"
 #include "cuda/kernels.h"
 #include "diffusion/backends.h"
 #include "ops/attention.h"
@@ -301,29 +301,30 @@ void measure(const Case& c, const Runtime& runtime) {
   std::fflush(stdout);
 }
 
-struct Int8Case {
+struct CodesCase {
   const char* name;
   int64_t m, n, k;
   bool bias = false;
   const char* act = "none";
   bool gate = false, residual = false;
 };
-constexpr Int8Case kInt8Cases[] = {
-    {"int8-1.6b-qkv", 2048, 6720, 2240},
-    {"int8-1.6b-out", 2048, 2240, 2240, true},
-    {"int8-1.6b-glu", 2048, 11200, 2240, true},
-    {"int8-1.6b-down", 2048, 2240, 5600},
-    {"int8-0.6b-qkv", 2048, 3456, 1152},
-    {"int8-mmdit-qkv", 8828, 9216, 3072, true},
-    {"int8-mmdit-mlp", 8828, 12288, 3072, true, "gelu_tanh"},
-    {"int8-mmdit-down", 8828, 3072, 12288, true, "none", true, true},
-    {"int8-mmdit-both", 8828, 21504, 3072, true},
+constexpr CodesCase kCodesCases[] = {
+    {"1.6b-qkv", 2048, 6720, 2240},
+    {"1.6b-out", 2048, 2240, 2240, true},
+    {"1.6b-cross-out", 2048, 2240, 2240, true, "none", false, true},
+    {"1.6b-glu", 2048, 11200, 2240, true},
+    {"1.6b-down", 2048, 2240, 5600},
+    {"0.6b-qkv", 2048, 3456, 1152},
+    {"mmdit-qkv", 8828, 9216, 3072, true},
+    {"mmdit-mlp", 8828, 12288, 3072, true, "gelu_tanh"},
+    {"mmdit-down", 8828, 3072, 12288, true, "none", true, true},
+    {"mmdit-both", 8828, 21504, 3072, true},
 };
 
 // One product with random operands; `format` empty: of bf16.
 struct ProductBench {
   const Runtime& runtime;
-  const Int8Case& c;
+  const CodesCase& c;
   std::map<std::string, Tensor> feed;
 
   Value build(Graph& graph, std::optional<QuantFormat> format, const Tensor& weight) {
@@ -351,7 +352,7 @@ struct ProductBench {
     Executable exe = compile(graph, *runtime.backend, runtime.context);
     Tensor y = exe.run(feed).at("y");
     double time = median_seconds(exe, feed, 15, &kQuantizeRows);  // which says nothing about the product
-    std::printf(" | %s %.1f us %.0f", what, time * 1e6,
+    std::printf(" %s %.1f us %.0f", what, time * 1e6,
                 2 * static_cast<double>(c.m) * static_cast<double>(c.n * c.k) / time / 1e12);
     if (expected.defined()) {
       double most = 0;
@@ -369,26 +370,29 @@ struct ProductBench {
   }
 };
 
-// Products of INT8 codes: microseconds and TOP/s in bf16 and FP8 (cuBLASLt), then of INT8 by cuBLASLt with a kernel
-// that finishes its sums, and by each of our own kernels with the largest difference from that.
-void compare_int8(const Runtime& runtime, std::span<char*> names) {
-  using cuda::Int8Kernel;
-  for (const Int8Case& c : kInt8Cases) {
+// Products of codes: microseconds and TFLOP/s in bf16, then of FP8 and INT8 codes by cuBLASLt (INT8's with a kernel
+// that finishes its sums) and by each of our own kernels, with the largest difference from that.
+void compare_codes(const Runtime& runtime, std::span<char*> names) {
+  using cuda::CodesKernel;
+  for (const CodesCase& c : kCodesCases) {
     auto is_named = [&](const char* name) { return !std::strcmp(name, c.name); };
     if (!names.empty() && std::none_of(names.begin(), names.end(), is_named)) continue;
     ProductBench bench{runtime, c, {}};
     Tensor weight = filled({c.n, c.k});
-    std::printf("%-16s", c.name);
+    std::printf("%-14s", c.name);
     bench.measure("bf16", {}, weight, {});
-    if (cuda::has_fp8_products()) bench.measure("fp8", QuantFormat::fp8, weight, {});
-    cuda::int8_kernel_override = Int8Kernel::none;
-    Tensor expected = bench.measure("cublas", QuantFormat::int8, weight, {});
-    for (auto [kernel, what] : {std::pair{Int8Kernel::mma, "mma"}, {Int8Kernel::wgmma, "wgmma"}}) {
-      if (!cuda::int8_kernel_runs(kernel)) continue;
-      cuda::int8_kernel_override = kernel;
-      bench.measure(what, QuantFormat::int8, weight, expected);
+    for (auto [format, codes] : {std::pair{QuantFormat::fp8, DType::f8_e4m3}, {QuantFormat::int8, DType::i8}}) {
+      if (format == QuantFormat::fp8 && !cuda::has_fp8_products()) continue;
+      std::printf(" | %s", std::string(quant_format_name(format)).c_str());
+      cuda::codes_kernel_override = CodesKernel::none;
+      Tensor expected = bench.measure("cublas", format, weight, {});
+      for (auto [kernel, what] : {std::pair{CodesKernel::mma, "mma"}, {CodesKernel::wgmma, "wgmma"}}) {
+        if (!cuda::codes_kernel_runs(kernel, codes)) continue;
+        cuda::codes_kernel_override = kernel;
+        bench.measure(what, format, weight, expected);
+      }
+      cuda::codes_kernel_override.reset();
     }
-    cuda::int8_kernel_override.reset();
     std::printf("\n");
   }
 }
@@ -404,8 +408,8 @@ int main(int argc, char** argv) {
   }
   Runtime runtime = make_runtime("cuda", "bfloat16", 1, nullptr, attention);
   std::printf("%s\n", describe(runtime).c_str());
-  if (argc > 1 && std::string_view(argv[1]) == "--int8") {
-    compare_int8(runtime, {argv + 2, static_cast<size_t>(argc - 2)});
+  if (argc > 1 && std::string_view(argv[1]) == "--codes") {
+    compare_codes(runtime, {argv + 2, static_cast<size_t>(argc - 2)});
     return 0;
   }
   for (const Case& c : cases()) {

@@ -3,7 +3,7 @@
 // With g = lane / 4 and c = lane % 4, a lane holds of A [16, 32] the words (g, 4c..), (g + 8, 4c..), (g, 4c + 16..),
 // (g + 8, 4c + 16..), of B [32, 8] the words (4c.., g), (4c + 16.., g) along k: what ldmatrix gives of matrices of 8
 // rows of 16 bytes.
-#include "cuda/int8_finish.cuh"
+#include "cuda/codes_finish.cuh"
 #include "cuda/mma.cuh"
 
 namespace kinora::cuda {
@@ -12,7 +12,7 @@ namespace {
 constexpr int kTile = 128, kDepth = 64, kStages = 4, kThreads = 256;  // a tile has kTile rows and columns
 constexpr uint32_t kOperand = kTile * kDepth, kStage = 2 * kOperand;
 constexpr size_t kShared = size_t{kStages} * kStage;
-static_assert(kThreads / 32 * 4 * kStagedWords * 4 <= kShared);  // the sums of a tile
+static_assert(kThreads / 32 * kStagedBytes <= kShared);
 
 __device__ inline void mma_s8(int32_t (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
@@ -51,10 +51,26 @@ class Loader {
   uint32_t unit_, to_;
 };
 
+// Scales and bias of columns, from memory.
+struct Columns {
+  const CodesArguments& p;
+  int column;
+
+  __device__ int at(int j) const { return column + 8 * j + static_cast<int>(threadIdx.x) % 4 * 2; }
+  __device__ float2 scale(int j) const {
+    return at(j) < p.n ? *reinterpret_cast<const float2*>(p.data.column_scale + at(j)) : float2{};
+  }
+  __device__ float2 bias(int j) const {
+    if (at(j) >= p.n) return {};
+    auto load = [&](int i) { return load_float(p.data.bias, p.finish.bias_type, at(j) + i); };
+    return {load(0), load(1)};
+  }
+};
+
 // Eight warps, two along the rows of a tile and four along its columns, each with sums [64, 32].
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) product_kernel(const __grid_constant__ Int8Arguments p) {
-  extern __shared__ __align__(128) uint8_t shared[];
+__global__ void __launch_bounds__(kThreads, 2) product_kernel(const __grid_constant__ CodesArguments p) {
+  extern __shared__ __align__(1024) uint8_t shared[];
   TileAt tile = tile_at(static_cast<int>(blockIdx.x), p.tile_rows, p.tile_columns);
   int row = tile.row * kTile, column = tile.column * kTile, steps = (p.k + kDepth - 1) / kDepth;
   uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, base = shared_address(shared);
@@ -98,26 +114,27 @@ __global__ void __launch_bounds__(kThreads, 2) product_kernel(const __grid_const
   cp_async_wait<0>();
   __syncthreads();
 
-  SumsFinish<T> finish(p);
-  int32_t* staging = reinterpret_cast<int32_t*>(shared) + warp * 4 * kStagedWords;
+  SumsFinish<T> finish(p, base + warp * kStagedBytes);
+  column += static_cast<int>(column_at);
+  Columns columns{p, column};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-#pragma unroll
-    for (uint32_t j = 0; j < 4; ++j) finish.stage(staging + i * kStagedWords, sums[i][j], j);
-  }
-  __syncwarp();
-#pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     typename SumsFinish<T>::Beside beside;
-    finish.begin_rows(row + static_cast<int>(row_at) + 16 * i);
-    finish.load(beside, column + static_cast<int>(column_at), p.n);
-    finish.finish(staging + i * kStagedWords, beside);
+    finish.begin(row + static_cast<int>(row_at) + 16 * i, column, p.n);
+    finish.load(beside, 0);
+    float values[4][4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int v = 0; v < 4; ++v) values[j][v] = static_cast<float>(sums[i][j][v]);
+    }
+    finish.template finish<true, true>(values, beside, columns, 0, p.finish.act);
   }
 }
 
 template <class T>
-void launch(cudaStream_t stream, const Int8Arguments& arguments) {
-  Int8Arguments p = arguments;
+void launch(cudaStream_t stream, const CodesArguments& arguments) {
+  CodesArguments p = arguments;
   p.tile_rows = static_cast<int>(ceil_div(p.m, kTile));
   p.tile_columns = static_cast<int>(ceil_div(p.n, kTile));
   product_kernel<T><<<static_cast<unsigned>(p.tile_rows * p.tile_columns), kThreads, kShared, stream>>>(p);
@@ -126,8 +143,8 @@ void launch(cudaStream_t stream, const Int8Arguments& arguments) {
 
 }  // namespace
 
-Int8Launch* prepare_int8_mma(const Int8Arguments& arguments) {
-  return with_float(arguments.finish.dtype, [&]<class T>(T) -> Int8Launch* {
+CodesLaunch* prepare_int8_mma(const CodesArguments& arguments) {
+  return with_float(arguments.finish.dtype, [&]<class T>(T) -> CodesLaunch* {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(product_kernel<T>),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kShared)));
     return launch<T>;

@@ -19,12 +19,18 @@ __device__ inline void activate_values(float (&y)[V]) {
   for (int v = 0; v < V; ++v) y[v] = activate<T>(y[v], kAct);
 }
 
-// y becomes residual + gate·act(y·row scale·column scale + bias), to be rounded to T.
+// y becomes residual + gate·act(y·column scale·row scale + bias), to be rounded to T. Where nothing stands between
+// them, the residual is added before the bias: in the order, as of the scales, of cuBLASLt's products of FP8 codes.
 template <class T, int V>
 __device__ inline void finish_values(float (&y)[V], const Finishing<V>& with, Act act) {
+  bool early = act == Act::none && !with.gated;
   if (with.scaled) {
 #pragma unroll
-    for (int v = 0; v < V; ++v) y[v] = __fmul_rn(__fmul_rn(y[v], with.row_scale), with.column_scale[v]);
+    for (int v = 0; v < V; ++v) y[v] = __fmul_rn(__fmul_rn(y[v], with.column_scale[v]), with.row_scale);
+  }
+  if (with.added && early) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) y[v] = __fadd_rn(y[v], with.residual[v]);
   }
   if (with.biased) {
 #pragma unroll
@@ -40,7 +46,7 @@ __device__ inline void finish_values(float (&y)[V], const Finishing<V>& with, Ac
 #pragma unroll
     for (int v = 0; v < V; ++v) y[v] = __fmul_rn(y[v], with.gate[v]);
   }
-  if (with.added) {
+  if (with.added && !early) {
 #pragma unroll
     for (int v = 0; v < V; ++v) y[v] = __fadd_rn(y[v], with.residual[v]);
   }

@@ -5,8 +5,8 @@
 #include <array>
 #include <optional>
 
+#include "cuda/codes_product.h"
 #include "cuda/cublaslt.h"
-#include "cuda/int8_product.h"
 #include "cuda/kernels.h"
 #include "cuda/nvfp4.h"
 #include "cuda/product_finish.h"
@@ -248,6 +248,22 @@ Step make_quantized_linear_rows(const StepSpec& spec) {
   bool narrow = !fp8 || (has_fp8_products() && l.dtype != DType::f32);
   // cuBLASLt takes rows of FP4 that are multiples of 16 bytes.
   if (l.nvfp4) narrow = has_nvfp4_products() && l.k % 32 == 0;
+  if (!l.nvfp4 && narrow && !(fp8 && l.at.gate)) {  // whose bits would not be those of cuBLASLt
+    CodesProduct product(fp8 ? DType::f8_e4m3 : DType::i8, l.m, l.n, l.k, finish_of(spec, l, l.dtype));
+    if (product.available()) {
+      step.run = [product, l](const StepArgs& args) {
+        const auto* codes = static_cast<const std::byte*>(args.in[0]);
+        product.enqueue(stream_of(args), codes, args.in[l.at.codes],
+                        {.row_scale = reinterpret_cast<const float*>(codes + l.m * l.k),
+                         .column_scale = static_cast<const float*>(args.in[l.at.scale]),
+                         .bias = l.given(args, l.at.bias),
+                         .gate = l.given(args, l.at.gate),
+                         .residual = l.given(args, l.at.residual),
+                         .out = args.out});
+      };
+      return step;
+    }
+  }
   if (fp8 && narrow) {
     ProductShape shape = product_shape(l, l.dtype, DType::f8_e4m3);
     shape.scales = true;
@@ -260,22 +276,6 @@ Step make_quantized_linear_rows(const StepSpec& spec) {
         const auto* codes = static_cast<const std::byte*>(args.in[0]);
         one.run(l, args, 0, codes, args.in[l.at.codes], {codes + l.m * l.k, args.in[l.at.scale]});
         one.finish(finish, l, args);
-      };
-      return step;
-    }
-  }
-  if (!fp8 && !l.nvfp4) {
-    Int8Product product(l.m, l.n, l.k, finish_of(spec, l, DType::i32));
-    if (product.available()) {
-      step.run = [product, l](const StepArgs& args) {
-        const auto* codes = static_cast<const std::byte*>(args.in[0]);
-        product.enqueue(stream_of(args), codes, args.in[l.at.codes],
-                        {.row_scale = reinterpret_cast<const float*>(codes + l.m * l.k),
-                         .column_scale = static_cast<const float*>(args.in[l.at.scale]),
-                         .bias = l.given(args, l.at.bias),
-                         .gate = l.given(args, l.at.gate),
-                         .residual = l.given(args, l.at.residual),
-                         .out = args.out});
       };
       return step;
     }

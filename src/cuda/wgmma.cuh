@@ -44,6 +44,13 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int x, int 
       : "memory");
 }
 
+// So many bytes, a multiple of 16, of memory that is 16-byte aligned.
+__device__ inline void copy_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+
 // The same of the box of a [batch, tokens, heads, dim] tensor from this dimension and token of a head on.
 __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int dim, int head, int token, int batch,
                                 uint32_t barrier) {
@@ -98,37 +105,42 @@ __device__ inline void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// sums = x [64, 32] · w [kColumns, 32]ᵀ, plus what they were where `add` is not 0. Warp i of the warpgroup holds rows
-// 16 i on, sums[j] the columns from 8 j on, as mma does.
-template <int kColumns>
-__device__ inline void wgmma_s8(int32_t (&sums)[kColumns / 8][4], uint64_t x, uint64_t w, uint32_t add);
+// sums = x [64, 32] · w [kColumns, 32]ᵀ, plus what they were where `add` is not 0, of INT8 codes with int32 sums or FP8
+// (E4M3) codes with float sums. Warp i of the warpgroup holds rows 16 i on, sums[j] the columns from 8 j on, as mma
+// does.
+template <class Sum, int kColumns>
+__device__ inline void wgmma_codes(Sum (&sums)[kColumns / 8][4], uint64_t x, uint64_t w, uint32_t add);
 
-// The operands' names in tens, and the sums of 8 and 32 columns.
+// The operands' names in tens, and the sums of 8 and 32 columns, which are registers of this kind.
 #define KINORA_TEN(t) \
   "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
-#define KINORA_8(j) "+r"(sums[j][0]), "+r"(sums[j][1]), "+r"(sums[j][2]), "+r"(sums[j][3])
-#define KINORA_32(j) KINORA_8(j), KINORA_8(j + 1), KINORA_8(j + 2), KINORA_8(j + 3)
-#define KINORA_64(j) KINORA_32(j), KINORA_32(j + 4)
-#define KINORA_128(j) KINORA_64(j), KINORA_64(j + 8)
-#define KINORA_WGMMA(columns, names, x_name, w_name, add_name, ...)                                                    \
+#define KINORA_8(kind, j) kind(sums[j][0]), kind(sums[j][1]), kind(sums[j][2]), kind(sums[j][3])
+#define KINORA_32(kind, j) KINORA_8(kind, j), KINORA_8(kind, j + 1), KINORA_8(kind, j + 2), KINORA_8(kind, j + 3)
+#define KINORA_64(kind, j) KINORA_32(kind, j), KINORA_32(kind, j + 4)
+#define KINORA_128(kind, j) KINORA_64(kind, j), KINORA_64(kind, j + 8)
+#define KINORA_WGMMA(Sum, type, scales, columns, names, x_name, w_name, add_name, ...)                                 \
   template <>                                                                                                          \
-  __device__ inline void wgmma_s8<columns>(int32_t(&sums)[columns / 8][4], uint64_t x, uint64_t w, uint32_t add) {     \
+  __device__ inline void wgmma_codes<Sum, columns>(Sum(&sums)[columns / 8][4], uint64_t x, uint64_t w, uint32_t add) { \
     asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, " add_name ", 0;\n\twgmma.mma_async.sync.aligned.m64n" #columns \
-                 "k32.s32.s8.s8 {" names "}, " x_name ", " w_name ", p;\n\t}"                                          \
+                 "k32." type " {" names "}, " x_name ", " w_name ", p" scales ";\n\t}"                                 \
                  : __VA_ARGS__                                                                                         \
                  : "l"(x), "l"(w), "r"(add)                                                                            \
                  : "memory");                                                                                          \
   }
 #define KINORA_60 KINORA_TEN() KINORA_TEN(1) KINORA_TEN(2) KINORA_TEN(3) KINORA_TEN(4) KINORA_TEN(5)
-KINORA_WGMMA(144, KINORA_60 KINORA_TEN(6) "%70, %71", "%72", "%73", "%74", KINORA_128(0), KINORA_8(16), KINORA_8(17))
-KINORA_WGMMA(176, KINORA_60 KINORA_TEN(6) KINORA_TEN(7) "%80, %81, %82, %83, %84, %85, %86, %87", "%88", "%89", "%90",
-             KINORA_128(0), KINORA_32(16), KINORA_8(20), KINORA_8(21))
-KINORA_WGMMA(208, KINORA_60 KINORA_TEN(6) KINORA_TEN(7) KINORA_TEN(8) KINORA_TEN(9) "%100, %101, %102, %103", "%104",
-             "%105", "%106", KINORA_128(0), KINORA_64(16), KINORA_8(24), KINORA_8(25))
-KINORA_WGMMA(256,
-             KINORA_60 KINORA_TEN(6) KINORA_TEN(7) KINORA_TEN(8) KINORA_TEN(9) KINORA_TEN(10)
-                 KINORA_TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127",
-             "%128", "%129", "%130", KINORA_128(0), KINORA_128(16))
+#define KINORA_WGMMA_OF(Sum, type, scales, kind)                                                                     \
+  KINORA_WGMMA(Sum, type, scales, 144, KINORA_60 KINORA_TEN(6) "%70, %71", "%72", "%73", "%74", KINORA_128(kind, 0), \
+               KINORA_8(kind, 16), KINORA_8(kind, 17))                                                               \
+  KINORA_WGMMA(Sum, type, scales, 192,                                                                               \
+               KINORA_60 KINORA_TEN(6) KINORA_TEN(7) KINORA_TEN(8) "%90, %91, %92, %93, %94, %95", "%96", "%97",     \
+               "%98", KINORA_128(kind, 0), KINORA_64(kind, 16))                                                      \
+  KINORA_WGMMA(Sum, type, scales, 256,                                                                               \
+               KINORA_60 KINORA_TEN(6) KINORA_TEN(7) KINORA_TEN(8) KINORA_TEN(9) KINORA_TEN(10)                      \
+                   KINORA_TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127",                                  \
+               "%128", "%129", "%130", KINORA_128(kind, 0), KINORA_128(kind, 16))
+KINORA_WGMMA_OF(int32_t, "s32.s8.s8", "", "+r")
+KINORA_WGMMA_OF(float, "f32.e4m3.e4m3", ", 1, 1", "+f")
+#undef KINORA_WGMMA_OF
 #undef KINORA_60
 #undef KINORA_WGMMA
 #undef KINORA_128

@@ -1,12 +1,12 @@
-// Our own products of INT8 codes: where their parts lie, found out on the host, and on the GPU the bits of cuBLASLt's
-// sums finished by a kernel of their own.
-#include "cuda/int8_product.h"
+// Our own products of codes: where their parts lie, found out on the host, and on the GPU, of INT8, the bits of
+// cuBLASLt's sums finished by a kernel of their own; FP8's sums are within what their tensor cores keep.
+#include "cuda/codes_product.h"
 
 #include <array>
 #include <cstring>
 #include <set>
 
-#include "cuda/int8_tiles.h"
+#include "cuda/codes_tiles.h"
 #include "cuda_support.h"
 #include "ops/quantize.h"
 #include "ops/shaping.h"
@@ -14,9 +14,9 @@
 namespace kinora::test {
 namespace {
 
-using cuda::Int8Kernel;
+using cuda::CodesKernel;
 
-TEST(Int8Tiles, EachTileHasOneNumber) {
+TEST(CodesTiles, EachTileHasOneNumber) {
   for (auto [rows, columns] : {std::array{1, 1}, {1, 7}, {16, 9}, {17, 27}, {69, 48}, {598, 3}}) {
     std::set<std::pair<int, int>> seen;
     for (int i = 0; i < rows * columns; ++i) {
@@ -28,16 +28,18 @@ TEST(Int8Tiles, EachTileHasOneNumber) {
   }
 }
 
-TEST(Int8Tiles, WidthsFillTheLastWave) {
-  constexpr int kBlocks = 132;
-  EXPECT_EQ(cuda::wgmma_columns(2048, 2240, kBlocks), 144);
-  EXPECT_EQ(cuda::wgmma_columns(2048, 1152, kBlocks), 144);
-  EXPECT_EQ(cuda::wgmma_columns(8828, 12288, kBlocks), 256);
-  EXPECT_EQ(cuda::wgmma_columns(76544, 21504, kBlocks), 256);
-  EXPECT_EQ(cuda::wgmma_columns(1, 8, kBlocks), 144);
+TEST(CodesTiles, FillTheLastWave) {
+  auto tile = [](int m, int n, int k) {
+    cuda::WgmmaTile best = cuda::wgmma_tile(m, n, k, 132);
+    return std::pair{best.rows(), best.columns};
+  };
+  EXPECT_EQ(tile(2048, 2240, 2240), std::pair(192, 192));
+  EXPECT_EQ(tile(2048, 1152, 1152), std::pair(128, 144));
+  EXPECT_EQ(tile(76544, 21504, 3072), std::pair(192, 192));
+  EXPECT_EQ(tile(1, 8, 16), std::pair(128, 144));
 }
 
-// Lanes that access 16 (8) bytes do so in groups of 8 (16): within each, no two may meet in a bank.
+// Lanes that access 16 (4) bytes do so in groups of 8 (32): within each, no two may meet in a bank.
 void expect_no_conflicts(const std::vector<uint32_t>& addresses, uint32_t bytes, const std::string& what) {
   for (size_t first = 0; first < addresses.size(); first += 128 / bytes) {
     std::set<uint32_t> banks;
@@ -69,13 +71,13 @@ void expect_permuted() {
   }
 }
 
-TEST(Int8Tiles, RowsLieInAllBanks) {
+TEST(CodesTiles, RowsLieInAllBanks) {
   expect_permuted<64>();
   expect_permuted<128>();
 }
 
 // With rows of 128 bytes: bits 4 to 6 of an address within 1024 bytes are those of the unit exclusive-or bits 7 to 9.
-TEST(Int8Tiles, LongRowsLieAsTensorMapsPutThem) {
+TEST(CodesTiles, LongRowsLieAsTensorMapsPutThem) {
   for (uint32_t row = 0; row < 256; ++row) {
     for (uint32_t unit = 0; unit < 8; ++unit) {
       uint32_t plain = row * 128 + unit * 16;
@@ -85,7 +87,7 @@ TEST(Int8Tiles, LongRowsLieAsTensorMapsPutThem) {
 }
 
 // A product [16, 32] · [32, 16] as the tensor cores take it: registers from ldmatrix, sums from mma's definition.
-TEST(Int8Tiles, FragmentsMeetAsMmaAsks) {
+TEST(CodesTiles, FragmentsMeetAsMmaAsks) {
   constexpr uint32_t kRow = 64;
   auto code = [](uint32_t row, uint32_t at) { return static_cast<int8_t>((row * 37 + at * 11 + 5) % 251); };
   std::vector<int8_t> tile(16 * kRow);
@@ -112,42 +114,38 @@ TEST(Int8Tiles, FragmentsMeetAsMmaAsks) {
   }
 }
 
-TEST(Int8Tiles, SumsPassThroughSharedMemory) {
-  std::vector<int> words(cuda::kStagedWords, -1);
-  for (uint32_t lane = 0; lane < 32; ++lane) {
-    for (uint32_t eighth = 0; eighth < 4; ++eighth) {
-      for (uint32_t i = 0; i < 2; ++i) {
-        uint32_t row = lane / 4 + 8 * i, column = 8 * eighth + lane % 4 * 2;
+TEST(CodesTiles, ResultsPassThroughSharedMemory) {
+  std::vector<int> halves(cuda::kStagedBytes / 2, -1);
+  for (uint32_t i = 0; i < 2; ++i) {
+    for (uint32_t j = 0; j < 4; ++j) {
+      std::vector<uint32_t> writes;
+      for (uint32_t lane = 0; lane < 32; ++lane) {
+        writes.push_back(cuda::staged_pair(lane, j, i));
         for (uint32_t pair = 0; pair < 2; ++pair) {
-          int& word = words[cuda::staged_pair(lane, eighth, i) + pair];
-          EXPECT_EQ(word, -1);
-          word = static_cast<int>(row * 32 + column + pair);
+          int& half = halves[writes.back() / 2 + pair];
+          EXPECT_EQ(half, -1);
+          half = static_cast<int>((lane / 4 + 8 * i) * 32 + 8 * j + lane % 4 * 2 + pair);
         }
       }
+      expect_no_conflicts(writes, 4, "pairs");
     }
   }
   for (uint32_t i = 0; i < 2; ++i) {
     std::vector<uint32_t> reads;
     for (uint32_t lane = 0; lane < 32; ++lane) {
-      reads.push_back(cuda::staged_half(lane, i, lane / 4 % 2) * 4);
+      reads.push_back(cuda::staged_eight(lane, i));
       for (uint32_t v = 0; v < 8; ++v) {
-        uint32_t row = lane / 4 + 8 * i, column = lane % 4 * 8 + v;
-        EXPECT_EQ(words[cuda::staged_half(lane, i, v / 4) + v % 4], static_cast<int>(row * 32 + column));
+        EXPECT_EQ(halves[reads.back() / 2 + v], static_cast<int>((lane / 4 + 8 * i) * 32 + lane % 4 * 8 + v));
       }
     }
-    expect_no_conflicts(reads, 16, "halves");
-    for (uint32_t eighth = 0; eighth < 4; ++eighth) {
-      std::vector<uint32_t> writes;
-      for (uint32_t lane = 0; lane < 32; ++lane) writes.push_back(cuda::staged_pair(lane, eighth, i) * 4);
-      expect_no_conflicts(writes, 8, "pairs");
-    }
+    expect_no_conflicts(reads, 16, "eights");
   }
 }
 
 // The kernel that products are to be made by, until the end of the scope.
 struct With {
-  explicit With(Int8Kernel kernel) { cuda::int8_kernel_override = kernel; }
-  ~With() { cuda::int8_kernel_override.reset(); }
+  explicit With(CodesKernel kernel) { cuda::codes_kernel_override = kernel; }
+  ~With() { cuda::codes_kernel_override.reset(); }
   With(const With&) = delete;
   With& operator=(const With&) = delete;
 };
@@ -155,6 +153,7 @@ struct With {
 struct ProductCase {
   int64_t items = 1, rows, n, k;
   DType dtype = DType::bf16;
+  QuantFormat format = QuantFormat::int8;
   std::string act = "none";
   std::optional<DType> bias = {};
   bool gate = false, residual = false, strided = false, odd_gate = false;
@@ -170,7 +169,7 @@ struct ProductCase {
     return text;
   }
 
-  Tensor run(Int8Kernel kernel) const {
+  Tensor run(CodesKernel kernel) const {
     With with(kernel);
     Graph graph;
     std::map<std::string, Tensor> feed;
@@ -179,11 +178,11 @@ struct ProductCase {
       feed[what] = random_tensor(shape, ++seed, -2, 2).to(dtype);
       return graph.input(what, shape, dtype);
     };
-    Value x = quantize_rows(input("x", {items, rows, k}), QuantFormat::int8);
+    Value x = quantize_rows(input("x", {items, rows, k}), format);
     auto product = [&](const std::string& what, int64_t width, const QuantizedFinish& finish) {
-      QuantizedMatrix q = quantize_matrix(random_tensor({width, k}, ++seed), QuantFormat::int8);
+      QuantizedMatrix q = quantize_matrix(random_tensor({width, k}, ++seed), format);
       QuantizedWeight weight{
-          QuantFormat::int8, graph.parameter(what + "codes", q.codes), graph.parameter(what + "scale", q.scale), {}};
+          format, graph.parameter(what + "codes", q.codes), graph.parameter(what + "scale", q.scale), {}};
       return quantized_linear_rows(x, weight, finish, {items, rows}, dtype);
     };
     QuantizedFinish finish{.act = act};
@@ -198,12 +197,12 @@ struct ProductCase {
     return run_on_gpu(graph, feed).at("y");
   }
 
-  void expect_cublas_bits(Int8Kernel kernel) const {
+  void expect_cublas_bits(CodesKernel kernel) const {
     {
       With with(kernel);
-      EXPECT_TRUE(cuda::Int8Product(items * rows, n, k, {}).available()) << name();
+      EXPECT_TRUE(cuda::CodesProduct(code_type(format), items * rows, n, k, {.dtype = dtype}).available()) << name();
     }
-    Tensor got = run(kernel), expected = run(Int8Kernel::none);
+    Tensor got = run(kernel), expected = run(CodesKernel::none);
     ASSERT_EQ(got.bytes(), expected.bytes());
     if (std::memcmp(got.raw(), expected.raw(), got.bytes()) == 0) return;
     Tensor a = got.to(DType::f32), b = expected.to(DType::f32);
@@ -218,15 +217,15 @@ struct ProductCase {
   }
 };
 
-class CudaInt8Product : public testing::TestWithParam<Int8Kernel> {
+class CudaCodesProduct : public testing::TestWithParam<CodesKernel> {
  protected:
   void SetUp() override {
     KINORA_NEEDS_GPU();
-    if (!cuda::int8_kernel_runs(GetParam())) GTEST_SKIP() << "this GPU does not run that kernel";
+    if (!cuda::codes_kernel_runs(GetParam(), DType::i8)) GTEST_SKIP() << "this GPU does not run that kernel";
   }
 };
 
-TEST_P(CudaInt8Product, GivesCublasBitsInEveryShape) {
+TEST_P(CudaCodesProduct, GivesCublasBitsInEveryShape) {
   for (int64_t rows : {1, 77, 300, 2056}) {
     for (int64_t n : {8, 72, 2240}) {
       for (int64_t k : {16, 48, 2240}) {
@@ -236,7 +235,7 @@ TEST_P(CudaInt8Product, GivesCublasBitsInEveryShape) {
   }
 }
 
-TEST_P(CudaInt8Product, GivesCublasBitsWithEveryFinish) {
+TEST_P(CudaCodesProduct, GivesCublasBitsWithEveryFinish) {
   for (DType dtype : {DType::f32, DType::bf16, DType::f16}) {
     for (const char* act : {"none", "relu", "silu", "gelu_tanh"}) {
       for (std::optional<DType> bias : {std::optional<DType>(), std::optional(DType::f32), std::optional(dtype)}) {
@@ -257,7 +256,7 @@ TEST_P(CudaInt8Product, GivesCublasBitsWithEveryFinish) {
   }
 }
 
-TEST_P(CudaInt8Product, WritesAmongOtherColumns) {
+TEST_P(CudaCodesProduct, WritesAmongOtherColumns) {
   for (DType dtype : {DType::f32, DType::bf16}) {
     for (int64_t n : {40, 1152}) {
       ProductCase{.items = 2, .rows = 150, .n = n, .k = 272, .dtype = dtype, .residual = true, .strided = true}
@@ -268,7 +267,7 @@ TEST_P(CudaInt8Product, WritesAmongOtherColumns) {
 }
 
 // Of the models: several tiles for each block, sums over many stages.
-TEST_P(CudaInt8Product, GivesCublasBitsAtTheModelsSizes) {
+TEST_P(CudaCodesProduct, GivesCublasBitsAtTheModelsSizes) {
   ProductCase{.items = 2, .rows = 1024, .n = 6720, .k = 2240}.expect_cublas_bits(GetParam());
   ProductCase{.items = 2, .rows = 1024, .n = 11200, .k = 2240, .act = "silu", .bias = DType::bf16}.expect_cublas_bits(
       GetParam());
@@ -278,11 +277,45 @@ TEST_P(CudaInt8Product, GivesCublasBitsAtTheModelsSizes) {
       .expect_cublas_bits(GetParam());
 }
 
-std::string kernel_name(const testing::TestParamInfo<Int8Kernel>& kernel) {
+// The product for each number of rows may be made by either.
+TEST(CudaCodesProductFp8, GivesCublasBits) {
+  KINORA_NEEDS_GPU();
+  if (!cuda::codes_kernel_runs(CodesKernel::wgmma, DType::f8_e4m3)) GTEST_SKIP() << "this GPU does not run that kernel";
+  for (ProductCase c : {ProductCase{.rows = 77, .n = 72, .k = 48}, ProductCase{.rows = 300, .n = 200, .k = 784},
+                        ProductCase{.rows = 2056, .n = 2240, .k = 2240},
+                        ProductCase{.items = 2, .rows = 1024, .n = 2240, .k = 5600},
+                        ProductCase{.rows = 2207, .n = 9216, .k = 3072}}) {
+    c.format = QuantFormat::fp8;
+    for (DType dtype : {DType::bf16, DType::f16}) {
+      c.dtype = dtype;
+      for (int more = 0; more < 4; ++more) {
+        c.residual = more >= 2;
+        c.bias.reset();
+        if (more % 2) c.bias = dtype;
+        c.expect_cublas_bits(CodesKernel::wgmma);
+      }
+    }
+  }
+}
+
+// Whatever tiles a product is made of.
+TEST(CudaCodesProductFp8, RowsDoNotDependOnOthers) {
+  KINORA_NEEDS_GPU();
+  if (!cuda::codes_kernel_runs(CodesKernel::wgmma, DType::f8_e4m3)) GTEST_SKIP() << "this GPU does not run that kernel";
+  CodesKernel kernel = CodesKernel::wgmma;
+  ProductCase many{.rows = 2056, .n = 2240, .k = 1120, .bias = DType::bf16}, few = many;
+  many.format = few.format = QuantFormat::fp8;
+  few.rows = 100;
+  ASSERT_NE(cuda::wgmma_tile(2056, 2240, 1120, 132).columns, cuda::wgmma_tile(100, 2240, 1120, 132).columns);
+  Tensor all = many.run(kernel), some = few.run(kernel);
+  EXPECT_EQ(std::memcmp(all.raw(), some.raw(), some.bytes()), 0);
+}
+
+std::string kernel_name(const testing::TestParamInfo<CodesKernel>& kernel) {
   constexpr const char* kNames[] = {"none", "mma", "wgmma"};
   return kNames[static_cast<size_t>(kernel.param)];
 }
-INSTANTIATE_TEST_SUITE_P(Kernels, CudaInt8Product, testing::Values(Int8Kernel::mma, Int8Kernel::wgmma), kernel_name);
+INSTANTIATE_TEST_SUITE_P(Kernels, CudaCodesProduct, testing::Values(CodesKernel::mma, CodesKernel::wgmma), kernel_name);
 
 }  // namespace
 }  // namespace kinora::test
