@@ -22,38 +22,54 @@ struct QuantizeOptions {
 
 double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
-// One request for each picture of a prompt file. Where a line names no seed, seeds follow one another, so that no two
-// pictures begin with the same noise.
-std::vector<Request> read_pictures(const std::string& file) {
+// A film that needs more than its line and its pictures.
+void refuse_parts(const FilmOptions& o) {
+  if (o.first_picture.empty() && o.head_film.empty() && o.tail_film.empty()) return;
+  fail(ErrorKind::usage,
+       "films to calibrate with begin with text or given pictures, neither with other films nor with "
+       "pictures that a model draws first");
+}
+
+// One request for each picture or film of a prompt file. Where a line names no seed, seeds follow one another, so that
+// no two begin with the same noise.
+void read_requests(const std::string& file, bool films, CalibrationOptions& to) {
   CLI::App nobody;
   GenerateOptions options;
   SettingFlags flags(nobody);
   bind_generate_flags(flags, options);
   flags.resolve();
   options.prompt_file = file;
-  std::vector<Request> pictures;
+  options.film.make = films;
+  uint64_t count = 0;
   for (const Job& job : read_jobs(options, flags)) {
     at_line(job, [&] {
       for (uint64_t seed : seeds_of(job.options)) {
-        pictures.push_back(picture_request(job.options));
-        bool silent = job.options.seeds == options.seeds;
-        pictures.back().seeds = {seed + (silent ? pictures.size() - 1 : 0)};
+        if (job.options.seeds == options.seeds) seed += count;
+        ++count;
+        if (films) {
+          refuse_parts(job.options.film);
+          to.films.push_back(film_request(job.options));
+          to.films.back().seed = seed;
+        } else {
+          to.pictures.push_back(picture_request(job.options));
+          to.pictures.back().seeds = {seed};
+        }
       }
     });
   }
-  return pictures;
 }
 
 std::unique_ptr<Calibration> open_calibration(const QuantizeOptions& o, const std::string& folder,
                                               std::shared_ptr<Progress> progress) {
   CalibrationOptions c;
+  bool films = calibrates_with_films(folder);
   c.folder = folder;
   c.variant = o.variant;
-  c.pictures = read_pictures(o.prompts);
+  read_requests(o.prompts, films, c);
   c.runtime = make_runtime(o.device, o.dtype, o.threads, &stop_requested);
   c.steps = o.steps;
-  c.on_picture = [progress](size_t picture, size_t pictures) {
-    progress->begin(static_cast<int64_t>(picture) + 1, static_cast<int64_t>(pictures));
+  c.on_picture = [progress, films](size_t picture, size_t pictures) {
+    progress->begin(static_cast<int64_t>(picture) + 1, static_cast<int64_t>(pictures), films ? "film" : "picture");
   };
   c.on_stage = [progress](const StageReport& report) { progress->report(report); };
   c.on_layers = [progress](const std::string& component, size_t layers) {
@@ -147,7 +163,7 @@ Command add_quantize(CLI::App& app) {
   CLI::Option* prompts = c->add_option("--calibrate", o->prompts,
                                        "Prompts, one a line or as JSON: draw them with the model as it is, and round "
                                        "weights with regard to what they are multiplied with");
-  c->add_option("--calibrate-steps", o->steps, "Steps of each picture that count (default: 4)")
+  c->add_option("--calibrate-steps", o->steps, "Steps of each picture or film that count (default: 4)")
       ->check(CLI::Range(1, 1000))
       ->needs(prompts);
   c->add_option("--device", o->device, "Where to draw them: auto, cpu, cuda or cuda:N")->needs(prompts);

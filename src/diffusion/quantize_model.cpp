@@ -132,7 +132,7 @@ void write_part(const QuantizablePart& part, const Weights& weights, const fs::p
   for (const Planned& planned : order) {
     if (planned.format) quantized.push_back(planned.name);
   }
-  if (o.calibration) o.calibration->begin(part.component, quantized);
+  if (o.calibration) o.calibration->begin(part.component, part.folder, part.base, quantized);
   write_safetensors(file, specs, metadata, [&](const auto& write) {
     for (const auto& [name, format, rank] : order) {
       if (o.stop && o.stop->load()) fail(ErrorKind::cancelled, "stopped");
