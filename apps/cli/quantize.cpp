@@ -12,7 +12,7 @@ namespace kinora::cli {
 namespace {
 
 struct QuantizeOptions {
-  std::string model, format, output, variant, prompts;
+  std::string model, format, output, variant, prompts, save_statistics, statistics;
   std::string device = "auto", dtype = "auto";
   std::vector<std::string> keep, layers;
   int64_t steps = 4;
@@ -129,6 +129,8 @@ int quantize(const QuantizeOptions& o) {
   auto progress = std::make_shared<Progress>(o.quiet);
   if (!o.prompts.empty()) calibration = open_calibration(o, work.model, progress);
   work.calibration = calibration.get();
+  check_output(o.save_statistics);
+  work.save_statistics = o.save_statistics;
   LayerLines lines;
   if (!o.quiet) {
     work.on_layer = [&](const LayerReport& r) {
@@ -142,6 +144,8 @@ int quantize(const QuantizeOptions& o) {
                 static_cast<double>(r.after) / static_cast<double>(std::max<size_t>(r.before, 1)));
   };
   ThreadPool pool(o.threads);
+  std::optional<SavedStatistics> statistics;
+  if (!o.statistics.empty()) work.statistics = &statistics.emplace(o.statistics, &pool);
   quantize_model(work, pool);
   lines.print_middle();
   std::printf("%s\n", o.output.c_str());
@@ -166,6 +170,9 @@ Command add_quantize(CLI::App& app) {
   c->add_option("--calibrate-steps", o->steps, "Steps of each picture or film that count (default: 4)")
       ->check(CLI::Range(1, 1000))
       ->needs(prompts);
+  c->add_option("--save-statistics", o->save_statistics, "File for what was found, for --statistics")->needs(prompts);
+  c->add_option("--statistics", o->statistics, "File that --save-statistics wrote: round by that, without drawing")
+      ->excludes(prompts);
   c->add_option("--device", o->device, "Where to draw them: auto, cpu, cuda or cuda:N")->needs(prompts);
   c->add_option("--dtype", o->dtype, "Of activations meanwhile: auto, float32, bfloat16 or float16")->needs(prompts);
   c->add_flag("-q,--quiet", o->quiet, "No line for each layer");

@@ -6,7 +6,6 @@
 #include <set>
 
 #include "diffusion/video_denoiser.h"
-#include "ops/observe.h"
 
 namespace kinora {
 namespace {
@@ -94,32 +93,38 @@ void Calibration::keep_text(ComponentRun run) {
   runs.push_back(std::move(run));
 }
 
-void Calibration::begin(const std::string& component, const std::string& folder, const std::string& base,
-                        std::vector<std::string> weights) {
-  component_ = component;
-  drew_ = model_->holds(component, folder, base);
+void Calibration::begin(const QuantizablePart& part, std::vector<std::string> weights) {
+  component_ = part.component;
+  auto found = runs_.find(component_);
+  found_ = found != runs_.end() && model_->holds(part) ? &found->second : nullptr;
   weights_ = std::move(weights);
   inputs_.clear();
 }
 
-// As many of the weights from this one on as there is memory for, and those that share an input with them.
-std::vector<std::string> Calibration::next_group(const std::vector<ComponentRun>& runs, const std::string& weight) {
-  constexpr size_t kCopies = 4;  // what a run gives, in its memory and out of it; the sum; and its factor
-  auto first = std::find(weights_.begin(), weights_.end(), weight);
-  std::set<std::string> left(first, weights_.end());
+// Of the weights from this one on, what each reads.
+std::map<std::string, ObservedInput> Calibration::inputs_from(const std::string& weight) {
+  std::set<std::string> left(std::find(weights_.begin(), weights_.end(), weight), weights_.end());
   ObservedGraph all = observe_products(
-      model_->graph(runs.front()), [&](const std::string& name) { return left.contains(name); }, kMostFull);
-  std::map<std::string, const ObservedInput*> input_of;
+      model_->graph(found_->front()), [&](const std::string& name) { return left.contains(name); }, kMostFull);
+  std::map<std::string, ObservedInput> input_of;
   for (const ObservedInput& input : all.inputs) {
-    for (const std::string& name : input.weights) input_of[name] = &input;
+    for (const std::string& name : input.weights) input_of[name] = input;
   }
-  std::set<const ObservedInput*> taken;
+  return input_of;
+}
+
+// As many of the weights from this one on as there is memory for, and those that share an input with them.
+std::vector<std::string> Calibration::next_group(const std::string& weight) {
+  constexpr size_t kCopies = 4;  // what a run gives, in its memory and out of it; the sum; and its factor
+  std::map<std::string, ObservedInput> input_of = inputs_from(weight);
+  std::set<std::string> taken;
   std::vector<std::string> group;
   size_t bytes = 0;
-  for (auto it = first; it != weights_.end(); ++it) {
-    const ObservedInput* input = input_of[*it];
-    if (input && taken.insert(input).second) {
-      bytes += static_cast<size_t>(input->full ? input->length * input->length : input->length) * 4 * kCopies;
+  for (auto it = std::find(weights_.begin(), weights_.end(), weight); it != weights_.end(); ++it) {
+    auto input = input_of.find(*it);
+    if (input != input_of.end() && taken.insert(input->second.output).second) {
+      int64_t length = input->second.length;
+      bytes += static_cast<size_t>(input->second.full ? length * length : length) * 4 * kCopies;
       if (bytes > o_.memory && taken.size() > 1) break;
     }
     group.push_back(*it);
@@ -129,9 +134,8 @@ std::vector<std::string> Calibration::next_group(const std::vector<ComponentRun>
 
 void Calibration::collect(const std::string& weight) {
   inputs_.clear();
-  auto found = runs_.find(component_);
-  if (!drew_ || found == runs_.end()) return;
-  std::vector<std::string> group = next_group(found->second, weight);
+  if (!found_) return;
+  std::vector<std::string> group = next_group(weight);
   if (o_.on_layers) o_.on_layers(component_, group.size());
   std::set<std::string> names(group.begin(), group.end());
   const Runtime& runtime = o_.runtime;
@@ -139,7 +143,7 @@ void Calibration::collect(const std::string& weight) {
   std::optional<Executable> executable;
   const std::vector<int64_t>* key = nullptr;
   std::vector<std::shared_ptr<Input>> inputs;
-  for (const ComponentRun& run : found->second) {
+  for (const ComponentRun& run : *found_) {
     if (!key || *key != run.key) {
       key = &run.key;
       observed.emplace(observe_products(
@@ -166,18 +170,49 @@ void Calibration::collect(const std::string& weight) {
   model_->rest();
 }
 
-std::shared_ptr<const InputMoments> Calibration::of(const std::string& weight) {
+std::shared_ptr<Calibration::Input> Calibration::input_of(const std::string& weight) {
   if (!inputs_.contains(weight)) collect(weight);
-  std::shared_ptr<Input> input = inputs_[weight];
+  return inputs_[weight];
+}
+
+std::shared_ptr<const InputMoments> Calibration::of(const std::string& weight) {
+  std::shared_ptr<Input> input = input_of(weight);
   if (!input) return nullptr;
-  if (!input->moments) {
-    try {
-      input->moments = std::make_shared<InputMoments>(std::move(input->sum), o_.runtime.context.pool.get());
-    } catch (const Error& error) {
-      fail(error.kind(), "'" + weight + "' of the " + component_ + " cannot be calibrated: " + error.what());
+  if (!input->moments)
+    input->moments = moments_of_layer(std::move(input->sum), o_.runtime.context.pool.get(), component_, weight);
+  return input->moments;
+}
+
+void Calibration::save(const std::string& file,
+                       const std::vector<std::pair<QuantizablePart, std::vector<std::string>>>& parts) {
+  std::vector<SafetensorsSpec> specs;
+  std::map<std::string, std::string> metadata = SavedStatistics::mark();
+  std::vector<std::vector<std::string>> first(parts.size());  // readers of each input
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const auto& [part, weights] = parts[i];
+    begin(part, weights);
+    if (weights.empty()) continue;
+    std::map<std::string, ObservedInput> input_of;
+    if (found_) input_of = inputs_from(weights.front());
+    std::map<std::string, std::string> names;  // of tensors, by output
+    for (const std::string& weight : weights) {
+      std::string& tensor = metadata[SavedStatistics::name(part, weight)];
+      auto input = input_of.find(weight);
+      if (input == input_of.end()) continue;
+      auto [known, fresh] = names.emplace(input->second.output, SavedStatistics::name(part, weight));
+      tensor = known->second;
+      if (!fresh) continue;
+      int64_t length = input->second.length;
+      specs.push_back({tensor, DType::f32, input->second.full ? Shape{length, length} : Shape{length}});
+      first[i].push_back(weight);
     }
   }
-  return input->moments;
+  write_safetensors(file, specs, metadata, [&](const auto& write) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      begin(parts[i].first, parts[i].second);
+      for (const std::string& weight : first[i]) write(input_of(weight)->sum);
+    }
+  });
 }
 
 }  // namespace kinora

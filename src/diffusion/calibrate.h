@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "core/calibrated.h"
 #include "diffusion/observed_model.h"
+#include "ops/observe.h"
 
 namespace kinora {
 
@@ -30,7 +30,7 @@ struct CalibrationOptions {
   std::function<void(const std::string& component, size_t layers)> on_layers;  // before layers are looked at
 };
 
-class Calibration {
+class Calibration : public Statistics {
  public:
   static constexpr size_t kMostPictures = 1024;
   // Inputs longer than this give the diagonal of their moments alone.
@@ -42,13 +42,10 @@ class Calibration {
 
   // Draws the pictures. Throws Error(cancelled) as Pipeline::generate.
   void draw();
-  // Which weights ("….weight") of a component will be asked for, in this order, and the files that hold them,
-  // <folder>/<base>.safetensors or its shards.
-  void begin(const std::string& component, const std::string& folder, const std::string& base,
-             std::vector<std::string> weights);
-  // The moments of a weight's inputs; null when no product of what drew reads it. Throws Error(model) naming the weight
-  // where they are not finite.
-  std::shared_ptr<const InputMoments> of(const std::string& weight);
+  void begin(const QuantizablePart& part, std::vector<std::string> weights) override;
+  std::shared_ptr<const InputMoments> of(const std::string& weight) override;
+  // After draw(): writes what SavedStatistics reads, of all these weights.
+  void save(const std::string& file, const std::vector<std::pair<QuantizablePart, std::vector<std::string>>>& parts);
 
  private:
   struct Input {
@@ -57,15 +54,17 @@ class Calibration {
     std::shared_ptr<const InputMoments> moments;  // once asked for
   };
   void keep_text(ComponentRun run);
-  std::vector<std::string> next_group(const std::vector<ComponentRun>& runs, const std::string& weight);
+  std::map<std::string, ObservedInput> inputs_from(const std::string& weight);
+  std::vector<std::string> next_group(const std::string& weight);
   void collect(const std::string& weight);
+  std::shared_ptr<Input> input_of(const std::string& weight);
 
   CalibrationOptions o_;
   std::unique_ptr<ObservedModel> model_;
   std::map<std::string, std::vector<ComponentRun>> runs_;  // by component
 
   std::string component_;
-  bool drew_ = false;  // its weights are those that drew
+  std::vector<ComponentRun>* found_ = nullptr;  // its runs; null when it did not draw
   std::vector<std::string> weights_;
   std::map<std::string, std::shared_ptr<Input>> inputs_;  // of the layers at hand; null: not a product's
 };

@@ -64,11 +64,11 @@ class ObservedFilms : public ObservedModel {
   }
 
   // Flux's transformer may lie beside that of films.
-  bool holds(const std::string& component, const std::string& folder, const std::string& base) const override {
+  bool holds(const QuantizablePart& part) const override {
     std::error_code ignored;
-    if (component == kT5) return fs::equivalent(folder, pipeline_.t5_folder(), ignored);
-    return base == mmdit_base(pipeline_.folder(), MmditRole::film) &&
-           fs::equivalent(folder, pipeline_.folder(), ignored);
+    if (part.component == kT5) return fs::equivalent(part.folder, pipeline_.t5_folder(), ignored);
+    return part.base == mmdit_base(pipeline_.folder(), MmditRole::film) &&
+           fs::equivalent(part.folder, pipeline_.folder(), ignored);
   }
 
  private:

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "diffusion/film_pipeline.h"
+#include "diffusion/statistics.h"
 
 namespace kinora {
 
@@ -35,9 +36,8 @@ class ObservedModel {
   virtual void draw(size_t index, const RunObserver& observer) = 0;
   virtual void finish() = 0;  // all are drawn: gives back the memory that only drawing needed
   virtual Graph graph(const ComponentRun& run) = 0;
-  virtual void rest() = 0;  // gives back the pages of weights that graphs have read
-  // Whether a component's weights are those in this folder, in files of this name: others can lie beside them.
-  virtual bool holds(const std::string& component, const std::string& folder, const std::string& base) const = 0;
+  virtual void rest() = 0;                                    // gives back the pages of weights that graphs have read
+  virtual bool holds(const QuantizablePart& part) const = 0;  // or does that lie beside what draws
 };
 
 // Each opens the model in `folder` and checks all requests. Throws what their pipelines throw when opened, and what

@@ -48,9 +48,9 @@ class ObservedPictures : public ObservedModel {
     pipeline_.denoiser().weights().release_pages();
   }
 
-  bool holds(const std::string& component, const std::string& folder, const std::string&) const override {
+  bool holds(const QuantizablePart& part) const override {
     std::error_code ignored;
-    return fs::equivalent(folder, fs::path(pipeline_.folder()) / component, ignored);
+    return fs::equivalent(part.folder, fs::path(pipeline_.folder()) / part.component, ignored);
   }
 
  private:

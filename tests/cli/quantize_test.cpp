@@ -138,6 +138,38 @@ TEST_F(CliQuantize, CalibratesFilmsOnPrompts) {
   EXPECT_FALSE(fs::exists(temp_.path("again")));
 }
 
+TEST_F(CliQuantize, StatisticsServeSeveralFormats) {
+  FilmFolder folder(temp_.path("film"));
+  folder.add_flux();  // nothing is known of its layers, whose names are those of the film's
+  temp_.write("prompts.txt", "a cat\n");
+  std::string calibrate = " --calibrate prompts.txt -q";
+  auto weights = [&](const std::string& name) {
+    return text(name + "/Open_Sora_v2.safetensors") + text(name + "/flux1-dev.safetensors") +
+           text(name + "/google/t5-v1_1-xxl/model.safetensors");
+  };
+  ASSERT_EQ(run("quantize film --to int8 -o first --save-statistics found.safetensors" + calibrate).status, 0);
+  ASSERT_EQ(run("quantize film --to int8 -o int8" + calibrate).status, 0) << text("err.txt");
+  EXPECT_EQ(weights("first"), weights("int8"));
+  ASSERT_EQ(run("quantize film --to nvfp4 -o nvfp4" + calibrate).status, 0) << text("err.txt");
+  Outcome o = run("quantize film --to nvfp4 -o again --statistics found.safetensors");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(o.err, "");
+  EXPECT_EQ(weights("again"), weights("nvfp4"));
+  EXPECT_LT(errors_of(o.out).second, errors_of(o.out).first);
+
+  ASSERT_EQ(
+      run("quantize film --to int8 --keep 'transformer.*' -o few --save-statistics few.safetensors" + calibrate).status,
+      0);
+  std::string quantize = "quantize film --to int8 -o other --statistics ";
+  expect_error(quantize + "few.safetensors", 3, "few.safetensors has nothing about '");
+  expect_error(quantize + "film/Open_Sora_v2.safetensors", 3, "holds no statistics");
+  expect_error(quantize + "none.safetensors", 5, "none.safetensors");
+  expect_error(quantize + "found.safetensors --calibrate prompts.txt", 2, "--calibrate");
+  expect_error(quantize + "found.safetensors --save-statistics x.safetensors", 2, "--calibrate");
+  expect_error("quantize film --to int8 -o other --calibrate prompts.txt --save-statistics no/x", 5, "create it first");
+  EXPECT_FALSE(fs::exists(temp_.path("other")));
+}
+
 TEST_F(CliQuantize, Refusals) {
   tiny();
   expect_error("quantize tiny --to int3 -o out", 2, "unknown quantization format 'int3'");

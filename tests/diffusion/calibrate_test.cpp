@@ -1,6 +1,8 @@
 // Moments that a tiny Sprint model gives, and a tiny model of films.
 #include "diffusion/calibrate.h"
 
+#include <cmath>
+
 #include "film_folder.h"
 #include "support.h"
 #include "temp_folder.h"
@@ -32,10 +34,10 @@ const std::vector<std::string> kLayers{
     "transformer_blocks.0.attn1.to_q.weight", "transformer_blocks.0.attn2.to_k.weight", "nobody.reads.this.weight"};
 
 // Empty for a layer without.
-std::vector<std::vector<float>> moments_of(Calibration& calibration, const std::vector<std::string>& layers) {
+std::vector<std::vector<float>> moments_of(Statistics& statistics, const std::vector<std::string>& layers) {
   std::vector<std::vector<float>> all;
   for (const std::string& layer : layers) {
-    std::shared_ptr<const InputMoments> inputs = calibration.of(layer);
+    std::shared_ptr<const InputMoments> inputs = statistics.of(layer);
     all.emplace_back();
     if (inputs) all.back().assign(inputs->moments().values<float>().begin(), inputs->moments().values<float>().end());
   }
@@ -46,7 +48,7 @@ std::vector<std::vector<float>> moments(CalibrationOptions o) {
   std::string folder = o.folder;
   Calibration calibration(std::move(o));
   calibration.draw();
-  calibration.begin("transformer", folder + "/transformer", "diffusion_pytorch_model", kLayers);
+  calibration.begin({"transformer", folder + "/transformer", "diffusion_pytorch_model"}, kLayers);
   return moments_of(calibration, kLayers);
 }
 
@@ -90,6 +92,37 @@ TEST_F(Calibrate, PaddingDoesNotCount) {
     ASSERT_NEAR(all[i], w * a[i] + (1 - w) * b[i], 1e-3 * std::abs(all[i]) + 1e-4);
 }
 
+// A group of layers at a time, whatever is held at once.
+TEST_F(Calibrate, WhatIsSavedIsWhatWasFound) {
+  std::vector<std::vector<float>> all = moments(options());
+  CalibrationOptions o = options();
+  o.memory = 1;
+  QuantizablePart part{"transformer", o.folder + "/transformer", "diffusion_pytorch_model"};
+  Calibration calibration(o);
+  calibration.draw();
+  calibration.save(temp_.path("found"), {{part, kLayers}});
+  SavedStatistics saved(temp_.path("found"));
+  saved.begin(part, kLayers);
+  EXPECT_EQ(moments_of(saved, kLayers), all);
+  EXPECT_EQ(SafetensorsFile::open(temp_.path("found")).header().entries.size(), 3u);  // one for q and k
+  message_of([&] { saved.of("transformer_blocks.0.attn2.to_v.weight"); }, ErrorKind::input);
+  part.base = "another";
+  saved.begin(part, kLayers);
+  message_of([&] { saved.of(kLayers[0]); }, ErrorKind::input);
+
+  std::map<std::string, std::string> metadata = SavedStatistics::mark();
+  for (const Shape& shape : {Shape{16, 32}, Shape{24, 24}, Shape{}}) {
+    write_safetensors(temp_.path("bad"), {{"x", Tensor::zeros(shape)}}, metadata);
+    EXPECT_NE(message_of([&] { SavedStatistics s(temp_.path("bad")); }, ErrorKind::input).find("damaged"),
+              std::string::npos);
+  }
+  metadata[SavedStatistics::name(part, kLayers[0])] = "x";
+  write_safetensors(temp_.path("bad"), {{"x", Tensor::from({16}, std::vector<float>(16, NAN))}}, metadata);
+  SavedStatistics bad(temp_.path("bad"));
+  bad.begin(part, kLayers);
+  EXPECT_NE(message_of([&] { bad.of(kLayers[0]); }, ErrorKind::model).find("cannot be calibrated"), std::string::npos);
+}
+
 TEST_F(Calibrate, Refusals) {
   CalibrationOptions o = options();
   o.pictures.resize(Calibration::kMostPictures + 1, o.pictures[0]);
@@ -123,9 +156,9 @@ class CalibrateFilms : public testing::Test {
     std::string folder = o.folder;
     Calibration calibration(std::move(o));
     calibration.draw();
-    calibration.begin("transformer", folder, "Open_Sora_v2", kFilmLayers);
+    calibration.begin({"transformer", folder, "Open_Sora_v2"}, kFilmLayers);
     std::vector<std::vector<float>> all = moments_of(calibration, kFilmLayers), text;
-    calibration.begin("t5", folder + "/google/t5-v1_1-xxl", "model", kTextLayers);
+    calibration.begin({"t5", folder + "/google/t5-v1_1-xxl", "model"}, kTextLayers);
     text = moments_of(calibration, kTextLayers);
     all.insert(all.end(), text.begin(), text.end());
     return all;
@@ -183,7 +216,7 @@ TEST_F(CalibrateFilms, AreShortWhereNothingElseIsSaid) {
     std::vector<std::vector<float>> found[2];
     for (Calibration* c : {&silent, &explicit_size}) {
       c->draw();
-      c->begin("transformer", o.folder, causal ? "Open_Sora_v2" : "Open_Sora_v2_Video_DC_AE", {kFilmLayers[3]});
+      c->begin({"transformer", o.folder, causal ? "Open_Sora_v2" : "Open_Sora_v2_Video_DC_AE"}, {kFilmLayers[3]});
       found[c == &silent] = moments_of(*c, {kFilmLayers[3]});
     }
     EXPECT_EQ(steps, 16);
@@ -199,9 +232,9 @@ TEST_F(CalibrateFilms, AnotherTransformerBesideGetsNothing) {
   Calibration calibration(o);
   calibration.draw();
   std::vector<std::string> layer{"single_blocks.0.linear2.weight"};
-  calibration.begin("transformer", o.folder, "flux1-dev", layer);
+  calibration.begin({"transformer", o.folder, "flux1-dev"}, layer);
   EXPECT_EQ(calibration.of(layer[0]), nullptr);
-  calibration.begin("transformer", o.folder, "Open_Sora_v2", layer);
+  calibration.begin({"transformer", o.folder, "Open_Sora_v2"}, layer);
   EXPECT_NE(calibration.of(layer[0]), nullptr);
 }
 
