@@ -48,7 +48,8 @@ class SettingFlags;
 void bind_generate_flags(SettingFlags& flags, GenerateOptions& options);
 
 struct Job;
-Request picture_request(const GenerateOptions& options);  // of a picture, without its seed
+Request picture_request(const GenerateOptions& options);   // of a picture, without its seed
+FilmRequest film_request(const GenerateOptions& options);  // of a film; without a model of first pictures, other films
 int generate_pictures(const GenerateOptions& options, const std::vector<Job>& jobs);
 int generate_films(const GenerateOptions& options, const std::vector<Job>& jobs);
 

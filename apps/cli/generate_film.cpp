@@ -89,37 +89,6 @@ Json to_record(const GenerateOptions& o, const FilmRequest& r, const FilmPipelin
   return record;
 }
 
-FilmRequest to_request(const GenerateOptions& o) {
-  FilmRequest r;
-  r.prompt = o.prompt;
-  r.negative_prompt = o.negative;
-  r.resolution = o.film.resolution;
-  r.aspect = o.film.aspect;
-  r.width = o.width;
-  r.height = o.height;
-  r.frames = o.film.frames;
-  r.steps = o.steps;
-  r.fps = o.film.fps;
-  r.motion_score = o.film.motion_score;
-  r.guidance = o.guidance;
-  r.image_guidance = o.film.image_guidance;
-  r.flow_shift = o.film.flow_shift;
-  r.from_resolution = o.from_resolution;
-  r.from_flow_shift = o.film.from_flow_shift;
-  r.refine_strength = o.refine_strength;
-  r.cuda_noise = o.noise_kind == "cuda";
-  r.skip = !o.film.no_skip;
-  r.times = o.film.times;
-  r.key_frames = parse_numbers(o.film.key_frames);
-  r.picture_resolution = o.film.picture_resolution;
-  r.tile = o.tile;
-  r.tile_frames = o.film.tile_frames;
-  if (!o.init.empty()) r.first = load_image(o.init);
-  if (!o.film.tail.empty()) r.last = load_image(o.film.tail);
-  if (!o.noise.empty()) r.noise = SafetensorsFile::open(o.noise).tensor("latents");
-  return r;
-}
-
 // How many frames fit is the pipeline's to say.
 void read_films(const FilmOptions& o, const FilmPipeline& pipeline, FilmRequest& request) {
   int64_t count = pipeline.reference_frames(o.reference_frames);
@@ -211,7 +180,7 @@ class FilmRun {
   }
 
   FilmRequest request_of(const GenerateOptions& o) const {
-    FilmRequest request = to_request(o);
+    FilmRequest request = film_request(o);
     if (!o.film.first_picture.empty()) request.first_picture = picture_folder(o);
     read_films(o.film, pipeline_, request);
     return request;
@@ -266,6 +235,37 @@ size_t end_of_group(const std::vector<std::vector<std::string>>& texts, size_t f
 }
 
 }  // namespace
+
+FilmRequest film_request(const GenerateOptions& o) {
+  FilmRequest r;
+  r.prompt = o.prompt;
+  r.negative_prompt = o.negative;
+  r.resolution = o.film.resolution;
+  r.aspect = o.film.aspect;
+  r.width = o.width;
+  r.height = o.height;
+  r.frames = o.film.frames;
+  r.steps = o.steps;
+  r.fps = o.film.fps;
+  r.motion_score = o.film.motion_score;
+  r.guidance = o.guidance;
+  r.image_guidance = o.film.image_guidance;
+  r.flow_shift = o.film.flow_shift;
+  r.from_resolution = o.from_resolution;
+  r.from_flow_shift = o.film.from_flow_shift;
+  r.refine_strength = o.refine_strength;
+  r.cuda_noise = o.noise_kind == "cuda";
+  r.skip = !o.film.no_skip;
+  r.times = o.film.times;
+  r.key_frames = parse_numbers(o.film.key_frames);
+  r.picture_resolution = o.film.picture_resolution;
+  r.tile = o.tile;
+  r.tile_frames = o.film.tile_frames;
+  if (!o.init.empty()) r.first = load_image(o.init);
+  if (!o.film.tail.empty()) r.last = load_image(o.film.tail);
+  if (!o.noise.empty()) r.noise = SafetensorsFile::open(o.noise).tensor("latents");
+  return r;
+}
 
 bool is_film_record(const Config& record) { return record.text("kind", "") == "film"; }
 

@@ -12,7 +12,7 @@ namespace kinora::cli {
 namespace {
 
 struct QuantizeOptions {
-  std::string model, format, output, variant, prompts;
+  std::string model, format, output, variant, prompts, save_statistics, statistics;
   std::string device = "auto", dtype = "auto";
   std::vector<std::string> keep, layers;
   int64_t steps = 4;
@@ -22,38 +22,54 @@ struct QuantizeOptions {
 
 double mib(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
-// One request for each picture of a prompt file. Where a line names no seed, seeds follow one another, so that no two
-// pictures begin with the same noise.
-std::vector<Request> read_pictures(const std::string& file) {
+// A film that needs more than its line and its pictures.
+void refuse_parts(const FilmOptions& o) {
+  if (o.first_picture.empty() && o.head_film.empty() && o.tail_film.empty()) return;
+  fail(ErrorKind::usage,
+       "films to calibrate with begin with text or given pictures, neither with other films nor with "
+       "pictures that a model draws first");
+}
+
+// One request for each picture or film of a prompt file. Where a line names no seed, seeds follow one another, so that
+// no two begin with the same noise.
+void read_requests(const std::string& file, bool films, CalibrationOptions& to) {
   CLI::App nobody;
   GenerateOptions options;
   SettingFlags flags(nobody);
   bind_generate_flags(flags, options);
   flags.resolve();
   options.prompt_file = file;
-  std::vector<Request> pictures;
+  options.film.make = films;
+  uint64_t count = 0;
   for (const Job& job : read_jobs(options, flags)) {
     at_line(job, [&] {
       for (uint64_t seed : seeds_of(job.options)) {
-        pictures.push_back(picture_request(job.options));
-        bool silent = job.options.seeds == options.seeds;
-        pictures.back().seeds = {seed + (silent ? pictures.size() - 1 : 0)};
+        if (job.options.seeds == options.seeds) seed += count;
+        ++count;
+        if (films) {
+          refuse_parts(job.options.film);
+          to.films.push_back(film_request(job.options));
+          to.films.back().seed = seed;
+        } else {
+          to.pictures.push_back(picture_request(job.options));
+          to.pictures.back().seeds = {seed};
+        }
       }
     });
   }
-  return pictures;
 }
 
 std::unique_ptr<Calibration> open_calibration(const QuantizeOptions& o, const std::string& folder,
                                               std::shared_ptr<Progress> progress) {
   CalibrationOptions c;
+  bool films = calibrates_with_films(folder);
   c.folder = folder;
   c.variant = o.variant;
-  c.pictures = read_pictures(o.prompts);
+  read_requests(o.prompts, films, c);
   c.runtime = make_runtime(o.device, o.dtype, o.threads, &stop_requested);
   c.steps = o.steps;
-  c.on_picture = [progress](size_t picture, size_t pictures) {
-    progress->begin(static_cast<int64_t>(picture) + 1, static_cast<int64_t>(pictures));
+  c.on_picture = [progress, films](size_t picture, size_t pictures) {
+    progress->begin(static_cast<int64_t>(picture) + 1, static_cast<int64_t>(pictures), films ? "film" : "picture");
   };
   c.on_stage = [progress](const StageReport& report) { progress->report(report); };
   c.on_layers = [progress](const std::string& component, size_t layers) {
@@ -113,6 +129,8 @@ int quantize(const QuantizeOptions& o) {
   auto progress = std::make_shared<Progress>(o.quiet);
   if (!o.prompts.empty()) calibration = open_calibration(o, work.model, progress);
   work.calibration = calibration.get();
+  check_output(o.save_statistics);
+  work.save_statistics = o.save_statistics;
   LayerLines lines;
   if (!o.quiet) {
     work.on_layer = [&](const LayerReport& r) {
@@ -126,6 +144,8 @@ int quantize(const QuantizeOptions& o) {
                 static_cast<double>(r.after) / static_cast<double>(std::max<size_t>(r.before, 1)));
   };
   ThreadPool pool(o.threads);
+  std::optional<SavedStatistics> statistics;
+  if (!o.statistics.empty()) work.statistics = &statistics.emplace(o.statistics, &pool);
   quantize_model(work, pool);
   lines.print_middle();
   std::printf("%s\n", o.output.c_str());
@@ -147,9 +167,12 @@ Command add_quantize(CLI::App& app) {
   CLI::Option* prompts = c->add_option("--calibrate", o->prompts,
                                        "Prompts, one a line or as JSON: draw them with the model as it is, and round "
                                        "weights with regard to what they are multiplied with");
-  c->add_option("--calibrate-steps", o->steps, "Steps of each picture that count (default: 4)")
+  c->add_option("--calibrate-steps", o->steps, "Steps of each picture or film that count (default: 4)")
       ->check(CLI::Range(1, 1000))
       ->needs(prompts);
+  c->add_option("--save-statistics", o->save_statistics, "File for what was found, for --statistics")->needs(prompts);
+  c->add_option("--statistics", o->statistics, "File that --save-statistics wrote: round by that, without drawing")
+      ->excludes(prompts);
   c->add_option("--device", o->device, "Where to draw them: auto, cpu, cuda or cuda:N")->needs(prompts);
   c->add_option("--dtype", o->dtype, "Of activations meanwhile: auto, float32, bfloat16 or float16")->needs(prompts);
   c->add_flag("-q,--quiet", o->quiet, "No line for each layer");

@@ -7,7 +7,6 @@
 #include <tuple>
 #include <utility>
 
-#include "diffusion/text_encoders.h"
 #include "diffusion/video_prompt.h"
 #include "diffusion/video_times.h"
 #include "io/file.h"
@@ -107,22 +106,27 @@ void report(const FilmRequest& r, Stage stage, int64_t done, int64_t total) {
 }  // namespace
 
 FilmPipeline FilmPipeline::load(const std::string& folder, const LoadOptions& options) {
+  return open(folder, options.variant, make_runtime(options), options.max_memory);
+}
+
+FilmPipeline FilmPipeline::open(const std::string& folder, const std::string& variant, const Runtime& runtime,
+                                size_t max_memory) {
   fs::path root(folder);
   if (!fs::is_directory(root))
     fail(ErrorKind::io, folder + " is no folder; films need one with the published files of Open-Sora 2.0");
   FilmPipeline p;
   p.folder_ = folder;
-  p.variant_ = options.variant;
-  p.runtime_ = p.others_ = make_runtime(options);
+  p.variant_ = variant;
+  p.runtime_ = p.others_ = runtime;
   // Only transformers are run in float16.
   if (p.others_.dtype == DType::f16) p.others_.dtype = p.others_.context.device ? DType::bf16 : DType::f32;
-  p.max_memory_ = options.max_memory;
+  p.max_memory_ = max_memory;
   if (p.max_memory_ && p.runtime_.context.device) p.runtime_.context.device->limit(p.max_memory_);
   VideoDenoiser denoiser = p.open_denoiser(p.runtime_);
   VideoAutoencoder autoencoder = load_video_autoencoder(folder, p.others_);
   p.t5_folder_ = find_encoder(root, "T5", {"google/t5-v1_1-xxl", "t5"});
   p.clip_folder_ = find_encoder(root, "CLIP", {"openai/clip-vit-large-patch14", "clip"});
-  T5Encoder t5 = T5Encoder::load(p.t5_folder_, p.others_, p.variant_);
+  T5Encoder t5 = p.open_t5();
   ClipTextEncoder clip = ClipTextEncoder::load(p.clip_folder_, p.others_, p.variant_);
   load_tokenizer(p.t5_folder_);
   load_tokenizer(p.clip_folder_);
@@ -164,7 +168,7 @@ std::vector<ComponentMemory> FilmPipeline::memory_plan(const FilmRequest& r) con
   auto add = [&](const char* name, const Graph& graph, const Runtime& runtime, size_t beside) {
     parts.push_back({name, memory_need(graph, *runtime.backend, runtime.context), beside});
   };
-  T5Encoder t5 = T5Encoder::load(t5_folder_, others_, variant_);
+  T5Encoder t5 = open_t5();
   add(kT5, t5.graph(1, defaults_.text_tokens), others_, 0);
   ClipTextEncoder clip = ClipTextEncoder::load(clip_folder_, others_, variant_);
   add(kClip, clip.graph(1, clip.config().max_positions), others_, 0);
@@ -325,6 +329,11 @@ void FilmPipeline::check_sampling(const FilmRequest& r, const VideoShape& shape,
   first_step_at(flow_levels(r.steps, shift), r.refine_strength);
 }
 
+void FilmPipeline::keep_open(bool keep) {
+  keep_open_ = keep;
+  if (!keep) close();
+}
+
 void FilmPipeline::close() {
   if (!keep_open_ || max_memory_) {
     denoiser_.reset();
@@ -368,8 +377,11 @@ std::vector<VideoText> FilmPipeline::encode_texts(const std::vector<std::string>
     {
       std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(t5_folder_);
       T5Encoder encoder = T5Encoder::load(t5_folder_, limited(others_, kT5), variant_);
-      for (auto& [text, result] : fresh)
-        result.hidden = encoder.encode(ids_of(*tokenizer, text, defaults_.text_tokens));
+      for (auto& [text, result] : fresh) {
+        Tensor ids = ids_of(*tokenizer, text, defaults_.text_tokens);
+        if (observer_.text) observer_.text(ids);
+        result.hidden = encoder.encode(ids);
+      }
     }
     close();
     {
@@ -449,6 +461,7 @@ Tensor FilmPipeline::denoise(const FilmRequest& r, const Part& part, const std::
         preview_strip(*colours_, clean.reshaped({s[1], s[2], s[3], s[4]}), 5, static_cast<int>(layout_.spatial)));
   };
   report(r, Stage::denoise, 0, r.steps - static_cast<int64_t>(options.first_step));
+  denoiser().observe(observer_.transformer);
   VideoSample sample = sample_film(denoiser(), in, options);
   close();
   result.forwards += sample.forwards;
@@ -457,7 +470,7 @@ Tensor FilmPipeline::denoise(const FilmRequest& r, const Part& part, const std::
   return clean;
 }
 
-FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& sink) {
+FilmResult FilmPipeline::sample(const FilmRequest& request) {
   FilmRequest r = complete(request);
   check_memory(r);
   FilmResult result;
@@ -490,11 +503,17 @@ FilmResult FilmPipeline::generate(const FilmRequest& request, const FrameSink& s
   const Shape& s = latents.shape();
   result.latents = latents.reshaped({s[1], s[2], s[3], s[4]});
   result.times.denoise = lap();
+  return result;
+}
+
+FilmResult FilmPipeline::generate(const FilmRequest& r, const FrameSink& sink) {
+  FilmResult result = sample(r);
+  auto before = std::chrono::steady_clock::now();
   report(r, Stage::decode, 0, 1);
   autoencoder(r, false).decode(result.latents, sink,
                                [&](int64_t done, int64_t total) { report(r, Stage::decode, done, total); });
   close();
-  result.times.decode = lap();
+  result.times.decode = std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
   return result;
 }
 

@@ -11,6 +11,7 @@
 #include "diffusion/film_preview.h"
 #include "diffusion/first_picture.h"
 #include "diffusion/pipeline.h"
+#include "diffusion/text_encoders.h"
 #include "diffusion/video_autoencoder.h"
 #include "diffusion/video_denoiser.h"
 #include "diffusion/video_sampler.h"
@@ -67,17 +68,29 @@ struct FilmResult {
   FilmTimes times;
 };
 
+// Called with what components are given, before each run; empty: not called.
+struct FilmObserver {
+  std::function<void(const Tensor& ids)> text;  // T5, [1, tokens] i32
+  std::function<void(const VideoModelInputs&)> transformer;
+};
+
 class FilmPipeline {
  public:
   // A folder with Open_Sora_v2.safetensors and hunyuan_vae.safetensors, or the pair Open_Sora_v2_Video_DC_AE and
   // F32T4C128_AE, and the folders google/t5-v1_1-xxl and openai/clip-vit-large-patch14 (or t5 and clip). Every name and
   // shape is checked, nothing is read yet. Throws Error(io) naming what is missing, Error(model) for what does not fit.
   static FilmPipeline load(const std::string& folder, const LoadOptions& options = {});
+  // With a session's runtime, and a limit of memory as LoadOptions has it.
+  static FilmPipeline open(const std::string& folder, const std::string& variant, const Runtime& runtime,
+                           size_t max_memory = 0);
 
   // The request with every default filled in, and checked. Throws Error(usage).
   FilmRequest complete(FilmRequest request) const;
   // Makes a film; its frames go to `sink` in order, [n, height, width, 3] f32, as the autoencoder gives them out.
   FilmResult generate(const FilmRequest& request, const FrameSink& sink);
+  // All but the last part of that: its latents, not decoded.
+  FilmResult sample(const FilmRequest& request);
+  void observe(FilmObserver observer) { observer_ = std::move(observer); }
 
   // T5's and CLIP's results for texts that go to both as they are. As many as kRememberedTexts are remembered, those
   // used last: texts of several films are encoded together by asking for them first.
@@ -90,10 +103,13 @@ class FilmPipeline {
   // Throws Error(resource), saying what is needed and what would need less, when a limit of memory does not allow it.
   void check_memory(const FilmRequest& request);
   // For several films: the transformer and the autoencoder stay open from one to the next, until texts must be encoded.
-  void keep_open(bool keep) { keep_open_ = keep; }
+  void keep_open(bool keep);
   // Frames of a film that is given, of 33 or 65 as the reference counts them: one fewer if the model is not causal.
   int64_t reference_frames(int64_t frames) const { return layout_.causal ? frames : frames - 1; }
   void forget_texts() { texts_.clear(); }
+  // The transformer that films are made with, opened unless it is; T5, opened once more.
+  VideoDenoiser& denoiser();
+  T5Encoder open_t5() const { return T5Encoder::load(t5_folder_, others_, variant_); }
   const std::string& folder() const { return folder_; }
   const std::string& t5_folder() const { return t5_folder_; }
   const std::string& clip_folder() const { return clip_folder_; }
@@ -106,7 +122,6 @@ class FilmPipeline {
   VideoTaskInfo task_of(const FilmRequest& request) const;
   VideoShape shape_of(const FilmRequest& request) const;
   VideoDenoiser open_denoiser(const Runtime& runtime) const;
-  VideoDenoiser& denoiser();
   VideoAutoencoder& autoencoder(const FilmRequest& request, bool encoder);
   Runtime limited(const Runtime& runtime, const std::string& part) const;
   void close();  // what is open and need not stay
@@ -130,6 +145,7 @@ class FilmPipeline {
   std::vector<ComponentMemory> parts_;  // of the request at work, under a limit
   std::optional<LatentColours> colours_;
   bool keep_open_ = false;
+  FilmObserver observer_;
   std::unique_ptr<VideoDenoiser> denoiser_;
   std::unique_ptr<VideoAutoencoder> autoencoder_;
 };

@@ -68,6 +68,14 @@ std::vector<Planned> plan_order(const Weights& weights, const std::string& compo
   return order;
 }
 
+std::vector<std::string> quantized_names(const std::vector<Planned>& order) {
+  std::vector<std::string> names;
+  for (const Planned& planned : order) {
+    if (planned.format) names.push_back(planned.name);
+  }
+  return names;
+}
+
 std::vector<SafetensorsSpec> specs_of(const Weights& weights, const std::vector<Planned>& order) {
   std::vector<SafetensorsSpec> specs;
   for (const auto& [name, format, rank] : order) {
@@ -98,7 +106,11 @@ std::string layer_of(const std::string& weight) {
 
 QuantizedMatrix quantize_layer(const QuantizablePart& part, const Weights& weights, const std::string& name,
                                QuantFormat format, const QuantizeModelOptions& o, ThreadPool& pool) {
-  std::shared_ptr<const InputMoments> inputs = o.calibration ? o.calibration->of(name) : nullptr;
+  std::shared_ptr<const InputMoments> inputs = o.statistics ? o.statistics->of(name) : nullptr;
+  if (int64_t length = weights.shape_of(name)[1]; inputs && inputs->length() != length) {
+    fail(ErrorKind::input, "statistics of '" + name + "' are those of " + std::to_string(inputs->length()) +
+                               " inputs, but it has " + std::to_string(length) + "; they are of another model");
+  }
   Quantizer calibrated;
   if (inputs) {
     calibrated = [&](const Tensor& tensor, QuantFormat to) { return quantize_matrix(tensor, to, *inputs, &pool); };
@@ -128,11 +140,7 @@ void write_part(const QuantizablePart& part, const Weights& weights, const fs::p
   if (!described.layers.empty()) write_quantization(described, metadata);
   std::vector<SafetensorsSpec> specs = specs_of(weights, order);
   std::string file = (target / (part.base + ".safetensors")).string();
-  std::vector<std::string> quantized;
-  for (const Planned& planned : order) {
-    if (planned.format) quantized.push_back(planned.name);
-  }
-  if (o.calibration) o.calibration->begin(part.component, quantized);
+  if (o.statistics) o.statistics->begin(part, quantized_names(order));
   write_safetensors(file, specs, metadata, [&](const auto& write) {
     for (const auto& [name, format, rank] : order) {
       if (o.stop && o.stop->load()) fail(ErrorKind::cancelled, "stopped");
@@ -233,6 +241,16 @@ void expect_space(const fs::path& where, size_t needed) {
   }
 }
 
+// Returns the file's name.
+std::string save_statistics(const QuantizeModelOptions& o, const std::vector<QuantizablePart>& parts,
+                            const std::vector<Weights>& weights) {
+  std::vector<std::pair<QuantizablePart, std::vector<std::string>>> wanted;
+  for (size_t i = 0; i < parts.size(); ++i)
+    wanted.emplace_back(parts[i], quantized_names(plan_order(weights[i], parts[i].component, o.quantization)));
+  o.calibration->save(o.save_statistics, wanted);
+  return o.save_statistics;
+}
+
 }  // namespace
 
 std::vector<QuantizablePart> quantizable_parts(const std::string& path) {
@@ -251,8 +269,10 @@ std::vector<QuantizablePart> quantizable_parts(const std::string& path) {
   return parts;
 }
 
-void quantize_model(const QuantizeModelOptions& o, ThreadPool& pool) {
+void quantize_model(const QuantizeModelOptions& options, ThreadPool& pool) {
+  QuantizeModelOptions o = options;
   check(o.quantization.format.has_value(), "quantize_model: no format");
+  check(!o.calibration || !o.statistics, "quantize_model: two kinds of statistics");
   fs::path output = checked_output(o), model(o.model);
   std::vector<QuantizablePart> parts = quantizable_parts(o.model);
   std::vector<Weights> weights;
@@ -266,7 +286,12 @@ void quantize_model(const QuantizeModelOptions& o, ThreadPool& pool) {
     needed += bytes_of(specs_of(weights.back(), plan_order(weights.back(), part.component, o.quantization)));
   }
   expect_space(output.parent_path(), needed);
-  if (o.calibration) o.calibration->draw();
+  std::optional<SavedStatistics> saved;
+  if (o.calibration) {
+    o.calibration->draw();
+    o.statistics = o.calibration;
+    if (!o.save_statistics.empty()) o.statistics = &saved.emplace(save_statistics(o, parts, weights), &pool);
+  }
   TemporaryFolder folder(output);
   try {
     if (fs::is_directory(model))

@@ -10,12 +10,6 @@
 
 namespace kinora {
 
-// A part of a model whose weights can be quantized: <folder>/<base>.safetensors or its shards.
-struct QuantizablePart {
-  std::string component;  // as QuantizationRule names it
-  std::string folder, base;
-};
-
 // What `path` holds: a safetensors file of an MMDiT; a folder of a Sana pipeline, of Open-Sora's files, or of a text
 // encoder by itself. Throws Error(io) when there is nothing.
 std::vector<QuantizablePart> quantizable_parts(const std::string& path);
@@ -38,7 +32,10 @@ struct QuantizeModelOptions {
   std::string model, output, variant;
   Quantization quantization;
   const std::atomic<bool>* stop = nullptr;  // when it becomes true: Error(cancelled), and nothing is left
-  Calibration* calibration = nullptr;       // of the same model, not drawn yet; null: weights are rounded by themselves
+  // Without either, weights are rounded by themselves.
+  Calibration* calibration = nullptr;  // of the same model, not drawn yet
+  std::string save_statistics;         // where calibration's are written before they are used; empty: nowhere
+  Statistics* statistics = nullptr;    // of a calibration that was saved, in place of another
   std::function<void(const LayerReport&)> on_layer;
   std::function<void(const PartReport&)> on_part;
 };

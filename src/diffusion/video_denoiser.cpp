@@ -111,6 +111,7 @@ VideoDenoiser::Extent VideoDenoiser::extent_of(const VideoModelInputs& in) {
 }
 
 Tensor VideoDenoiser::predict(const VideoModelInputs& in) {
+  if (observer_) observer_(in);
   return compiled(extent_of(in)).run(feed(in)).at("velocity");
 }
 

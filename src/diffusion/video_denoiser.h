@@ -1,6 +1,7 @@
 // The video transformer as a component: opened from published files, compiled for the shapes it meets.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "diffusion/components.h"
@@ -33,6 +34,8 @@ class VideoDenoiser : public VideoModel {
   const MmditConfig& config() const override { return config_; }
   const Weights& weights() const { return weights_; }
   Tensor predict(const VideoModelInputs& inputs) override;
+  // Called with what each run is given, before it; empty: no more.
+  void observe(std::function<void(const VideoModelInputs&)> observer) { observer_ = std::move(observer); }
 
   // Sizes of one compiled graph. Positions are inputs, so that any positions on a grid of this size share it.
   struct Extent {
@@ -45,6 +48,7 @@ class VideoDenoiser : public VideoModel {
   const Executable& compiled(const Extent& extent);
 
  private:
+  std::function<void(const VideoModelInputs&)> observer_;
   MmditConfig config_;
   mutable Weights weights_;  // prepared when a graph first needs them
   Runtime runtime_;

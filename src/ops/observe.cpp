@@ -10,6 +10,14 @@
 #include "ops/shaping.h"
 
 namespace kinora {
+namespace {
+
+// The weight of a parameter that may be some rows of it: "qkv.weight[0:64]" -> "qkv.weight".
+std::string without_rows(const std::string& name) {
+  return name.ends_with(']') ? name.substr(0, name.rfind('[')) : name;
+}
+
+}  // namespace
 
 ObservedGraph observe_products(const Graph& graph, const std::function<bool(const std::string& weight)>& wanted,
                                int64_t most_full) {
@@ -27,8 +35,9 @@ ObservedGraph observe_products(const Graph& graph, const std::function<bool(cons
     values[i] = copy_node(result.graph, node, inputs);
     bool sum = node.op == &kLinearAdd;
     if (node.op != &kLinear && !sum) continue;
-    const Node& weight = graph.node(node.inputs[sum ? 2 : 1]);
-    if (weight.op != &kParameterOp || !wanted(weight.name) || !seen.insert(weight.name).second) continue;
+    const Node& parameter = graph.node(node.inputs[sum ? 2 : 1]);
+    std::string weight = without_rows(parameter.name);
+    if (parameter.op != &kParameterOp || !wanted(weight) || !seen.insert(weight).second) continue;
     Value x = inputs[sum ? 1 : 0];
     auto [found, fresh] = observed.emplace(x.id(), result.inputs.size());
     if (fresh) {
@@ -39,7 +48,7 @@ ObservedGraph observe_products(const Graph& graph, const std::function<bool(cons
       Value moments = length <= most_full ? matmul(x, x, true, false) : reshape(kinora::sum(x * x, {0}), {length});
       result.graph.output(result.inputs.back().output, moments);
     }
-    result.inputs[found->second].weights.push_back(weight.name);
+    result.inputs[found->second].weights.push_back(weight);
   }
   return result;
 }

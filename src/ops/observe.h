@@ -23,8 +23,8 @@ struct ObservedGraph {
   std::vector<ObservedInput> inputs;
 };
 
-// Of the linears (linear, linear_add) whose parameter has a name that is `wanted`. Inputs that are longer than
-// `most_full` are observed one by one, without their products.
+// Of the linears (linear, linear_add) whose parameter has a name that is `wanted`, or is some rows of such a weight
+// ("name[begin:end]"). Inputs that are longer than `most_full` are observed one by one, without their products.
 ObservedGraph observe_products(const Graph& graph, const std::function<bool(const std::string& weight)>& wanted,
                                int64_t most_full);
 

@@ -66,16 +66,23 @@ TEST_F(CliQuantize, FilesOfOpenSora) {
   EXPECT_EQ(text("one/Open_Sora_v2.safetensors"), text("out/Open_Sora_v2.safetensors"));
 }
 
+// From "median error: ", without calibration and with it.
+std::pair<double, double> errors_of(const std::string& out) {
+  double plain = 0, calibrated = 0;
+  size_t at = out.find("median error: ");
+  if (at != std::string::npos) {
+    std::sscanf(out.c_str() + at, "median error: %lf %% without calibration, %lf", &plain, &calibrated);
+  }
+  return {plain, calibrated};
+}
+
 TEST_F(CliQuantize, CalibratesOnPrompts) {
   tiny();
   temp_.write("prompts.jsonl", "{\"prompt\": \"a cat\", \"steps\": 2}\n{\"prompt\": \"two dogs\", \"seed\": [3, 4]}\n");
   Outcome o = run("quantize tiny --to nvfp4 -o out --calibrate prompts.jsonl --calibrate-steps 1");
   ASSERT_EQ(o.status, 0) << o.err;
   EXPECT_NE(o.err.find("picture 3/3"), std::string::npos) << o.err;
-  size_t at = o.out.find("median error: ");
-  ASSERT_NE(at, std::string::npos) << o.out;
-  double plain = 0, calibrated = 0;
-  ASSERT_EQ(std::sscanf(o.out.c_str() + at, "median error: %lf %% without calibration, %lf", &plain, &calibrated), 2);
+  auto [plain, calibrated] = errors_of(o.out);
   EXPECT_LT(calibrated, plain);
   ASSERT_EQ(run("quantize tiny --to nvfp4 -o plain -q").status, 0);
   EXPECT_EQ(fs::file_size(temp_.path("out/transformer/diffusion_pytorch_model.safetensors")),
@@ -94,6 +101,73 @@ TEST_F(CliQuantize, CalibratesOnPrompts) {
   expect_error("quantize tiny/text_encoder --to int8 -o again --calibrate prompts.jsonl", 2, "model_index.json");
   expect_error("quantize tiny --to int8 -o again --calibrate-steps 2", 2, "--calibrate");
   EXPECT_FALSE(fs::exists(temp_.path("again")));
+}
+
+TEST_F(CliQuantize, CalibratesFilmsOnPrompts) {
+  FilmFolder folder(temp_.path("film"));
+  save_image(temp_.path("given.jpg"), {32, 32, std::vector<uint8_t>(32 * 32 * 3, 200)});
+  temp_.write("prompts.jsonl",
+              "{\"prompt\": \"a cat\", \"frames\": 9}\n"
+              "{\"prompt\": \"two dogs\", \"init_image\": \"given.jpg\", \"seed\": [3, 4]}\n");
+  Outcome o = run("quantize film --to nvfp4 -o out --calibrate prompts.jsonl --calibrate-steps 2");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_NE(o.err.find("film 3/3"), std::string::npos) << o.err;
+  auto [plain, calibrated] = errors_of(o.out);
+  EXPECT_LT(calibrated, plain);
+  EXPECT_NE(o.out.find("%  nvfp4         [128, 32]      transformer.single_blocks.0.v_mlp"), std::string::npos)
+      << o.out;
+  EXPECT_EQ(o.out.find("%           nvfp4"), std::string::npos) << o.out;
+  ASSERT_EQ(run("quantize film --to nvfp4 -o plain -q").status, 0);
+  for (const char* file : {"Open_Sora_v2.safetensors", "google/t5-v1_1-xxl/model.safetensors"}) {
+    EXPECT_EQ(text(std::string("out/") + file).size(), text(std::string("plain/") + file).size());
+    EXPECT_NE(text(std::string("out/") + file), text(std::string("plain/") + file));
+  }
+  ASSERT_EQ(run("generate cat --video --quiet --model out -o a.webp").status, 0) << text("err.txt");
+
+  std::string quantize = "quantize film --to int8 -o again --calibrate ";
+  temp_.write("drawn.jsonl", "{\"prompt\": \"cat\", \"first_picture\": \"auto\"}\n");
+  temp_.write("longer.jsonl", "{\"prompt\": \"cat\", \"video_head\": \"a.webp\"}\n");
+  temp_.write("picture.jsonl", "{\"prompt\": \"cat\", \"strength\": 0.5}\n");
+  temp_.write("bad.jsonl", "{\"prompt\": \"cat\", \"width\": 33, \"height\": 32}\n");
+  expect_error(quantize + "drawn.jsonl", 3, "drawn.jsonl:1: films to calibrate with");
+  expect_error(quantize + "longer.jsonl", 3, "longer.jsonl:1: films to calibrate with");
+  expect_error(quantize + "picture.jsonl", 3, "is for pictures, not for films");
+  expect_error(quantize + "bad.jsonl", 2, "film 1 to calibrate with: ");
+  expect_error("quantize film/Open_Sora_v2.safetensors --to int8 -o again --calibrate prompts.jsonl", 2,
+               "whole folder");
+  EXPECT_FALSE(fs::exists(temp_.path("again")));
+}
+
+TEST_F(CliQuantize, StatisticsServeSeveralFormats) {
+  FilmFolder folder(temp_.path("film"));
+  folder.add_flux();  // nothing is known of its layers, whose names are those of the film's
+  temp_.write("prompts.txt", "a cat\n");
+  std::string calibrate = " --calibrate prompts.txt -q";
+  auto weights = [&](const std::string& name) {
+    return text(name + "/Open_Sora_v2.safetensors") + text(name + "/flux1-dev.safetensors") +
+           text(name + "/google/t5-v1_1-xxl/model.safetensors");
+  };
+  ASSERT_EQ(run("quantize film --to int8 -o first --save-statistics found.safetensors" + calibrate).status, 0);
+  ASSERT_EQ(run("quantize film --to int8 -o int8" + calibrate).status, 0) << text("err.txt");
+  EXPECT_EQ(weights("first"), weights("int8"));
+  ASSERT_EQ(run("quantize film --to nvfp4 -o nvfp4" + calibrate).status, 0) << text("err.txt");
+  Outcome o = run("quantize film --to nvfp4 -o again --statistics found.safetensors");
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_EQ(o.err, "");
+  EXPECT_EQ(weights("again"), weights("nvfp4"));
+  EXPECT_LT(errors_of(o.out).second, errors_of(o.out).first);
+
+  ASSERT_EQ(
+      run("quantize film --to int8 --keep 'transformer.*' -o few --save-statistics few.safetensors" + calibrate).status,
+      0);
+  std::string quantize = "quantize film --to int8 -o other --statistics ";
+  expect_error(quantize + "few.safetensors", 3, "few.safetensors has nothing about '");
+  expect_error(quantize + "film/Open_Sora_v2.safetensors", 3, "holds no statistics");
+  expect_error(quantize + "none.safetensors", 5, "none.safetensors");
+  expect_error(quantize + "found.safetensors --calibrate prompts.txt", 2, "--calibrate");
+  expect_error(quantize + "found.safetensors --save-statistics x.safetensors", 2, "--calibrate");
+  expect_error("quantize film --to int8 -o other --calibrate prompts.txt --save-statistics no/x", 5, "create it first");
+  EXPECT_FALSE(fs::exists(temp_.path("other")));
 }
 
 TEST_F(CliQuantize, Refusals) {

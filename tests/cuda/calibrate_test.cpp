@@ -24,7 +24,7 @@ std::vector<std::vector<float>> moments(const std::string& folder, const std::st
   for (auto [component, weight] : {std::pair("text_encoder", "layers.0.mlp.down_proj.weight"),
                                    std::pair("transformer", "transformer_blocks.0.attn2.to_k.weight"),
                                    std::pair("transformer", "transformer_blocks.0.ff.conv_point.weight")}) {
-    calibration.begin(component, {weight});
+    calibration.begin({component, folder + "/" + component, ""}, {weight});
     std::shared_ptr<const InputMoments> inputs = calibration.of(weight);
     all.emplace_back();
     if (inputs) all.back().assign(inputs->moments().values<float>().begin(), inputs->moments().values<float>().end());

@@ -51,5 +51,18 @@ TEST(ObserveProducts, GivesMomentsOfWhatEachReads) {
   expect_close(out.at(observed.inputs[1].output), squares, DType::f32, 6, "squares");
 }
 
+// A transformer reads a joined weight by ranges of rows, all with the same input.
+TEST(ObserveProducts, RowsOfAWeightCountAsTheWeight) {
+  Tensor a = random_tensor({32, 16}, 1);
+  Graph graph;
+  Value x = graph.input("x", {4, 16});
+  Value q = linear(x, graph.parameter("a.weight[0:16]", a.rows(0, 16)));
+  graph.output("y", q * linear(x, graph.parameter("a.weight[16:32]", a.rows(16, 32))));
+  ObservedGraph observed = observe_products(
+      graph, [](const std::string& name) { return name == "a.weight"; }, 16);
+  ASSERT_EQ(observed.inputs.size(), 1u);
+  EXPECT_EQ(observed.inputs[0].weights, std::vector<std::string>{"a.weight"});
+}
+
 }  // namespace
 }  // namespace kinora::test
