@@ -6,7 +6,8 @@
 namespace kinora {
 namespace {
 
-constexpr int64_t kCells = 16;  // latents that the fitted picture is wide and high
+constexpr int64_t kCells = 16;  // latents that a fitted picture is wide and high
+constexpr int64_t kPatch = 4;   // the same of a square of one colour
 constexpr int kGap = 4;
 
 // Waves of different length and direction for each colour.
@@ -16,6 +17,36 @@ float soft_colour(double x, double y, int channel) {
              0.25 * std::sin((3 * c - 7.9) * y + 2.5 * x + c);
   return static_cast<float>(std::clamp(v, -1.0, 1.0));
 }
+
+// Squares of one colour: the corners of the colours' cube, and points between them and its middle. `x`, `y` in latents.
+float flat_colour(int64_t x, int64_t y, int channel) {
+  int64_t patch = y / kPatch * (kCells / kPatch) + x / kPatch;
+  float side = (patch >> channel & 1) != 0 ? 1.0f : -1.0f;
+  return patch < 8 ? side : 0.45f * side;
+}
+
+// A picture [1, side, side, 3] of these colours, and the mean [kCells, kCells, 3] of what each latent stands for.
+struct Example {
+  Tensor picture, means;
+
+  template <class Colour>
+  Example(int64_t ratio, const Colour& colour)
+      : picture({1, kCells * ratio, kCells * ratio, 3}, DType::f32), means({kCells, kCells, 3}, DType::f32) {
+    int64_t side = kCells * ratio;
+    std::vector<double> sums(static_cast<size_t>(means.numel()), 0);
+    for (int64_t y = 0; y < side; ++y) {
+      for (int64_t x = 0; x < side; ++x) {
+        for (int c = 0; c < 3; ++c) {
+          float v = colour(x, y, c);
+          picture.data<float>()[(y * side + x) * 3 + c] = v;
+          sums[static_cast<size_t>((y / ratio * kCells + x / ratio) * 3 + c)] += static_cast<double>(v);
+        }
+      }
+    }
+    auto count = static_cast<double>(ratio * ratio);
+    for (size_t i = 0; i < sums.size(); ++i) means.data<float>()[i] = static_cast<float>(sums[i] / count);
+  }
+};
 
 // Solves a·x = b for symmetric positive a [n, n] and b [n, 3], in place of b, by Cholesky's way.
 void solve(std::vector<double>& a, std::vector<double>& b, size_t n) {
@@ -41,27 +72,21 @@ void solve(std::vector<double>& a, std::vector<double>& b, size_t n) {
 }  // namespace
 
 LatentColours LatentColours::fit(VideoAutoencoder& autoencoder) {
-  int64_t ratio = autoencoder.space_compression(), side = kCells * ratio;
-  Tensor picture({1, side, side, 3}, DType::f32), means({kCells, kCells, 3}, DType::f32);
-  for (int64_t y = 0; y < side; ++y) {
-    for (int64_t x = 0; x < side; ++x) {
-      double scale = 6.2831853 / static_cast<double>(side);
-      for (int c = 0; c < 3; ++c) {
-        picture.data<float>()[(y * side + x) * 3 + c] =
-            soft_colour(static_cast<double>(x) * scale, static_cast<double>(y) * scale, c);
-      }
-    }
+  int64_t ratio = autoencoder.space_compression(), channels = autoencoder.latent_channels();
+  double scale = 6.2831853 / static_cast<double>(kCells * ratio);
+  Example soft(ratio, [&](int64_t x, int64_t y, int c) {
+    return soft_colour(static_cast<double>(x) * scale, static_cast<double>(y) * scale, c);
+  });
+  Example flat(ratio, [&](int64_t x, int64_t y, int c) { return flat_colour(x / ratio, y / ratio, c); });
+  Tensor latents({2 * kCells * kCells, channels}, DType::f32), means({2 * kCells * kCells, 3}, DType::f32);
+  int64_t row = 0;
+  for (const Example* example : {&soft, &flat}) {
+    Tensor encoded = autoencoder.encode(example->picture);
+    std::copy_n(encoded.data<float>(), kCells * kCells * channels, latents.data<float>() + row * channels);
+    std::copy_n(example->means.data<float>(), kCells * kCells * 3, means.data<float>() + row * 3);
+    row += kCells * kCells;
   }
-  for (int64_t i = 0; i < means.numel(); ++i) {
-    int64_t c = i % 3, x = i / 3 % kCells * ratio, y = i / 3 / kCells * ratio;
-    double sum = 0;
-    for (int64_t dy = 0; dy < ratio; ++dy) {
-      for (int64_t dx = 0; dx < ratio; ++dx)
-        sum += static_cast<double>(picture.data<float>()[((y + dy) * side + x + dx) * 3 + c]);
-    }
-    means.data<float>()[i] = static_cast<float>(sum / static_cast<double>(ratio * ratio));
-  }
-  return fit(autoencoder.encode(picture), means);
+  return fit(latents, means);
 }
 
 LatentColours LatentColours::fit(const Tensor& latents, const Tensor& colours) {

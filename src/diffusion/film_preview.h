@@ -9,8 +9,8 @@ namespace kinora {
 
 class LatentColours {
  public:
-  // Finds the map with the autoencoder: it encodes a picture of soft colours, and least squares tell how to get them
-  // back from its latents.
+  // Finds the map with the autoencoder: it encodes a picture of soft colours and one of flat ones, and least squares
+  // tell how to get them back from its latents.
   static LatentColours fit(VideoAutoencoder& autoencoder);
   // The same for latents [.., C] and the colours [.., 3] of their pixels, in [-1, 1], both f32.
   static LatentColours fit(const Tensor& latents, const Tensor& colours);
