@@ -51,6 +51,25 @@ void print_memory(const FilmPipeline& p, const FilmRequest& r) {
   }
 }
 
+// One run; a step takes up to three.
+void bench_transformer(Bench& bench, const std::string& folder, const Runtime& runtime, const VideoShape& shape,
+                       int64_t text_tokens, CpuGenerator& noise) {
+  MmditFiles files = open_mmdit(folder, MmditRole::film);
+  VideoDenoiser denoiser(files.config, std::move(files.weights), runtime);
+  const MmditConfig& c = denoiser.config();
+  VideoModelInputs in;
+  in.latents = noise.randn({1, shape.tokens(), c.in_channels});
+  if (c.cond_embed) in.cond = noise.randn({1, shape.tokens(), c.cond_channels()});
+  in.text = noise.randn({1, text_tokens, c.text_dim});
+  in.pooled = noise.randn({1, c.pooled_dim});
+  in.timestep = Tensor::from({1}, std::vector<float>{0.5f});
+  in.positions = MmditPositions::grid(shape.latent_frames, shape.rows(), shape.columns());
+  bench.row("transformer", [&](Keep) { denoiser.predict(in); });
+  bench.profile(
+      "transformer", [&]() -> const Executable& { return denoiser.compiled(VideoDenoiser::extent_of(in)); },
+      denoiser.feed(in));
+}
+
 }  // namespace
 
 bool is_film_folder(const std::string& folder) { return has_mmdit(folder, MmditRole::film); }
@@ -113,23 +132,8 @@ int bench_film(const std::string& folder, const BenchOptions& o) {
     bench.row("clip", [&](Keep) { clip.encode(ids(clip.config().max_positions)); });
   }
   runtime.context.arena->release();
-  CpuGenerator noise(1);              // zeros would be multiplied faster than real data
-  if (bench.wanted("transformer")) {  // one run; a step takes up to three
-    MmditFiles files = open_mmdit(folder, MmditRole::film);
-    VideoDenoiser denoiser(files.config, std::move(files.weights), runtime);
-    const MmditConfig& c = denoiser.config();
-    VideoModelInputs in;
-    in.latents = noise.randn({1, shape.tokens(), c.in_channels});
-    if (c.cond_embed) in.cond = noise.randn({1, shape.tokens(), c.cond_channels()});
-    in.text = noise.randn({1, text, c.text_dim});
-    in.pooled = noise.randn({1, c.pooled_dim});
-    in.timestep = Tensor::from({1}, std::vector<float>{0.5f});
-    in.positions = MmditPositions::grid(shape.latent_frames, shape.rows(), shape.columns());
-    bench.row("transformer", [&](Keep) { denoiser.predict(in); });
-    bench.profile(
-        "transformer", [&]() -> const Executable& { return denoiser.compiled(VideoDenoiser::extent_of(in)); },
-        denoiser.feed(in));
-  }
+  CpuGenerator noise(1);  // zeros would be multiplied faster than real data
+  if (bench.wanted("transformer")) bench_transformer(bench, folder, runtime, shape, text, noise);
   runtime.context.arena->release();
   if (bench.wanted("vae.decode")) {
     VideoAutoencoder autoencoder = load_video_autoencoder(folder, runtime);

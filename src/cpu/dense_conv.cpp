@@ -91,6 +91,120 @@ void convert_rows(const Conversion& c, const void* source, std::byte* target, fl
   }
 }
 
+// The convolution of a step, with all that is the same in each run.
+class DenseConv {
+ public:
+  explicit DenseConv(const StepSpec& spec)
+      : g_(spec),
+        x_type_(spec.inputs[0].dtype),
+        w_type_(spec.inputs[1].dtype),
+        compute_(x_type_ == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32),
+        plan_(g_, compute_),
+        finish_(spec),
+        copy_x_(x_type_ != compute_ || g_.t.kernel > 1),
+        convert_w_(w_type_ != compute_) {
+    auto groups = [&] { return (plan_.blocks + per_task_ - 1) / per_task_; };
+    per_task_ = plan_.blocks;
+    while (per_task_ > 1 && g_.frames() * plan_.panels * groups() < kManyTasks) per_task_ = (per_task_ + 1) / 2;
+    groups_ = groups();
+    lay_out_scratch();
+  }
+
+  size_t scratch_bytes(int threads) const { return ws_.total(threads); }
+
+  void run(const StepArgs& args) const {
+    args.pool.run(g_.frames() * plan_.panels * groups_, [&](int64_t task, int worker) {
+      int64_t group = task % groups_, panel = task / groups_ % plan_.panels, item = task / groups_ / plan_.panels;
+      run_group({args, worker, item, panel}, group);
+    });
+  }
+
+ private:
+  struct Task {
+    const StepArgs& args;
+    int worker;
+    int64_t item, panel;  // item: of the output frames of all batch items
+  };
+
+  void lay_out_scratch() {
+    auto bytes = [&](int64_t elements) { return static_cast<size_t>(elements) * dtype_size(compute_); };
+    w_at_ = ws_.add(convert_w_ ? bytes(kPanel * per_output_) : 0);
+    packed_at_ = ws_.add(plan_.packed);
+    work_at_ = ws_.add(plan_.workspace);
+    line_at_ = ws_.add(static_cast<size_t>(std::max({per_output_, row_in_, kPanel})) * 4);
+    x_at_ = ws_.add(copy_x_ ? bytes(plan_.most_in) : 0);
+    y_at_ = ws_.add(static_cast<size_t>(plan_.rows * g_.w.out * kPanel) * 4);
+  }
+
+  void run_group(const Task& task, int64_t group) const {
+    int64_t frame = task.item % g_.t.out, begin = group * per_task_, end = std::min(plan_.blocks, begin + per_task_);
+    const void* w = weight_of(task);
+    auto* packed = scratch<std::byte>(task, packed_at_);
+    for (int64_t block = begin; block < end; ++block) {
+      DensePlan::Key key = plan_.key(frame, block, task.panel);
+      const ConvPrimitive& primitive = plan_.at(key);
+      // Layouts may differ between calls of different shape, so pack for each shape anew only when it changes.
+      if (block == begin || key != plan_.key(frame, block - 1, task.panel)) primitive.pack(w, packed);
+      int64_t rows = key[0];
+      primitive.run(input_of(task, block, rows), packed, scratch(task, y_at_), scratch(task, work_at_));
+      store(task, block, rows);
+    }
+  }
+
+  // The panel's part of the weight, in the type of the product.
+  const void* weight_of(const Task& task) const {
+    const void* w = advance(task.args.in[1], w_type_, task.panel * kPanel * per_output_);
+    if (!convert_w_) return w;
+    auto* converted = scratch<std::byte>(task, w_at_);
+    convert_rows({w_type_, compute_, width(task), per_output_}, w, converted, scratch(task, line_at_));
+    return converted;
+  }
+
+  // What `n` rows of the result read, of each of their frames, in the type of the product.
+  const void* input_of(const Task& task, int64_t block, int64_t n) const {
+    Axis::Window frames = g_.t.window(task.item % g_.t.out, 1), rows = g_.h.window(block * plan_.rows, n);
+    int64_t first = task.item / g_.t.out * g_.t.in + frames.begin;
+    auto source = [&](int64_t f) {
+      return advance(task.args.in[0], x_type_, ((first + f) * g_.h.in + rows.begin) * row_in_);
+    };
+    if (!copy_x_) return source(0);
+    auto* target = scratch<std::byte>(task, x_at_);
+    for (int64_t f = 0; f < frames.size; ++f) {
+      convert_rows({x_type_, compute_, rows.size, row_in_}, source(f),
+                   advance(target, compute_, f * rows.size * row_in_), scratch(task, line_at_));
+    }
+    return target;
+  }
+
+  void store(const Task& task, int64_t block, int64_t rows) const {
+    int64_t channel = task.panel * kPanel, n = width(task);
+    int64_t first = ((task.item * g_.h.out + block * plan_.rows) * g_.w.out) * g_.out + channel;
+    float *y = scratch(task, y_at_), *line = scratch(task, line_at_);
+    for (int64_t p = 0; p < rows * g_.w.out; ++p) {
+      finish_.apply(task.args, y + p * n, channel, static_cast<size_t>(n), line);
+      simd().store(finish_.out_type, y + p * n, advance(task.args.out, finish_.out_type, first + p * g_.out),
+                   static_cast<size_t>(n));
+    }
+  }
+
+  int64_t width(const Task& task) const { return std::min(kPanel, g_.out - task.panel * kPanel); }
+  template <class T = float>
+  T* scratch(const Task& task, size_t at) const {
+    return ws_.at<T>(task.args, task.worker, at);
+  }
+
+  ConvGeometry g_;
+  DType x_type_, w_type_, compute_;
+  DensePlan plan_;
+  Finish finish_;
+  bool copy_x_;  // rows of several frames do not lie together, so they are copied like those of another type
+  bool convert_w_;
+  int64_t per_output_ = g_.in * g_.taps(), row_in_ = g_.w.in * g_.in;
+  int64_t per_task_ = 0, groups_ = 0;  // blocks of a task, and how many tasks make a frame's panel
+  Workspace ws_;
+  size_t w_at_ = 0, packed_at_ = 0, work_at_ = 0, line_at_ = 0, x_at_ = 0, y_at_ = 0;
+};
+
 }  // namespace
 
 ConvGeometry::ConvGeometry(const StepSpec& spec) {
@@ -114,73 +228,10 @@ ConvGeometry::ConvGeometry(const StepSpec& spec) {
 }
 
 Step make_dense_conv(const StepSpec& spec) {
-  ConvGeometry g(spec);
-  DType xt = spec.inputs[0].dtype, wt = spec.inputs[1].dtype;
-  DType compute = xt == DType::bf16 && has_native_bf16() ? DType::bf16 : DType::f32;
-  auto plan = std::make_shared<const DensePlan>(g, compute);
-  // Rows of several frames do not lie together, so they are copied like those of another type.
-  bool copy_x = xt != compute || g.t.kernel > 1, convert_w = wt != compute;
-  int64_t per_task = plan->blocks;
-  while (per_task > 1 && g.frames() * plan->panels * ((plan->blocks + per_task - 1) / per_task) < kManyTasks)
-    per_task = (per_task + 1) / 2;
-  int64_t tasks_per_panel = (plan->blocks + per_task - 1) / per_task;
-  Finish finish(spec);
-  int64_t per_output = g.in * g.taps(), row_in = g.w.in * g.in;
-  Workspace ws;
-  size_t w_at = ws.add(convert_w ? static_cast<size_t>(kPanel * per_output) * dtype_size(compute) : 0);
-  size_t packed_at = ws.add(plan->packed), work_at = ws.add(plan->workspace);
-  size_t line_at = ws.add(static_cast<size_t>(std::max({per_output, row_in, kPanel})) * 4);
-  size_t x_at = ws.add(copy_x ? static_cast<size_t>(plan->most_in) * dtype_size(compute) : 0);
-  size_t y_at = ws.add(static_cast<size_t>(plan->rows * g.w.out * kPanel) * 4);
+  auto conv = std::make_shared<const DenseConv>(spec);
   Step step;
-  step.scratch_bytes = ws.total(spec.threads);
-  step.run = [=](const StepArgs& args) {
-    args.pool.run(g.frames() * plan->panels * tasks_per_panel, [&](int64_t task, int worker) {
-      int64_t group = task % tasks_per_panel, panel = task / tasks_per_panel % plan->panels;
-      int64_t item = task / tasks_per_panel / plan->panels, frame = item % g.t.out, channel = panel * kPanel,
-              width = std::min(kPanel, g.out - channel);
-      float* line = ws.at(args, worker, line_at);
-      auto convert = [&](const void* source, DType type, int64_t lines, int64_t n, std::byte* target) {
-        convert_rows({type, compute, lines, n}, source, target, line);
-      };
-      const void* w = advance(args.in[1], wt, channel * per_output);
-      if (convert_w) {
-        convert(w, wt, width, per_output, ws.at<std::byte>(args, worker, w_at));
-        w = ws.at<std::byte>(args, worker, w_at);
-      }
-      auto* packed_w = ws.at<std::byte>(args, worker, packed_at);
-      Axis::Window frames = g.t.window(frame, 1);
-      int64_t first_frame = item / g.t.out * g.t.in + frames.begin;
-      bool fresh = true;
-      for (int64_t block = group * per_task; block < std::min(plan->blocks, (group + 1) * per_task); ++block) {
-        DensePlan::Key key = plan->key(frame, block, panel);
-        const ConvPrimitive& primitive = plan->at(key);
-        // Layouts may differ between calls of different shape, so pack for each shape anew only when it changes.
-        if (fresh || key != plan->key(frame, block - 1, panel)) primitive.pack(w, packed_w);
-        fresh = false;
-        int64_t n = key[0];
-        Axis::Window rows = g.h.window(block * plan->rows, n);
-        auto source = [&](int64_t f) {
-          return advance(args.in[0], xt, ((first_frame + f) * g.h.in + rows.begin) * row_in);
-        };
-        const void* x = source(0);
-        if (copy_x) {
-          auto* target = ws.at<std::byte>(args, worker, x_at);
-          for (int64_t f = 0; f < frames.size; ++f)
-            convert(source(f), xt, rows.size, row_in, advance(target, compute, f * rows.size * row_in));
-          x = target;
-        }
-        float* y = ws.at(args, worker, y_at);
-        primitive.run(x, packed_w, y, ws.at(args, worker, work_at));
-        int64_t first = ((item * g.h.out + block * plan->rows) * g.w.out) * g.out + channel;
-        for (int64_t p = 0; p < n * g.w.out; ++p) {
-          finish.apply(args, y + p * width, channel, static_cast<size_t>(width), line);
-          simd().store(finish.out_type, y + p * width, advance(args.out, finish.out_type, first + p * g.out),
-                       static_cast<size_t>(width));
-        }
-      }
-    });
-  };
+  step.scratch_bytes = conv->scratch_bytes(spec.threads);
+  step.run = [conv](const StepArgs& args) { conv->run(args); };
   return step;
 }
 

@@ -21,6 +21,8 @@ Step make_pad(const StepSpec& spec);
 Step make_pad_edge(const StepSpec& spec);
 bool supports_pad_edge(const StepSpec& spec);
 Step make_upsample2(const StepSpec& spec);
+Step make_gather(const StepSpec& spec);
+Step make_scatter_rows(const StepSpec& spec);
 
 Step make_sum(const StepSpec& spec);
 Step make_max(const StepSpec& spec);
@@ -34,8 +36,6 @@ Step make_linear(const StepSpec& spec);  // linear_add, quantized_linear and qua
 bool supports_quantized_linear(const StepSpec& spec);
 bool supports_quantized_linear_rows(const StepSpec& spec);
 Step make_matmul(const StepSpec& spec);
-Step make_gather(const StepSpec& spec);
-Step make_scatter_rows(const StepSpec& spec);
 Step make_conv2d(const StepSpec& spec);
 bool supports_conv2d(const StepSpec& spec);
 Step make_depthwise_glu(const StepSpec& spec);

@@ -4,6 +4,9 @@
 // time.
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/onednn.h"
@@ -83,6 +86,9 @@ struct Epilogue {
     if (in.has_bias) bias_type = spec.inputs[in.bias].dtype;
     if (in.has_gate) gates = row_index(spec.inputs[in.gate].shape, spec.output().shape);
   }
+
+  // Whether the result may take the residual's place.
+  bool in_place() const { return in.has_residual && !in.quantized; }
 
   // c [rows, width] is the product at (row, column) of the result.
   void store(const StepArgs& args, float* c, int64_t row, int64_t rows, int64_t column, int64_t width) const {
@@ -222,7 +228,7 @@ Step few_rows(const StepSpec& spec, int64_t m) {
          y_rows = ws.add(static_cast<size_t>(m * kPanel) * 4);
   Step step;
   step.scratch_bytes = ws.total(spec.threads);
-  step.in_place = epilogue.in.has_residual && !epilogue.in.quantized;
+  step.in_place = epilogue.in_place();
   step.run = [=](const StepArgs& args) {
     args.pool.run((n + kPanel - 1) / kPanel, [&](int64_t panel, int worker) {
       float *w = ws.at(args, worker, w_row), *x = ws.at(args, worker, x_rows), *y = ws.at(args, worker, y_rows);
@@ -238,92 +244,145 @@ Step few_rows(const StepSpec& spec, int64_t m) {
   return step;
 }
 
-}  // namespace
+// The product of many rows: panels of the weight, packed, by blocks of rows.
+class ManyRows {
+ public:
+  ManyRows(const StepSpec& spec, int64_t items, int64_t m)
+      : epilogue_(spec),
+        stored_(spec, epilogue_.in),
+        compute_(stored_.compute()),
+        items_(items),
+        m_(m),
+        convert_x_(stored_.x != compute_),
+        convert_w_(stored_.weight != compute_),
+        x_rows_(stored_.rows_to(compute_, items * m)),
+        w_rows_(stored_.weights_to(compute_)),
+        products_(m, stored_.n, stored_.k, block_rows(items, m, stored_.n), compute_),
+        as_stored_(compute_ == DType::i8) {
+    epilogue_.whole = compute_ == DType::i8;
+    choose_packing(spec);
+    lay_out_scratch(spec.threads);
+  }
 
-Step make_linear(const StepSpec& spec) {
-  Epilogue epilogue(spec);
-  size_t x_in = epilogue.in.x, w_in = epilogue.in.weight, s_in = epilogue.in.scale;
-  const Shape& out = spec.output().shape;
-  Stored stored(spec, epilogue.in);
-  int64_t n = stored.n, k = stored.k, total = out.product(0, out.rank() - 1);
-  int64_t items = out.rank() > 2 ? out[0] : 1, m = total / std::max<int64_t>(items, 1);
-  if (m <= kFewRows) return few_rows(spec, total);
+  size_t scratch_bytes() const { return scratch_bytes_; }
+  bool in_place() const { return epilogue_.in_place(); }
 
-  DType xt = stored.x, wt = stored.weight, compute = stored.compute();
-  epilogue.whole = compute == DType::i8;
-  bool convert_x = xt != compute, convert_w = wt != compute;
-  RowConversion x_rows = stored.rows_to(compute, total), w_rows = stored.weights_to(compute);
-  PanelProducts products(m, n, k, block_rows(items, m, n), compute);
-  int64_t panels = products.panels.count, blocks = products.rows.count;
-  // A packed copy replaces the stored weight in memory, so it must not be larger.
-  bool smaller = dtype_size(compute) <= dtype_size(wt);
-  bool as_stored = compute == DType::i8;
-  Tensor weight = spec.values[w_in] && smaller && !as_stored ? *spec.values[w_in] : Tensor();
-  bool keep = weight.defined() && weight.repacked();
-  std::string layout = std::string(dtype_name(compute)) + " panels of " + std::to_string(products.panels.full) + " x " +
-                       std::to_string(k) + ", " + std::to_string(products.packed) + " bytes each";
-  int64_t part =
-      keep || as_stored ? panels : std::clamp<int64_t>(static_cast<int64_t>(kPackedPart / products.packed), 1, panels);
-
-  Workspace ws;
-  size_t element = dtype_size(compute);
-  size_t panel_at = ws.add(convert_w ? static_cast<size_t>(kPanel * k) * element : 0);
-  size_t line_at = ws.add(convert_w || convert_x ? static_cast<size_t>(k) * 4 : 0);
-  size_t block_at = ws.add(sizeof(int64_t));  // which rows of x the thread has converted last
-  size_t x_at = ws.add(convert_x ? static_cast<size_t>(products.rows.full * k) * element : 0);
-  size_t y_at = ws.add(static_cast<size_t>(products.rows.full * kPanel) * 4), work_at = ws.add(products.workspace);
-  size_t packed_at = ws.total(spec.threads);
-  Step step;
-  step.scratch_bytes = packed_at + (keep || as_stored ? 0 : static_cast<size_t>(part) * products.packed);
-  step.in_place = epilogue.in.has_residual && !epilogue.in.quantized;
-
-  auto pack = [=](const StepArgs& args, int64_t first, int64_t count, std::byte* target) {
-    args.pool.run(count, [&](int64_t i, int worker) {
-      int64_t width = products.panels.size(first + i);
-      int64_t row = (first + i) * kPanel;
-      const void* w = convert_w ? ws.at<std::byte>(args, worker, panel_at) : advance(args.in[w_in], wt, row * k);
-      if (convert_w) {
-        w_rows.run(args.in[w_in], args.in[s_in], row, width, ws.at<std::byte>(args, worker, panel_at),
-                   ws.at(args, worker, line_at));
-      }
-      products.at(0, first + i).pack(w, k, true, target + static_cast<size_t>(i) * products.packed);
-    });
-  };
-  auto multiply = [=](const StepArgs& args, int64_t first, int64_t count, const std::byte* packed) {
-    for (int worker = 0; worker < args.pool.size(); ++worker) *ws.at<int64_t>(args, worker, block_at) = -1;
-    args.pool.run(items * blocks * count, [&](int64_t task, int worker) {
-      int64_t panel = first + task % count, block = task / count % blocks, item = task / count / blocks;
-      int64_t rows = products.rows.size(block), row = item * m + block * products.rows.full;
-      const void* a = convert_x ? nullptr : advance(args.in[x_in], xt, row * k);
-      if (convert_x) {
-        auto* converted = ws.at<std::byte>(args, worker, x_at);
-        int64_t& last = *ws.at<int64_t>(args, worker, block_at);
-        if (last != row) x_rows.run(args.in[x_in], nullptr, row, rows, converted, ws.at(args, worker, line_at));
-        last = row;
-        a = converted;
-      }
-      float* c = ws.at(args, worker, y_at);
-      products.at(block, panel)
-          .run(a, packed + static_cast<size_t>(panel - first) * products.packed, c, ws.at(args, worker, work_at));
-      epilogue.store(args, c, row, rows, panel * kPanel, products.panels.size(panel));
-    });
-  };
-  step.run = [=](const StepArgs& args) {
-    if (as_stored) return multiply(args, 0, panels, static_cast<const std::byte*>(args.in[w_in]));
-    if (keep) {
+  void run(const StepArgs& args) const {
+    int64_t panels = products_.panels.count;
+    if (as_stored_) return multiply(args, 0, panels, static_cast<const std::byte*>(args.in[epilogue_.in.weight]));
+    if (kept_.defined()) {
       auto packed =
-          weight.repacked()->get(layout, static_cast<size_t>(panels) * products.packed, [&](std::byte* memory) {
+          kept_.repacked()->get(layout_, static_cast<size_t>(panels) * products_.packed, [&](std::byte* memory) {
             pack(args, 0, panels, memory);
-            weight.release_pages();
+            kept_.release_pages();
           });
       return multiply(args, 0, panels, packed.get());
     }
-    for (int64_t first = 0; first < panels; first += part) {
-      int64_t count = std::min(part, panels - first);
-      pack(args, first, count, args.scratch + packed_at);
-      multiply(args, first, count, args.scratch + packed_at);
+    for (int64_t first = 0; first < panels; first += part_) {
+      int64_t count = std::min(part_, panels - first);
+      pack(args, first, count, args.scratch + packed_at_);
+      multiply(args, first, count, args.scratch + packed_at_);
     }
-  };
+  }
+
+ private:
+  void choose_packing(const StepSpec& spec) {
+    // A packed copy replaces the stored weight in memory, so it must not be larger.
+    const Tensor* weight = spec.values[epilogue_.in.weight];
+    bool smaller = dtype_size(compute_) <= dtype_size(stored_.weight);
+    if (weight && smaller && !as_stored_ && weight->repacked()) kept_ = *weight;
+    layout_ = std::string(dtype_name(compute_)) + " panels of " + std::to_string(products_.panels.full) + " x " +
+              std::to_string(stored_.k) + ", " + std::to_string(products_.packed) + " bytes each";
+    if (!as_stored_ && !kept_.defined())
+      part_ = std::clamp<int64_t>(static_cast<int64_t>(kPackedPart / products_.packed), 1, products_.panels.count);
+  }
+
+  void lay_out_scratch(int threads) {
+    size_t element = dtype_size(compute_);
+    auto k = static_cast<size_t>(stored_.k), rows = static_cast<size_t>(products_.rows.full);
+    panel_at_ = ws_.add(convert_w_ ? kPanel * k * element : 0);
+    line_at_ = ws_.add(convert_w_ || convert_x_ ? k * 4 : 0);
+    block_at_ = ws_.add(sizeof(int64_t));
+    x_at_ = ws_.add(convert_x_ ? rows * k * element : 0);
+    y_at_ = ws_.add(rows * kPanel * 4);
+    work_at_ = ws_.add(products_.workspace);
+    packed_at_ = ws_.total(threads);
+    scratch_bytes_ = packed_at_ + static_cast<size_t>(part_) * products_.packed;
+  }
+
+  // Panels [first, first + count).
+  void pack(const StepArgs& args, int64_t first, int64_t count, std::byte* target) const {
+    args.pool.run(count, [&](int64_t i, int worker) {
+      int64_t width = products_.panels.size(first + i), row = (first + i) * kPanel;
+      const void* w = rows_of_weight(args, worker, row, width);
+      products_.at(0, first + i).pack(w, stored_.k, true, target + static_cast<size_t>(i) * products_.packed);
+    });
+  }
+
+  // `packed`: panels [first, first + count).
+  void multiply(const StepArgs& args, int64_t first, int64_t count, const std::byte* packed) const {
+    for (int worker = 0; worker < args.pool.size(); ++worker) *ws_.at<int64_t>(args, worker, block_at_) = -1;
+    int64_t blocks = products_.rows.count;
+    args.pool.run(items_ * blocks * count, [&](int64_t task, int worker) {
+      int64_t panel = first + task % count, block = task / count % blocks, item = task / count / blocks;
+      int64_t rows = products_.rows.size(block), row = item * m_ + block * products_.rows.full;
+      const void* x = rows_of_x(args, worker, row, rows);
+      float* y = ws_.at(args, worker, y_at_);
+      products_.at(block, panel)
+          .run(x, packed + static_cast<size_t>(panel - first) * products_.packed, y, ws_.at(args, worker, work_at_));
+      epilogue_.store(args, y, row, rows, panel * kPanel, products_.panels.size(panel));
+    });
+  }
+
+  // In the type of the product.
+  const void* rows_of_weight(const StepArgs& args, int worker, int64_t row, int64_t rows) const {
+    const void* weight = args.in[epilogue_.in.weight];
+    if (!convert_w_) return advance(weight, stored_.weight, row * stored_.k);
+    auto* converted = ws_.at<std::byte>(args, worker, panel_at_);
+    w_rows_.run(weight, args.in[epilogue_.in.scale], row, rows, converted, ws_.at(args, worker, line_at_));
+    return converted;
+  }
+
+  // The same; what the thread has converted for one panel serves the next.
+  const void* rows_of_x(const StepArgs& args, int worker, int64_t row, int64_t rows) const {
+    const void* x = args.in[epilogue_.in.x];
+    if (!convert_x_) return advance(x, stored_.x, row * stored_.k);
+    auto* converted = ws_.at<std::byte>(args, worker, x_at_);
+    int64_t& last = *ws_.at<int64_t>(args, worker, block_at_);
+    if (last != row) x_rows_.run(x, nullptr, row, rows, converted, ws_.at(args, worker, line_at_));
+    last = row;
+    return converted;
+  }
+
+  Epilogue epilogue_;
+  Stored stored_;
+  DType compute_;
+  int64_t items_, m_;  // m: rows of an item
+  bool convert_x_, convert_w_;
+  RowConversion x_rows_, w_rows_;
+  PanelProducts products_;
+  bool as_stored_;      // the weight is multiplied as it lies
+  Tensor kept_;         // the weight, if its packed copy is kept beside it
+  std::string layout_;  // of that copy
+  int64_t part_ = 0;    // panels that are packed at a time, if at each run
+  Workspace ws_;
+  // block: which rows of x the thread has converted last.
+  size_t panel_at_ = 0, line_at_ = 0, block_at_ = 0, x_at_ = 0, y_at_ = 0, work_at_ = 0;
+  size_t packed_at_ = 0, scratch_bytes_ = 0;  // packed: after the threads' parts
+};
+
+}  // namespace
+
+Step make_linear(const StepSpec& spec) {
+  const Shape& out = spec.output().shape;
+  int64_t total = out.product(0, out.rank() - 1), items = out.rank() > 2 ? out[0] : 1;
+  int64_t m = total / std::max<int64_t>(items, 1);
+  if (m <= kFewRows) return few_rows(spec, total);
+  auto product = std::make_shared<const ManyRows>(spec, items, m);
+  Step step;
+  step.scratch_bytes = product->scratch_bytes();
+  step.in_place = product->in_place();
+  step.run = [product](const StepArgs& args) { product->run(args); };
   return step;
 }
 
@@ -394,53 +453,6 @@ Step make_matmul(const StepSpec& spec) {
         }
       }
     });
-  };
-  return step;
-}
-
-Step make_gather(const StepSpec& spec) {
-  DType from = spec.inputs[0].dtype, to = spec.output().dtype;
-  int64_t vocabulary = spec.inputs[0].shape[0], width = spec.inputs[0].shape[1], count = spec.inputs[1].shape.numel();
-  Workspace ws;
-  size_t row_at = ws.add(static_cast<size_t>(width) * 4);
-  Step step;
-  step.scratch_bytes = ws.total(spec.threads);
-  step.run = [=](const StepArgs& args) {
-    const auto* ids = static_cast<const int32_t*>(args.in[1]);
-    float* row = ws.at(args, 0, row_at);
-    for (int64_t i = 0; i < count; ++i) {
-      if (ids[i] < 0 || ids[i] >= vocabulary) {
-        fail(ErrorKind::input,
-             "token id " + std::to_string(ids[i]) + " is outside the vocabulary of " + std::to_string(vocabulary));
-      }
-      simd().load(from, advance(args.in[0], from, ids[i] * width), row, static_cast<size_t>(width));
-      simd().store(to, row, advance(args.out, to, i * width), static_cast<size_t>(width));
-    }
-  };
-  return step;
-}
-
-Step make_scatter_rows(const StepSpec& spec) {
-  DType dtype = spec.output().dtype;
-  int64_t rows = spec.output().shape[0], width = spec.output().shape[1], count = spec.inputs[1].shape.numel();
-  Workspace ws;
-  size_t row_at = ws.add(static_cast<size_t>(width) * 4), sum_at = ws.add(static_cast<size_t>(width) * 4);
-  size_t bytes = spec.output().bytes();
-  Step step;
-  step.scratch_bytes = ws.total(spec.threads);
-  step.run = [=](const StepArgs& args) {
-    std::memset(args.out, 0, bytes);
-    const auto* ids = static_cast<const int32_t*>(args.in[1]);
-    float *row = ws.at(args, 0, row_at), *total = ws.at(args, 0, sum_at);
-    auto n = static_cast<size_t>(width);
-    for (int64_t i = 0; i < count; ++i) {
-      if (ids[i] < 0 || ids[i] >= rows) fail(ErrorKind::input, "row " + std::to_string(ids[i]) + " is out of range");
-      std::byte* out = advance(args.out, dtype, ids[i] * width);
-      simd().load(dtype, advance(args.in[0], dtype, i * width), row, n);
-      simd().load(dtype, out, total, n);
-      simd().binary(Binary::add, total, 1, row, 1, total, n);
-      simd().store(dtype, total, out, n);
-    }
   };
   return step;
 }

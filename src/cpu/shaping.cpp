@@ -218,4 +218,51 @@ Step make_upsample2(const StepSpec& spec) {
   return step;
 }
 
+Step make_gather(const StepSpec& spec) {
+  DType from = spec.inputs[0].dtype, to = spec.output().dtype;
+  int64_t vocabulary = spec.inputs[0].shape[0], width = spec.inputs[0].shape[1], count = spec.inputs[1].shape.numel();
+  Workspace ws;
+  size_t row_at = ws.add(static_cast<size_t>(width) * 4);
+  Step step;
+  step.scratch_bytes = ws.total(spec.threads);
+  step.run = [=](const StepArgs& args) {
+    const auto* ids = static_cast<const int32_t*>(args.in[1]);
+    float* row = ws.at(args, 0, row_at);
+    for (int64_t i = 0; i < count; ++i) {
+      if (ids[i] < 0 || ids[i] >= vocabulary) {
+        fail(ErrorKind::input,
+             "token id " + std::to_string(ids[i]) + " is outside the vocabulary of " + std::to_string(vocabulary));
+      }
+      simd().load(from, advance(args.in[0], from, ids[i] * width), row, static_cast<size_t>(width));
+      simd().store(to, row, advance(args.out, to, i * width), static_cast<size_t>(width));
+    }
+  };
+  return step;
+}
+
+Step make_scatter_rows(const StepSpec& spec) {
+  DType dtype = spec.output().dtype;
+  int64_t rows = spec.output().shape[0], width = spec.output().shape[1], count = spec.inputs[1].shape.numel();
+  Workspace ws;
+  size_t row_at = ws.add(static_cast<size_t>(width) * 4), sum_at = ws.add(static_cast<size_t>(width) * 4);
+  size_t bytes = spec.output().bytes();
+  Step step;
+  step.scratch_bytes = ws.total(spec.threads);
+  step.run = [=](const StepArgs& args) {
+    std::memset(args.out, 0, bytes);
+    const auto* ids = static_cast<const int32_t*>(args.in[1]);
+    float *row = ws.at(args, 0, row_at), *total = ws.at(args, 0, sum_at);
+    auto n = static_cast<size_t>(width);
+    for (int64_t i = 0; i < count; ++i) {
+      if (ids[i] < 0 || ids[i] >= rows) fail(ErrorKind::input, "row " + std::to_string(ids[i]) + " is out of range");
+      std::byte* out = advance(args.out, dtype, ids[i] * width);
+      simd().load(dtype, advance(args.in[0], dtype, i * width), row, n);
+      simd().load(dtype, out, total, n);
+      simd().binary(Binary::add, total, 1, row, 1, total, n);
+      simd().store(dtype, total, out, n);
+    }
+  };
+  return step;
+}
+
 }  // namespace kinora::cpu

@@ -4,12 +4,9 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
-#include <tuple>
 #include <utility>
 
 #include "diffusion/video_prompt.h"
-#include "diffusion/video_times.h"
-#include "io/file.h"
 #include "io/video.h"
 #include "text/tokenizer.h"
 
@@ -21,8 +18,6 @@ namespace fs = std::filesystem;
 constexpr int64_t kLargestSide = 8192, kMostFrames = 1 << 14;
 constexpr const char *kT5 = "T5", *kClip = "CLIP", *kTransformer = "the transformer";
 constexpr const char *kEncoding = "the autoencoder, encoding", *kDecoding = "the autoencoder, decoding";
-constexpr int64_t kPictureCell = 16;  // of the reference's table of pictures
-constexpr const char *kResolution = "256px", *kAspect = "16:9";
 
 // The first of `names` in `root` that holds a model.
 std::string find_encoder(const fs::path& root, const std::string& what, std::initializer_list<const char*> names) {
@@ -61,22 +56,6 @@ FilmDefaults read_defaults(const fs::path& root, bool causal) {
 Tensor ids_of(const Tokenizer& tokenizer, const std::string& text, int64_t length) {
   std::vector<int32_t> ids = tokenizer.encode_padded(text, static_cast<size_t>(length));
   return Tensor::from({1, length}, ids);
-}
-
-std::vector<double> positions_of(const FilmRequest& r, const VideoShape& shape) {
-  bool adaptive = r.times == "adaptive";
-  if (!adaptive && !r.key_frames.empty()) fail(ErrorKind::usage, "key frames go with adaptive times alone");
-  if (adaptive) return adaptive_positions(shape, r.key_frames);
-  if (r.times == "uniform") return uniform_positions(shape);
-  return parse_positions(shape, read_file(r.times, size_t{1} << 20), r.times);
-}
-
-// A quarter of a tile is shared with the next one, in whole latents.
-void check_tile(const std::string& what, int64_t tile, int64_t latent) {
-  int64_t multiple = 4 * latent;
-  if (tile == 0 || (tile > 0 && tile % multiple == 0)) return;
-  fail(ErrorKind::usage, "tiles of " + std::to_string(tile) + " " + what + " do not fit this model; they must be " +
-                             "multiples of " + std::to_string(multiple));
 }
 
 void set_tiles(VideoAutoencoder& autoencoder, const FilmRequest& r) {
@@ -220,113 +199,6 @@ Runtime FilmPipeline::limited(const Runtime& runtime, const std::string& name) c
     result.context.stream.budget = weights_budget(part, max_memory_, runtime, advice);
   }
   return result;
-}
-
-VideoTaskInfo FilmPipeline::task_of(const FilmRequest& r) const {
-  const std::vector<Image>& film = r.head.empty() ? r.tail : r.head;
-  bool first = r.first || !r.first_picture.empty();
-  if (film.empty()) {
-    if (first && r.last) return {VideoTask::loop};
-    return {first ? VideoTask::head : r.last ? VideoTask::tail : VideoTask::text};
-  }
-  if (first || r.last || (!r.head.empty() && !r.tail.empty()))
-    fail(ErrorKind::usage, "a film begins or ends either with pictures or with one film given");
-  for (int64_t frames : {33, 65}) {
-    if (static_cast<int64_t>(film.size()) == reference_frames(frames))
-      return {r.head.empty() ? VideoTask::extend_tail : VideoTask::extend_head, frames};
-  }
-  fail(ErrorKind::usage, "a film of " + std::to_string(film.size()) + " frames cannot be extended, only one of " +
-                             std::to_string(reference_frames(33)) + " or " + std::to_string(reference_frames(65)));
-}
-
-VideoShape FilmPipeline::shape_of(const FilmRequest& r) const {
-  return video_shape(layout_, r.width, r.height, r.frames);
-}
-
-VideoShape FilmPipeline::draft_shape_of(const FilmRequest& r) const {
-  return video_shape(layout_, r.from_width, r.from_height, r.frames);
-}
-
-FilmRequest FilmPipeline::complete(FilmRequest r) const {
-  bool named = !r.resolution.empty() || !r.aspect.empty();
-  if (named && (r.width || r.height))
-    fail(ErrorKind::usage, "a film has either a named resolution and aspect ratio or a width and a height");
-  if (!r.width != !r.height) fail(ErrorKind::usage, "a film's width and height go together; give both");
-  if (!named && !r.width) {
-    r.width = defaults_.width;
-    r.height = defaults_.height;
-  }
-  if (!r.first_picture.empty()) {
-    if (r.first) fail(ErrorKind::usage, "the first picture is either given or drawn, not both");
-    if (checked_picture_ != r.first_picture) check_first_picture(r.first_picture, text_dim_, pooled_dim_, runtime_);
-    checked_picture_ = r.first_picture;
-    // Of a named ratio the reference has a table.
-    std::string resolution = r.picture_resolution.empty() ? kFluxResolution : r.picture_resolution;
-    bool by_name = (named || !r.width) && (resolution.ends_with("px") || resolution.ends_with("p"));
-    if (by_name && draws_with_flux(r.first_picture)) {
-      auto [w, h] = named_size(resolution, r.aspect.empty() ? kAspect : r.aspect, kPictureCell, true);
-      r.picture_resolution = std::to_string(w) + "x" + std::to_string(h);
-    }
-  } else if (!r.picture_resolution.empty()) {
-    fail(ErrorKind::usage, "a resolution of the first picture goes with a model that draws it");
-  }
-  if (!r.width) {
-    std::tie(r.width, r.height) = named_size(r.resolution.empty() ? kResolution : r.resolution,
-                                             r.aspect.empty() ? kAspect : r.aspect, layout_.cell());
-  }
-  if (!r.picture_resolution.empty()) size_like(r.picture_resolution, r.width, r.height, 1);
-  r.resolution.clear();
-  r.aspect.clear();
-  auto fill = [](auto& value, auto fallback, bool silent) {
-    if (silent) value = fallback;
-  };
-  fill(r.frames, defaults_.frames, r.frames == 0);
-  fill(r.steps, defaults_.steps, r.steps == 0);
-  fill(r.fps, defaults_.fps, r.fps == 0);
-  fill(r.motion_score, defaults_.motion_score, r.motion_score == 0);
-  fill(r.guidance, defaults_.guidance, r.guidance < 0);
-  fill(r.image_guidance, defaults_.image_guidance, r.image_guidance < 0);
-  VideoShape shape = shape_of(r);
-  auto usual_shift = [](const VideoShape& s) { return flow_shift(s.tokens_per_frame(), s.latent_frames); };
-  if (!r.from_resolution.empty()) {
-    std::tie(r.from_width, r.from_height) = draft_size(r.from_resolution, r.width, r.height, layout_.cell());
-    r.from_resolution.clear();
-  }
-  if (r.from_width) {
-    VideoShape draft = draft_shape_of(r);
-    fill(r.from_flow_shift, r.flow_shift < 0 ? usual_shift(draft) : r.flow_shift, r.from_flow_shift < 0);
-    check_sampling(r, draft, r.from_flow_shift);
-  }
-  fill(r.flow_shift, usual_shift(shape), r.flow_shift < 0);
-
-  video_prompt(r.prompt, r.fps, r.motion_score);
-  positions_of(r, shape);
-  check_tile("pixels", r.tile, layout_.spatial);
-  check_tile("frames", r.tile_frames, layout_.temporal);
-  check_sampling(r, shape, r.flow_shift);
-  if (r.noise.defined()) {
-    VideoShape first = r.from_width ? draft_shape_of(r) : shape;
-    Shape expected{1, layout_.channels, first.latent_frames, first.latent_height, first.latent_width};
-    if (!(r.noise.shape() == expected) || !is_float(r.noise.dtype())) {
-      fail(ErrorKind::input,
-           "the given noise has shape " + r.noise.shape().str() + ", but this film needs " + expected.str());
-    }
-  }
-  return r;
-}
-
-// Enough frames for what is given, strengths and levels in range.
-void FilmPipeline::check_sampling(const FilmRequest& r, const VideoShape& shape, double shift) const {
-  VideoTaskInfo task = task_of(r);
-  std::vector<Tensor> references;
-  if (task.task != VideoTask::text) {
-    int64_t given = latent_frames_of(layout_, kinora::reference_frames(task, layout_));
-    Tensor nothing = Tensor::zeros({1, given, shape.latent_height, shape.latent_width, layout_.channels});
-    references.assign(task.task == VideoTask::loop ? 2 : 1, nothing);
-  }
-  VideoCondition condition = video_condition(task, shape, references);
-  guidance_steps({.text = r.guidance, .image = r.image_guidance}, r.steps, shape.latent_frames, condition);
-  first_step_at(flow_levels(r.steps, shift), r.refine_strength);
 }
 
 void FilmPipeline::keep_open(bool keep) {

@@ -127,6 +127,9 @@ class FilmPipeline {
   void close();  // what is open and need not stay
   void draw_picture(FilmRequest& request);
   VideoShape draft_shape_of(const FilmRequest& request) const;
+  std::vector<double> positions_of(const FilmRequest& request, const VideoShape& shape) const;  // of frames, in time
+  void complete_picture(FilmRequest& request) const;
+  void complete_draft(FilmRequest& request) const;
   void check_sampling(const FilmRequest& request, const VideoShape& shape, double flow_shift) const;
   std::vector<Tensor> encode_references(const FilmRequest& request, const VideoShape& shape);
   struct Part;

@@ -203,6 +203,105 @@ void check_space(const std::string& folder, uint64_t bytes) {
                           " free; make room, or set HF_HOME to a folder on another disk");
 }
 
+bool has_all_files(const RepositoryCache& cache, const Plan& plan) {
+  return std::all_of(plan.files.begin(), plan.files.end(),
+                     [&](const PlannedFile& file) { return file.cached && cache.has(plan.commit, file.entry.path); });
+}
+
+// What the cache keeps of a revision besides its files.
+void write_records(RepositoryCache& cache, const Plan& plan) {
+  cache.create(plan.commit);
+  if (!cache.read_tree(plan.commit)) cache.write_tree(plan.commit, plan.tree);
+  cache.write_ref(plan.name.revision, plan.commit);
+  for (const std::string& path : plan.absent) cache.write_absent(plan.commit, path);
+}
+
+// Indices, so that none of the large files is left alone at the end.
+std::vector<size_t> largest_first(const std::vector<PlannedFile>& files) {
+  std::vector<size_t> order(files.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return files[a].entry.size > files[b].entry.size; });
+  return order;
+}
+
+// Fetches the files of a plan, several at once. The first error, or options.stop, halts all of them.
+class ParallelFetch {
+ public:
+  ParallelFetch(const Settings& settings, const RepositoryCache& cache, const Plan& plan, const PullOptions& options)
+      : settings_(settings), cache_(cache), plan_(plan), options_(options), order_(largest_first(plan.files)) {}
+
+  void run() {
+    size_t jobs = std::min(order_.size(), static_cast<size_t>(std::max(options_.jobs, 1)));
+    running_ = jobs;
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < jobs; ++i) threads.emplace_back([this] { work(); });
+    wait_until_ended();
+    for (std::thread& thread : threads) thread.join();
+    if (error_) std::rethrow_exception(error_);
+    if (stopped()) fail(ErrorKind::cancelled, "stopped; the next pull goes on from here");
+  }
+
+ private:
+  // What each thread does: one file after another.
+  void work() {
+    try {
+      Http http(settings_, &halt_);
+      for (size_t i; !halt_ && (i = next_++) < order_.size();) fetch(http, order_[i]);
+    } catch (...) {
+      std::lock_guard guard(mutex_);
+      if (!halt_.exchange(true)) error_ = std::current_exception();
+    }
+    std::lock_guard guard(mutex_);
+    --running_;
+    ended_.notify_all();
+  }
+
+  void fetch(Http& http, size_t file) {
+    const TreeEntry& entry = plan_.files[file].entry;
+    http.on_notice([=, this](const std::string& why) { tell({Event::retrying, file, 0, why}); });
+    tell({Event::begun, file});
+    RepositoryCache mine = cache_;
+    FetchHooks hooks{.moved =
+                         [&](uint64_t bytes) {
+                           tell({Event::moved, file, bytes});
+                         },
+                     .waiting =
+                         [&] {
+                           tell({Event::waiting, file});
+                         }};
+    fetch_file(http, settings_, mine, plan_.commit, entry, options_.force, &halt_, hooks);
+    tell({Event::done, file, entry.size});
+  }
+
+  void tell(const Event& event) {
+    std::lock_guard guard(mutex_);
+    if (options_.on_event) options_.on_event(event);
+  }
+
+  void wait_until_ended() {
+    std::unique_lock guard(mutex_);
+    while (running_ > 0) {
+      ended_.wait_for(guard, std::chrono::milliseconds(20));
+      if (stopped()) halt_ = true;
+    }
+  }
+
+  bool stopped() const { return options_.stop && *options_.stop; }
+
+  const Settings& settings_;
+  const RepositoryCache& cache_;
+  const Plan& plan_;
+  const PullOptions& options_;
+  const std::vector<size_t> order_;
+  std::atomic<bool> halt_{false};
+  std::atomic<size_t> next_{0};  // in order_
+  std::mutex mutex_;             // of all below, and one event at a time
+  std::condition_variable ended_;
+  size_t running_ = 0;
+  std::exception_ptr error_;
+};
+
 }  // namespace
 
 std::string resolve_url(const Settings& settings, const std::string& repository, const std::string& commit,
@@ -235,76 +334,15 @@ void fetch_file(Http& http, const Settings& settings, RepositoryCache& cache, co
 std::string Hub::pull(const Plan& plan, const PullOptions& options) const {
   RepositoryCache cache(settings_.cache, plan.name.repository, settings_.symlinks);
   check_space(settings_.cache, options.force ? plan.bytes : plan.to_fetch);
-  auto prepare = [&] {
-    cache.create(plan.commit);
-    if (!cache.read_tree(plan.commit)) cache.write_tree(plan.commit, plan.tree);
-    cache.write_ref(plan.name.revision, plan.commit);
-    for (const std::string& path : plan.absent) cache.write_absent(plan.commit, path);
-  };
-  bool all_here = !options.force && std::all_of(plan.files.begin(), plan.files.end(), [&](const PlannedFile& file) {
-    return file.cached && cache.has(plan.commit, file.entry.path);
-  });
-  if (all_here) {
+  if (!options.force && has_all_files(cache, plan)) {
     try {
-      prepare();
+      write_records(cache, plan);
     } catch (const Error&) {  // a cache that is there to be read alone
     }
     return plan.folder;
   }
-  prepare();
-
-  std::vector<size_t> order(plan.files.size());  // the largest first, so that none is left alone at the end
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return plan.files[a].entry.size > plan.files[b].entry.size; });
-  std::atomic<bool> halt{false};
-  std::atomic<size_t> next{0};
-  std::mutex mutex;
-  std::condition_variable ended;
-  std::exception_ptr error;
-  size_t running = std::min(order.size(), static_cast<size_t>(std::max(options.jobs, 1)));
-  auto tell = [&](Event event) {
-    std::lock_guard guard(mutex);
-    if (options.on_event) options.on_event(event);
-  };
-  auto work = [&] {
-    try {
-      Http http(settings_, &halt);
-      for (size_t i; !halt && (i = next++) < order.size();) {
-        size_t file = order[i];
-        const TreeEntry& entry = plan.files[file].entry;
-        http.on_notice([&](const std::string& why) { tell({Event::retrying, file, 0, why}); });
-        tell({Event::begun, file});
-        RepositoryCache mine = cache;
-        fetch_file(http, settings_, mine, plan.commit, entry, options.force, &halt,
-                   {[&](uint64_t bytes) {
-                      tell({Event::moved, file, bytes});
-                    },
-                    [&] {
-                      tell({Event::waiting, file});
-                    }});
-        tell({Event::done, file, entry.size});
-      }
-    } catch (...) {
-      std::lock_guard guard(mutex);
-      if (!halt.exchange(true)) error = std::current_exception();
-    }
-    std::lock_guard guard(mutex);
-    --running;
-    ended.notify_all();
-  };
-  std::vector<std::thread> threads;
-  for (size_t i = running; i > 0; --i) threads.emplace_back(work);
-  {
-    std::unique_lock guard(mutex);
-    while (running > 0) {
-      ended.wait_for(guard, std::chrono::milliseconds(20));
-      if (options.stop && *options.stop) halt = true;
-    }
-  }
-  for (std::thread& thread : threads) thread.join();
-  if (error) std::rethrow_exception(error);
-  if (options.stop && *options.stop) fail(ErrorKind::cancelled, "stopped; the next pull goes on from here");
+  write_records(cache, plan);
+  ParallelFetch(settings_, cache, plan, options).run();
   return plan.folder;
 }
 
