@@ -281,10 +281,10 @@ TEST_P(CudaCodesProduct, GivesCublasBitsAtTheModelsSizes) {
 TEST(CudaCodesProductFp8, GivesCublasBits) {
   KINORA_NEEDS_GPU();
   if (!cuda::codes_kernel_runs(CodesKernel::wgmma, DType::f8_e4m3)) GTEST_SKIP() << "this GPU does not run that kernel";
-  for (ProductCase c : {ProductCase{.rows = 77, .n = 72, .k = 48}, ProductCase{.rows = 300, .n = 200, .k = 784},
-                        ProductCase{.rows = 2056, .n = 2240, .k = 2240},
-                        ProductCase{.items = 2, .rows = 1024, .n = 2240, .k = 5600},
-                        ProductCase{.rows = 2207, .n = 9216, .k = 3072}}) {
+  for (ProductCase c :
+       {ProductCase{.rows = 77, .n = 72, .k = 48}, ProductCase{.rows = 300, .n = 200, .k = 784},
+        ProductCase{.rows = 2056, .n = 2240, .k = 2240}, ProductCase{.items = 2, .rows = 1024, .n = 2240, .k = 5600},
+        ProductCase{.rows = 2207, .n = 9216, .k = 3072}}) {
     c.format = QuantFormat::fp8;
     for (DType dtype : {DType::bf16, DType::f16}) {
       c.dtype = dtype;
