@@ -38,7 +38,7 @@ bool fits(int64_t m, int64_t n, int64_t k, const ProductFinish& finish) {
 bool best_for_fp8(int64_t m, int64_t n, int64_t k, const ProductFinish& finish) {
   int blocks = device_limits().multiprocessors;
   WgmmaTile tile = wgmma_tile(static_cast<int>(m), static_cast<int>(n), static_cast<int>(k), blocks);
-  bool same = finish.act == Act::none && finish.bias_type == finish.dtype && !finish.out_row;
+  bool same = finish.act == Act::none && !finish.gated && finish.bias_type == finish.dtype && !finish.out_row;
   return same && ceil_div(m, tile.rows()) * ceil_div(n, tile.columns) <= blocks;
 }
 

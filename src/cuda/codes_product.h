@@ -14,11 +14,12 @@ enum class CodesKernel : uint8_t { none, mma, wgmma };
 
 class CodesProduct {
  public:
-  // out [m, n] = finish(x [m, k] · wᵀ), w [n, k], both of `codes`: i8 or f8_e4m3. Of `finish`: the type, bias,
+  // out [m, n] = finish(x [m, k] · wᵀ), w [n, k], both of `codes`: i8 or f8_e4m3. Of `finish`: the type, bias, gates,
   // activation and rows of the result; `sums` is not looked at.
   CodesProduct(DType codes, int64_t m, int64_t n, int64_t k, const ProductFinish& finish);
 
-  // False where none of the kernels takes this: n or the rows of the result are no multiples of 8, k none of 16.
+  // False where none of the kernels takes this: n or the rows of the result are no multiples of 8, k none of 16; and of
+  // FP8 where cuBLASLt's products are faster, or give other bits than ours.
   bool available() const { return launch_ != nullptr; }
 
   // Codes on the device, 16-byte aligned; of `data`, `sums`, `rows` and `first_row` are not looked at. The rows of the

@@ -53,9 +53,9 @@ struct Operands {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // Scales and bias of a tile's columns.
-class Beside {
+class ColumnsCopy {
  public:
-  __device__ Beside(const CodesArguments& p, int column, int columns) : p_(p), column_(column) {
+  __device__ ColumnsCopy(const CodesArguments& p, int column, int columns) : p_(p), column_(column) {
     count_ = static_cast<uint32_t>(p.n - column < columns ? p.n - column : columns);
     bias_size_ = !p.data.bias ? 0 : p.finish.bias_type == DType::f32 ? 4 : 2;
   }
@@ -80,7 +80,7 @@ __device__ void copy_tiles(const CodesArguments& p, const Operands& operands, P 
   for (int index = blockIdx.x; index < p.tile_rows * p.tile_columns; index += gridDim.x, ++count) {
     TileAt tile = tile_at(index, p.tile_rows, p.tile_columns);
     int row = tile.row * P::kRows, column = tile.column * kColumns;
-    Beside beside(p, column, kColumns);
+    ColumnsCopy beside(p, column, kColumns);
     for (int k = 0; k < p.k; k += kDepth) {
       uint32_t full = at.full(turn.stage);
       barrier_wait(at.empty(turn.stage), turn.parity ^ 1);

@@ -12,7 +12,8 @@ struct ProductFinish {
   Act act = Act::none;
   int64_t columns = 0;
   int64_t sums_row = 0, out_row = 0;  // elements from one row to the next; 0: columns
-  Layout<1> gates{};                  // where the gate of each row begins
+  bool gated = false;                 // there is a gate
+  Layout<1> gates{};                  // where that of each row begins
 
   // Null pointers: not there. `residual` and `out` [rows, columns] and `sums` may be the same memory, when types and
   // rows are alike; `first_row`: of the result, which the gates belong to. All of device memory, 16-byte aligned but

@@ -54,7 +54,8 @@ struct Linear {
 ProductFinish finish_of(const StepSpec& spec, const Linear& l, DType sums) {
   ProductFinish finish{
       .sums = sums, .dtype = l.dtype, .bias_type = l.bias_type, .act = l.act, .columns = l.n, .out_row = l.row};
-  if (!l.at.gate) return finish;
+  finish.gated = l.at.gate != 0;
+  if (!finish.gated) return finish;
   const Shape &out = spec.output().shape, &gate = spec.inputs[l.at.gate].shape;
   std::array<Ints, 1> strides{broadcast_strides(out, gate, contiguous_strides(gate))};
   strides[0].pop_back();
@@ -248,7 +249,7 @@ Step make_quantized_linear_rows(const StepSpec& spec) {
   bool narrow = !fp8 || (has_fp8_products() && l.dtype != DType::f32);
   // cuBLASLt takes rows of FP4 that are multiples of 16 bytes.
   if (l.nvfp4) narrow = has_nvfp4_products() && l.k % 32 == 0;
-  if (!l.nvfp4 && narrow && !(fp8 && l.at.gate)) {  // whose bits would not be those of cuBLASLt
+  if (!l.nvfp4 && narrow) {
     CodesProduct product(fp8 ? DType::f8_e4m3 : DType::i8, l.m, l.n, l.k, finish_of(spec, l, l.dtype));
     if (product.available()) {
       step.run = [product, l](const StepArgs& args) {
