@@ -12,9 +12,9 @@
 namespace kinora::cuda {
 namespace {
 
-constexpr int kSuggestions = 8, kRounds = 3, kRuns = 8;
-constexpr double kLeastWork = 4e9;                                      // operations worth measuring
-constexpr size_t kMostBytes = size_t{1} << 30, kPastCache = 100 << 20;  // of operands; of weights read in turn
+constexpr int kSuggestions = 8, kRounds = 3, kLeastRuns = 2, kMostRuns = 8;
+constexpr double kLeastWork = 4e9, kRunsWork = 8e12;  // operations worth measuring; of a round, at most
+constexpr size_t kMostBytes = size_t{8} << 30, kPastCache = 100 << 20;  // of operands; of weights read in turn
 constexpr float kGain = 0.98f;                                          // what a plan must better
 
 __global__ void fill_kernel(uint16_t* out, size_t count, uint32_t seed, DType dtype) {
@@ -59,6 +59,7 @@ class Trial {
       : shape_(s),
         weight_count_(size_t(s.n * s.k) * (s.shared_b ? 1 : size_t(s.batch))),
         element_(s.operands ? dtype_size(*s.operands) : 2),
+        runs_(std::clamp<size_t>(static_cast<size_t>(kRunsWork / work(s)), kLeastRuns, kMostRuns)),
         copies_(std::clamp<size_t>(kPastCache / (element_ * weight_count_), 1, 8)),
         out_bytes_(size_t(s.batch * s.m * (s.row ? s.row : s.n)) * (s.wide ? 4 : dtype_size(s.dtype))),
         x_(size_t(s.batch * s.m * s.k) * element_),
@@ -71,6 +72,9 @@ class Trial {
         workspace_(size_t{32} << 20),
         differ_(sizeof(int)) {}
 
+  static double work(const ProductShape& s) {
+    return 2.0 * static_cast<double>(s.batch * s.m) * static_cast<double>(s.n) * static_cast<double>(s.k);
+  }
   static size_t bytes(const ProductShape& s) {
     return size_t(s.batch) * 2 * size_t(s.m * s.k + s.n * s.k + 4 * s.m * s.n);
   }
@@ -138,7 +142,7 @@ class Trial {
     return host != 0;
   }
 
-  // Milliseconds of kRuns products, the least of some rounds.
+  // Milliseconds of some products, the least of some rounds.
   float measure(const Product& product) {
     cudaEvent_t start, stop;
     check(cudaEventCreate(&start));
@@ -146,7 +150,7 @@ class Trial {
     float least = 0;
     for (int round = 0; round < kRounds; ++round) {
       check(cudaEventRecord(start, stream_));
-      for (size_t i = 0; i < kRuns; ++i) run(product, i % copies_, other_);
+      for (size_t i = 0; i < runs_; ++i) run(product, i % copies_, other_);
       check(cudaEventRecord(stop, stream_));
       check(cudaEventSynchronize(stop));
       float time = 0;
@@ -159,7 +163,7 @@ class Trial {
   }
 
   ProductShape shape_;
-  size_t weight_count_, element_, copies_, out_bytes_;
+  size_t weight_count_, element_, runs_, copies_, out_bytes_;
   Memory x_, w_, bias_, residual_, scales_, first_, other_, workspace_, differ_;
   cudaStream_t stream_ = nullptr;
 };
@@ -227,14 +231,16 @@ int tuned_suggestion(const ProductShape& s) {
     const char* value = std::getenv("KINORA_CUDA_TUNE");
     return value && *value == '0';
   }();
-  double work = 2.0 * static_cast<double>(s.batch * s.m) * static_cast<double>(s.n) * static_cast<double>(s.k);
-  if (off || s.dtype == DType::f32 || work < kLeastWork || Trial::bytes(s) > kMostBytes) return 0;
+  if (off || s.dtype == DType::f32 || Trial::work(s) < kLeastWork || Trial::bytes(s) > kMostBytes) return 0;
   static std::mutex mutex;
   std::lock_guard lock(mutex);
   static Known known;
   std::string key = key_of(s);
   if (const int* found = known.find(key)) return *found;
   check(cudaDeviceSynchronize());  // nothing else should run meanwhile
+  size_t left = 0, total = 0;
+  check(cudaMemGetInfo(&left, &total));
+  if (Trial::bytes(s) > left / 2) return 0;
   Trial trial(s);
   if (!trial.ready()) return 0;
   int best = trial.best();
