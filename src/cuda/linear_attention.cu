@@ -1,31 +1,17 @@
 // ReLU linear attention in three kernels: sums of v'·relu(k)ᵀ over chunks of tokens, their sum in a fixed order, and
 // the product of that state with relu(q). The first and last read each of q, k and v once and are bound by memory.
-#include "cuda/heads.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
-#include "cuda/mma.cuh"
+#include "cuda/linear_attention.cuh"
 
 namespace kinora::cuda {
 namespace {
 
-constexpr int kDim = 32;   // of the tensor-core path
 constexpr int kHeads = 4;  // neighbouring heads of one block, so that it reads long stretches of memory
 constexpr int kLines = 2;  // warps of one head, each with every second group of tokens
-constexpr int kStep = 16;  // tokens of one product
 constexpr int kAhead = 2;  // steps that a warp's loads are ahead of its products
 constexpr int kThreads = 32 * kHeads * kLines;
-constexpr int kState = (kDim + 1) * kDim;
 constexpr int kTileTokens = 16, kTileRows = 32, kTileColumns = 128;  // of the plain path
-
-struct LinearArgs {
-  const void *q, *k, *v;
-  void* out;      // [batch, n, heads, d]
-  float* parts;   // [batch, heads, chunks, state]
-  float* states;  // [batch, heads, state]
-  HeadStrides q_at, k_at, v_at;
-  int n, heads, d, chunk, chunks;
-  float eps;
-};
 
 struct Place {
   int batch, head, first, end;  // the tokens of this warp's chunk
@@ -37,105 +23,49 @@ __device__ inline Place place_of(const LinearArgs& a, int warp_head) {
   return {batch, group * kHeads + warp_head, chunk * a.chunk, min(a.n, (chunk + 1) * a.chunk)};
 }
 
-// The low halves of two registers, or the high ones.
-__device__ inline uint32_t lows(uint32_t x, uint32_t y) { return __byte_perm(x, y, 0x5410); }
-__device__ inline uint32_t highs(uint32_t x, uint32_t y) { return __byte_perm(x, y, 0x7632); }
-
-// Lane (g, c) = (lane / 4, lane % 4) reads elements 4g .. 4g + 3 of tokens 4c .. 4c + 3. A product sums over tokens in
-// any order and its rows and columns may stand for any elements, so the lane's rows of A and columns of B are those
-// four: row g of product i is element 4g + 2i of v, row g + 8 is 4g + 2i + 1; column g of product j is 4g + j of k.
-struct Tokens {
-  uint2 k[4], v[4];
-};
-
-template <class T>
-__device__ inline void load_tokens(Tokens& t, const T* k, const T* v, const LinearArgs& a, int left) {
-#pragma unroll
-  for (int u = 0; u < 4; ++u) {
-    t.k[u] = u < left ? *reinterpret_cast<const uint2*>(k + u * a.k_at.token) : make_uint2(0, 0);
-    t.v[u] = u < left ? *reinterpret_cast<const uint2*>(v + u * a.v_at.token) : make_uint2(0, 0);
-  }
-}
-
-template <class T>
-__device__ inline void add_tokens(float (&sums)[3][4][4], Tokens& t) {
-#pragma unroll
-  for (int u = 0; u < 4; ++u) t.k[u] = make_uint2(Pair<T>::relu(t.k[u].x), Pair<T>::relu(t.k[u].y));
-  const uint32_t values[2][4] = {{lows(t.v[0].x, t.v[1].x), highs(t.v[0].x, t.v[1].x),  //
-                                  lows(t.v[2].x, t.v[3].x), highs(t.v[2].x, t.v[3].x)},
-                                 {lows(t.v[0].y, t.v[1].y), highs(t.v[0].y, t.v[1].y),  //
-                                  lows(t.v[2].y, t.v[3].y), highs(t.v[2].y, t.v[3].y)}};
-  const uint32_t keys[4][2] = {{lows(t.k[0].x, t.k[1].x), lows(t.k[2].x, t.k[3].x)},
-                               {highs(t.k[0].x, t.k[1].x), highs(t.k[2].x, t.k[3].x)},
-                               {lows(t.k[0].y, t.k[1].y), lows(t.k[2].y, t.k[3].y)},
-                               {highs(t.k[0].y, t.k[1].y), highs(t.k[2].y, t.k[3].y)}};
-  const uint32_t ones[4] = {Pair<T>::kOnes, Pair<T>::kOnes, Pair<T>::kOnes, Pair<T>::kOnes};
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    mma<T>(sums[0][j], values[0], keys[j][0], keys[j][1]);
-    mma<T>(sums[1][j], values[1], keys[j][0], keys[j][1]);
-    mma<T>(sums[2][j], ones, keys[j][0], keys[j][1]);
-  }
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) sum_chunks_kernel(const __grid_constant__ LinearArgs a) {
-  __shared__ float others[kHeads * (kLines - 1)][48][32];
+  __shared__ float others[kHeads][36][32];
   begin_kernel();
   int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   int line = warp / kHeads, g = lane / 4, c = lane % 4;
   Place p = place_of(a, warp % kHeads);
   bool there = p.head < a.heads;
-  float sums[3][4][4] = {};
+  TokenSums sums;
   if (there) {
-    int token = p.first + line * kStep + 4 * c;
+    int token = p.first + line * kLinearStep + 4 * c;
     const T* k = head_of<T>(a.k, a.k_at, p.batch, p.head) + token * a.k_at.token + 4 * g;
     const T* v = head_of<T>(a.v, a.v_at, p.batch, p.head) + token * a.v_at.token + 4 * g;
     Tokens ahead[kAhead];
     auto load_next = [&](Tokens& t) {
       load_tokens<T>(t, k, v, a, p.end - token);
-      token += kLines * kStep;
-      k += kLines * kStep * a.k_at.token;
-      v += kLines * kStep * a.v_at.token;
+      token += kLines * kLinearStep;
+      k += kLines * kLinearStep * a.k_at.token;
+      v += kLines * kLinearStep * a.v_at.token;
     };
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) load_next(ahead[i]);
-    for (int first = p.first + line * kStep; first < p.end; first += kAhead * kLines * kStep) {
+    for (int first = p.first + line * kLinearStep; first < p.end; first += kAhead * kLines * kLinearStep) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {  // behind the end are zeros
         Tokens now = ahead[i];
         load_next(ahead[i]);
-        add_tokens<T>(sums, now);
+        sums.add<T>(now);
       }
     }
   }
+  float* mine = &others[warp % kHeads][0][lane];
+  static_assert(kLines == 2);
   if (line > 0) {
 #pragma unroll
-    for (int e = 0; e < 48; ++e) others[warp - kHeads][e][lane] = sums[e / 16][e / 4 % 4][e % 4];
+    for (int e = 0; e < 36; ++e) mine[32 * e] = e < 32 ? sums.products[e / 16][e / 4 % 4][e % 4] : sums.keys[e % 4];
   }
   __syncthreads();
   if (line > 0 || !there) return;
 #pragma unroll
-  for (int other = 0; other < kLines - 1; ++other) {
-#pragma unroll
-    for (int e = 0; e < 48; ++e) sums[e / 16][e / 4 % 4][e % 4] += others[other * kHeads + warp][e][lane];
-  }
+  for (int e = 0; e < 36; ++e) (e < 32 ? sums.products[e / 16][e / 4 % 4][e % 4] : sums.keys[e % 4]) += mine[32 * e];
   int64_t chunk = p.first / a.chunk + a.chunks * (p.head + static_cast<int64_t>(p.batch) * a.heads);
-  float* part = a.parts + chunk * kState;
-  // Column 2c + e of product j is element 4·(2c + e) + j of k.
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int from = i % 2 * 2 + e;
-      *reinterpret_cast<float4*>(part + (4 * g + i) * kDim + 8 * c + 4 * e) =
-          make_float4(sums[i / 2][0][from], sums[i / 2][1][from], sums[i / 2][2][from], sums[i / 2][3][from]);
-    }
-    if (g == 0) {
-      *reinterpret_cast<float4*>(part + kDim * kDim + 8 * c + 4 * e) =
-          make_float4(sums[2][0][e], sums[2][1][e], sums[2][2][e], sums[2][3][e]);
-    }
-  }
+  sums.store(a.parts + chunk * kLinearState);
 }
 
 // states[i] = Σ over chunks of parts
@@ -167,10 +97,10 @@ __device__ inline void load_state(SplitState& split, const float* state, int lan
   float top = 0;
 #pragma unroll
   for (int t = 0; t < 5; ++t) {
-    int row = t < 4 ? 8 * (g / 2) + 2 * t + g % 2 : kDim;
+    int row = t < 4 ? 8 * (g / 2) + 2 * t + g % 2 : kLinearDim;
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
-      const float* from = state + row * kDim + 8 * c + 4 * s;
+      const float* from = state + row * kLinearDim + 8 * c + 4 * s;
       rows[t][s] = t < 4 || g == 0 ? *reinterpret_cast<const float4*>(from) : make_float4(0, 0, 0, 0);
       const float4& x = rows[t][s];
       top = fmaxf(top, fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
@@ -211,12 +141,12 @@ __global__ void __launch_bounds__(kThreads, 2) apply_kernel(const __grid_constan
   Place p = place_of(a, warp % kHeads);
   if (p.head >= a.heads) return;
   SplitState split;
-  load_state<T>(split, a.states + (static_cast<int64_t>(p.batch) * a.heads + p.head) * kState, lane);
+  load_state<T>(split, a.states + (static_cast<int64_t>(p.batch) * a.heads + p.head) * kLinearState, lane);
   float eps = a.eps * split.factor;
   const T* q = head_of<T>(a.q, a.q_at, p.batch, p.head) + 8 * c;
-  T* out = static_cast<T*>(a.out) + (static_cast<int64_t>(p.batch) * a.n * a.heads + p.head) * kDim + 8 * c;
-  int64_t row = static_cast<int64_t>(a.heads) * kDim;
-  int token = p.first + line * kStep + g, next = token;
+  T* out = static_cast<T*>(a.out) + (static_cast<int64_t>(p.batch) * a.n * a.heads + p.head) * kLinearDim + 8 * c;
+  int64_t row = static_cast<int64_t>(a.heads) * kLinearDim;
+  int token = p.first + line * kLinearStep + g, next = token;
   uint4 ahead[kAhead][2];
   auto load_next = [&](uint4(&x)[2]) {
 #pragma unroll
@@ -224,11 +154,11 @@ __global__ void __launch_bounds__(kThreads, 2) apply_kernel(const __grid_constan
       int at = next + 8 * half;
       x[half] = at < p.end ? *reinterpret_cast<const uint4*>(q + at * a.q_at.token) : make_uint4(0, 0, 0, 0);
     }
-    next += kLines * kStep;
+    next += kLines * kLinearStep;
   };
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) load_next(ahead[i]);
-  for (int first = p.first + line * kStep; first < p.end; first += kAhead * kLines * kStep) {
+  for (int first = p.first + line * kLinearStep; first < p.end; first += kAhead * kLines * kLinearStep) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const uint32_t queries[2][4] = {{Pair<T>::relu(ahead[i][0].x), Pair<T>::relu(ahead[i][1].x),
@@ -252,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_kernel(const __grid_constan
         uint4 y = make_uint4(pair(0), pair(1), pair(2), pair(3));
         if (token + 8 * half < p.end) *reinterpret_cast<uint4*>(out + (token + 8 * half) * row) = y;
       }
-      token += kLines * kStep;
+      token += kLines * kLinearStep;
     }
   }
 }
@@ -339,16 +269,18 @@ __global__ void apply_plain_kernel(const __grid_constant__ LinearArgs a) {
   }
 }
 
+constexpr int64_t kClusterTokens = 1 << 20;
+
 // Depends on the number of tokens alone: enough blocks to fill a GPU at few tokens, few partial sums at many.
 int64_t chunk_of(int64_t tokens) { return tokens <= 2048 ? 192 : tokens <= 8192 ? 256 : 512; }
 
 template <class T>
 void run_tensor(const LinearArgs& a, int64_t batch, cudaStream_t stream) {
   auto blocks = static_cast<unsigned>(ceil_div(a.heads, kHeads) * a.chunks * batch);
-  int64_t count = batch * a.heads * kState;
+  int64_t count = batch * a.heads * kLinearState;
   start_kernel(sum_chunks_kernel<T>, blocks, kThreads, 0, stream, a);
   start_kernel(add_chunks_kernel, static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream, a.parts, a.states,
-               a.chunks, int64_t{kState}, count);
+               a.chunks, int64_t{kLinearState}, count);
   start_kernel(apply_kernel<T>, blocks, kThreads, 0, stream, a);
 }
 
@@ -382,10 +314,13 @@ Step make_linear_attention(const StepSpec& spec) {
   a.n = static_cast<int>(x[1]), a.heads = static_cast<int>(x[2]), a.d = static_cast<int>(x[3]);
   a.chunk = static_cast<int>(chunk), a.chunks = static_cast<int>(ceil_div(x[1], chunk));
   a.eps = static_cast<float>(spec.node.attrs.real("eps"));
-  bool tensor = x[3] == kDim && dtype != DType::f32 && all_multiples(a.q_at, 8) && all_multiples(a.k_at, 4) &&
+  bool tensor = x[3] == kLinearDim && dtype != DType::f32 && all_multiples(a.q_at, 8) && all_multiples(a.k_at, 4) &&
                 all_multiples(a.v_at, 4);
   auto state_bytes = static_cast<size_t>(batch * x[2] * x[3] * (x[3] + 1)) * sizeof(float);
   state_bytes = (state_bytes + 255) / 256 * 256;
+  // Of many tokens, the kernels above read long stretches of memory, which takes less time.
+  bool clusters = tensor && x[1] <= kClusterTokens && all_multiples(a.k_at, 8) && all_multiples(a.v_at, 8) &&
+                  prepare_linear_attention_clusters(dtype);
   Step step;
   step.scratch_bytes = state_bytes * static_cast<size_t>(a.chunks + 1);
   step.run = [=](const StepArgs& args) {
@@ -395,6 +330,8 @@ Step make_linear_attention(const StepSpec& spec) {
     now.states = reinterpret_cast<float*>(args.scratch);
     now.parts = reinterpret_cast<float*>(args.scratch + state_bytes);
     bool aligned = is_aligned(now.q, 16) && is_aligned(now.out, 16) && is_aligned(now.k, 8) && is_aligned(now.v, 8);
+    if (clusters && aligned && is_aligned(now.k, 16) && is_aligned(now.v, 16))
+      return run_linear_attention_clusters(now, batch, dtype, stream_of(args));
     with_float(dtype, [&](auto zero) {
       using T = decltype(zero);
       if constexpr (sizeof(T) == 2) {
