@@ -249,6 +249,18 @@ std::vector<Case> cases() {
          auto halves = split(x[0], 2, 2);
          return act_mul(halves[0], halves[1], "gelu_tanh");
        }},
+      {"gemma-rope",
+       {{2, 300, 4096}},
+       [](In x) {
+         Value table = x[0].graph().constant(Tensor::zeros({300, 256}));
+         return rope(reshape(slice(x[0], 2, 0, 3072), {2, 300, 12, 256}), table, table);
+       }},
+      {"gemma-gelu",
+       {{2, 300, 18432}},
+       [](In x) {
+         auto halves = split(x[0], 2, 2);
+         return act_mul(halves[0], halves[1], "gelu_tanh");
+       }},
       {"gemma-attention", {{2, 300, 4096}}, [](In x) { return gemma_attention(x[0], 300); }},
       {"gemma-attn-padded", {{2, 300, 4096}}, [](In x) { return gemma_attention(x[0], 90); }},
   };

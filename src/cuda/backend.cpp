@@ -118,7 +118,7 @@ const Backend& backend() {
       fuse_norm_padding,    add_without_repeating,   channels_last_weights, use_quantized_products,
       share_quantized_rows, merge_quantized_linears, match_weight_types,    merge_linears,
       drop_rejoined_slices, join_before_slicing,     fuse_pointwise,        fuse_quantized_rows,
-      fuse_sums_and_rows,   fuse_norm_rope,          tile_weight_scales,
+      fuse_sums_and_rows,   fuse_norm_rope,          merge_ropes,           tile_weight_scales,
   };
   static const Backend instance{"cuda", kernels, kPasses, &cpu::backend(), runnable, weight_quantizer};
   return instance;
