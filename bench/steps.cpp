@@ -249,6 +249,15 @@ std::vector<Case> cases() {
          auto halves = split(x[0], 2, 2);
          return act_mul(halves[0], halves[1], "gelu_tanh");
        }},
+      {"gemma-norm", {{2, 300, 2304}, {2304}}, [](In x) { return rms_norm(x[0], x[1], {}, 1e-6, 1); }},
+      {"gemma-norm-add",
+       {{2, 300, 2304}, {2, 300, 2304}, {2304}},
+       [](In x) { return rms_norm_add(x[0], x[1], x[2], {}, 1e-6, 1); }},
+      {"gemma-norm-add-norm",
+       {{2, 300, 2304}, {2, 300, 2304}, {2304}, {2304}},
+       [](In x) {
+         return rms_norm_add_norm(x[0], x[1], {x[2], 1e-6, 1}, {x[3], 1e-6, 1});
+       }},
       {"gemma-rope",
        {{2, 300, 4096}},
        [](In x) {

@@ -90,6 +90,7 @@ const Backend& backend() {
       Kernel{&kRmsNormRows, make_rms_norm_rows, supports_norm, kStrided},
       Kernel{&kMulAddRows, make_mul_add_rows, supports_mul_add_rows, kStrided},
       Kernel{&kMulAddNorm, make_mul_add_norm, supports_mul_add_rows, kStrided},
+      Kernel{&kRmsNormAddNorm, make_norm_add_norm, supports_norm_add_norm},
       Kernel{&kActMulRows, make_act_mul_rows, supports_act_mul_rows, kStrided},
       Kernel{&kDequantize, make_dequantize},
       Kernel{&kDequantizeRows, make_dequantize_rows},

@@ -37,6 +37,18 @@ void add_norm_attention(std::vector<OpCase>& c) {
          .terms = width,
          .gradient = false});
   }
+  for (int64_t width : {21, 80, 2304}) {
+    c.push_back({.name = "rms_norm_add_norm/" + std::to_string(width),
+                 .shapes = {{3, 5, width}, {3, 5, width}, {width}, {width}},
+                 .build =
+                     [](In x) {
+                       Value both = rms_norm_add_norm(x[0], x[1], {x[2], 1e-6, 1}, {x[3], 1e-5, 0.5});
+                       const Shape& shape = x[0].shape();
+                       return concat({normed_of(both, shape, x[0].dtype()), sum_of(both, shape, x[0].dtype())}, 2);
+                     },
+                 .terms = width,
+                 .gradient = false});
+  }
   c.push_back({.name = "rms_norm",
                .shapes = {{4, 19}, {19}, {19}},
                .build = [](In x) { return rms_norm(x[0], x[1], x[2], 1e-5); },
