@@ -85,6 +85,18 @@ Value modulation(Value x, QuantFormat format) {
   return quantized_linear(x, weight, {.bias = zeros("bias", {kRows}, DType::bf16)});
 }
 
+// Gemma-2 2B's; the tokens from `tokens` on are padding.
+Value gemma_attention(Value qkv, int64_t tokens) {
+  const Shape s = qkv.shape();
+  auto part = [&](int64_t at, int64_t count) {
+    return reshape(slice(qkv, 2, at, at + count * 256), {s[0], s[1], count, 256});
+  };
+  std::vector<float> hidden(static_cast<size_t>(s[1]), 0);
+  std::fill(hidden.begin() + tokens, hidden.end(), -1e30f);
+  Value bias = broadcast_to(qkv.graph().constant(Tensor::from({1, s[1]}, hidden)), {s[0], s[1]});
+  return attention(part(0, 8), part(2048, 4), part(3072, 4), bias, {.scale = 0.06, .softcap = 50, .causal = true});
+}
+
 std::vector<Case> cases() {
   using In = std::span<const Value>;
   return {
@@ -237,14 +249,29 @@ std::vector<Case> cases() {
          auto halves = split(x[0], 2, 2);
          return act_mul(halves[0], halves[1], "gelu_tanh");
        }},
-      {"gemma-attention",
+      {"gemma-norm", {{2, 300, 2304}, {2304}}, [](In x) { return rms_norm(x[0], x[1], {}, 1e-6, 1); }},
+      {"gemma-norm-add",
+       {{2, 300, 2304}, {2, 300, 2304}, {2304}},
+       [](In x) { return rms_norm_add(x[0], x[1], x[2], {}, 1e-6, 1); }},
+      {"gemma-norm-add-norm",
+       {{2, 300, 2304}, {2, 300, 2304}, {2304}, {2304}},
+       [](In x) {
+         return rms_norm_add_norm(x[0], x[1], {x[2], 1e-6, 1}, {x[3], 1e-6, 1});
+       }},
+      {"gemma-rope",
        {{2, 300, 4096}},
        [](In x) {
-         auto part = [&](int64_t at, int64_t count) {
-           return reshape(slice(x[0], 2, at, at + count * 256), {2, 300, count, 256});
-         };
-         return attention(part(0, 8), part(2048, 4), part(3072, 4), {}, {.scale = 0.06, .softcap = 50, .causal = true});
+         Value table = x[0].graph().constant(Tensor::zeros({300, 256}));
+         return rope(reshape(slice(x[0], 2, 0, 3072), {2, 300, 12, 256}), table, table);
        }},
+      {"gemma-gelu",
+       {{2, 300, 18432}},
+       [](In x) {
+         auto halves = split(x[0], 2, 2);
+         return act_mul(halves[0], halves[1], "gelu_tanh");
+       }},
+      {"gemma-attention", {{2, 300, 4096}}, [](In x) { return gemma_attention(x[0], 300); }},
+      {"gemma-attn-padded", {{2, 300, 4096}}, [](In x) { return gemma_attention(x[0], 90); }},
   };
 }
 

@@ -25,6 +25,15 @@ __device__ inline float silu_rough(float x) {
   return fmaf(half, t, half);
 }
 
+// gelu_tanh likewise, by x·σ(2u) = x/2·(1 + tanh u). Very negative x gives -0.
+__device__ inline float gelu_tanh_fast(float x) {
+  constexpr float kUnit = -2.0f * 0.7978845608028654f * 1.4426950408889634f;
+  float e, r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * fmaf(kUnit * 0.044715f, x * x, kUnit)));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
+  return x * r;
+}
+
 // For results that will be rounded to T.
 template <class T>
 __device__ inline float silu_for(float x) {
@@ -42,6 +51,16 @@ __device__ inline float activate(float x, Act act) {
     case Act::silu: return silu_for<T>(x);
     case Act::gelu_tanh: return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
     default: return x;
+  }
+}
+
+// The activation of act_mul, whose results are of T.
+template <class T>
+__device__ inline float activate_gate(float x, Act act) {
+  if constexpr (sizeof(T) == 4) {
+    return activate<float>(x, act);
+  } else {
+    return act == Act::gelu_tanh ? gelu_tanh_fast(x) : activate<T>(x, act);
   }
 }
 

@@ -1,8 +1,9 @@
 // Attention in one kernel: a block owns some queries of one head and walks over the keys, tile by tile, keeping the
 // running maximum and sum of each query's softmax (Dao, FlashAttention-2, arXiv 2307.08691). 16-bit types use the
 // tensor cores; attention_f32.cu has the float32 kernel.
-#include "cuda/attention_softmax.cuh"
+#include "cuda/attention_tiles.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "ops/attention.h"
 
 namespace kinora::cuda {
@@ -11,76 +12,11 @@ namespace {
 constexpr int kThreads = 128, kWarps = kThreads / 32;
 constexpr int kMostDims = 512;
 
-// Rows first .. first + kRows of a head, as [kRows, D + 8] with zeros past the last row and past d. A row's 16-byte
-// pieces are odd in number, so that the eight rows of an ldmatrix fall into different banks.
-template <class T, int D, int kRows, int kBlock = kThreads>
-__device__ inline void load_tile(T* tile, const T* rows, int64_t stride, int first, int count, const AttentionArgs& a) {
-  constexpr int kStride = D + 8, kLanes = D <= 32 ? 4 : D <= 64 ? 8 : D <= 128 ? 16 : D <= 256 ? 32 : 64;
-  constexpr int kStep = kBlock / kLanes;
-  if (a.vectors) {
-    int row = static_cast<int>(threadIdx.x) / kLanes, column = static_cast<int>(threadIdx.x) % kLanes * 8;
-    if (D < 8 * kLanes && column >= D) return;
-    int left = column < a.d ? count - first - row : 0;
-    const T* from = rows + (first + row) * stride + column;
-    uint32_t to = shared_address(tile + row * kStride + column);
-#pragma unroll
-    for (int i = 0; i < kRows; i += kStep) {
-      cp_async(to + i * kStride * sizeof(T), i < left ? from : rows, i < left);
-      from += kStep * stride;
-    }
-  } else {
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * D; i += kBlock) {
-      int row = i / D, column = i % D;
-      bool there = first + row < count && column < a.d;
-      tile[row * kStride + column] = there ? rows[(first + row) * stride + column] : from_float<T>(0.0f);
-    }
-  }
-}
-
-// 1 - 2 / (e^2x + 1), to about 2^-21 of 1.
-__device__ inline float fast_tanh(float x) { return 1.0f - __fdividef(2.0f, 1.0f + fast_exp2(2.0f * kLog2e * x)); }
-
-// From products q·k to scores in units of log 2, with soft cap, mask and bias. The lane's element e of s[i][t] is
-// query row + 16·i + 8·(e / 2) and key column + 8·t + e % 2.
+// From products q·k to scores in units of log 2, with soft cap, mask and bias; they lie as in cap_and_hide.
 template <int MT, int NT>
 __device__ inline void finish_scores(float (&s)[MT][NT][4], const AttentionArgs& a, const AttentionPlace& p, int row,
                                      int column) {
-  bool capped = a.softcap > 0;
-  float inner = capped ? a.scale / a.softcap : a.scale * kLog2e, outer = a.softcap * kLog2e;
-#pragma unroll
-  for (int i = 0; i < MT; ++i) {
-#pragma unroll
-    for (int t = 0; t < NT; ++t) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        s[i][t][e] *= inner;
-      }
-    }
-  }
-  if (capped) {
-#pragma unroll
-    for (int i = 0; i < MT; ++i) {
-#pragma unroll
-      for (int t = 0; t < NT; ++t) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) s[i][t][e] = outer * fast_tanh(s[i][t][e]);
-      }
-    }
-  }
-  if (a.causal) {
-#pragma unroll
-    for (int i = 0; i < 2 * MT; ++i) {
-      SeenKeys seen = seen_keys(a, row + 8 * i);
-#pragma unroll
-      for (int t = 0; t < NT; ++t) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (seen.hides(column + 8 * t + e)) s[i / 2][t][i % 2 * 2 + e] = __fmul_rn(kHidden, kLog2e);
-        }
-      }
-    }
-  }
+  cap_and_hide(s, a, row, column);
   if (!a.bias) return;
   if (a.bias_query == 0) {  // one value for all of the lane's queries
     const float* bias = bias_row(a, p, 0);
@@ -176,6 +112,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
   constexpr int kRows = 16 * MT * kWarps, kStride = D + 8, kTile = BN * kStride;
   constexpr bool kKeep = MT * D <= 128;  // the queries stay in registers
   extern __shared__ __align__(16) unsigned char shared[];
+  begin_kernel();
   T *q_tile = reinterpret_cast<T*>(shared), *kv_tiles = q_tile + kRows * kStride;
   int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   AttentionPlace p = attention_place(a, kRows);
@@ -188,11 +125,11 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
 
   auto load_keys = [&](int tile) {
     T* to = kv_tiles + (tile - range.x) % 2 * 2 * kTile;
-    load_tile<T, D, BN>(to, k, a.k_at.token, tile * BN, p.keys, a);
-    load_tile<T, D, BN>(to + kTile, v, a.v_at.token, tile * BN, p.keys, a);
+    load_tile<T, D, BN, kThreads>(to, k, a.k_at.token, tile * BN, p.keys, a);
+    load_tile<T, D, BN, kThreads>(to + kTile, v, a.v_at.token, tile * BN, p.keys, a);
     cp_async_commit();
   };
-  load_tile<T, D, kRows>(q_tile, q, a.q_at.token, p.first, a.n, a);
+  load_tile<T, D, kRows, kThreads>(q_tile, q, a.q_at.token, p.first, a.n, a);
   load_keys(range.x);
 
   // Addresses of this lane's rows for ldmatrix: of Q as A, of K as B, of V as B transposed.
@@ -251,6 +188,7 @@ __global__ void __launch_bounds__(64 * kGroups, 1) wide_attention_kernel(const _
   constexpr int D = kMostDims, kHalf = D / 2, kBlock = 64 * kGroups, kRows = 16 * kGroups, kStride = D + 8;
   constexpr int kTile = BN * kStride;
   extern __shared__ __align__(16) unsigned char shared[];
+  begin_kernel();
   T *q_tile = reinterpret_cast<T*>(shared), *kv_tiles = q_tile + kRows * kStride;
   int lane = static_cast<int>(threadIdx.x) % 32, group = static_cast<int>(threadIdx.x) / 64;
   int begin = static_cast<int>(threadIdx.x) / 32 % 2 * kHalf;  // of this warp's dimensions
@@ -336,6 +274,7 @@ AttentionPlan tensor_plan_for(int64_t d, size_t shared_limit) {
 }
 
 AttentionPlan plan_for(const StepSpec& spec) {
+  if (AttentionPlan plan = short_attention_plan(spec); plan.kernel) return plan;
   int64_t d = spec.inputs[0].shape[3];
   size_t limit = device_limits().shared_bytes;
   switch (spec.output().dtype) {
@@ -390,7 +329,7 @@ Step make_attention(const StepSpec& spec) {
   a.out_vectors = vectors && all_multiples(a.out_at, per_pack);
   for (const HeadStrides& input : {at.q, at.k, at.v}) vectors = vectors && all_multiples(input, per_pack);
   bool pairs = biased && a.m % 2 == 0 && a.bias_batch % 2 == 0 && a.bias_head % 2 == 0 && a.bias_query % 2 == 0;
-  int64_t blocks = q[0] * q[2] * a.tiles;
+  int64_t blocks = q[0] * (q[2] / plan.heads) * a.tiles;
   if (plan.shared > 48 * 1024) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(plan.kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(plan.shared)));
@@ -405,9 +344,8 @@ Step make_attention(const StepSpec& spec) {
     now.vectors = vectors && is_aligned(now.q, 16) && is_aligned(now.k, 16) && is_aligned(now.v, 16);
     now.bias_pairs = pairs && is_aligned(now.bias, 8);
     now.out_vectors = a.out_vectors && is_aligned(now.out, 16);
-    plan.kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(plan.threads), plan.shared, stream_of(args)>>>(
-        now);
-    check(cudaGetLastError());
+    start_kernel(plan.kernel, static_cast<unsigned>(blocks), static_cast<size_t>(plan.threads), plan.shared,
+                 stream_of(args), now);
   };
   return step;
 }

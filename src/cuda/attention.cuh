@@ -65,11 +65,14 @@ __device__ inline const float* bias_row(const AttentionArgs& a, const AttentionP
 }
 
 struct AttentionPlan {
-  void (*kernel)(AttentionArgs);
-  int rows, threads;  // queries and threads of a block
-  size_t shared;      // bytes
+  void (*kernel)(AttentionArgs) = nullptr;  // one that calls begin_kernel()
+  int rows = 0, threads = 0;                // queries and threads of a block
+  size_t shared = 0;                        // bytes
+  int heads = 1;                            // of a block
 };
 
 AttentionPlan f32_attention_plan(int64_t d);  // d <= 512
+// Where it runs, which no batch changes; else a plan without kernel. (attention_short.cu)
+AttentionPlan short_attention_plan(const StepSpec& spec);
 
 }  // namespace kinora::cuda

@@ -1,5 +1,6 @@
 // Attention in float32 throughout, for exactness; see attention.cu.
 #include "cuda/attention.cuh"
+#include "cuda/launch.cuh"
 
 namespace kinora::cuda {
 namespace {
@@ -22,6 +23,7 @@ template <int DC, int R>
 __global__ void __launch_bounds__(kThreads) attention_f32_kernel(const __grid_constant__ AttentionArgs a) {
   constexpr int kRows = 32 * R, kStride = 32 * DC + 4, kWeights = kKeys + 4;
   extern __shared__ __align__(16) unsigned char shared[];
+  begin_kernel();
   float* q_tile = reinterpret_cast<float*>(shared);
   float *tile = q_tile + kRows * kStride, *weights = tile + kKeys * kStride;
   int tx = static_cast<int>(threadIdx.x) % 8, ty = static_cast<int>(threadIdx.x) / 8;

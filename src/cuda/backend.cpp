@@ -90,6 +90,7 @@ const Backend& backend() {
       Kernel{&kRmsNormRows, make_rms_norm_rows, supports_norm, kStrided},
       Kernel{&kMulAddRows, make_mul_add_rows, supports_mul_add_rows, kStrided},
       Kernel{&kMulAddNorm, make_mul_add_norm, supports_mul_add_rows, kStrided},
+      Kernel{&kRmsNormAddNorm, make_norm_add_norm, supports_norm_add_norm},
       Kernel{&kActMulRows, make_act_mul_rows, supports_act_mul_rows, kStrided},
       Kernel{&kDequantize, make_dequantize},
       Kernel{&kDequantizeRows, make_dequantize_rows},
@@ -118,7 +119,7 @@ const Backend& backend() {
       fuse_norm_padding,    add_without_repeating,   channels_last_weights, use_quantized_products,
       share_quantized_rows, merge_quantized_linears, match_weight_types,    merge_linears,
       drop_rejoined_slices, join_before_slicing,     fuse_pointwise,        fuse_quantized_rows,
-      fuse_sums_and_rows,   fuse_norm_rope,          tile_weight_scales,
+      fuse_sums_and_rows,   fuse_norm_rope,          merge_ropes,           tile_weight_scales,
   };
   static const Backend instance{"cuda", kernels, kPasses, &cpu::backend(), runnable, weight_quantizer};
   return instance;

@@ -1,5 +1,5 @@
 // Elementwise ops with broadcasting, one pack of 16 bytes a thread where shapes allow.
-#include "cuda/device.cuh"
+#include "cuda/activation.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/layout.h"
@@ -81,9 +81,9 @@ struct Div {
 struct MulAdd {
   __device__ float operator()(float a, float b, float c) const { return fmaf(a, b, c); }
 };
-template <class F>
+template <class T, Act A>
 struct ActMul {
-  __device__ float operator()(float a, float b) const { return F{}(a)*b; }
+  __device__ float operator()(float a, float b) const { return activate_gate<T>(a, A) * b; }
 };
 
 template <int N>
@@ -279,8 +279,12 @@ Step make_mul_add(const StepSpec& spec) { return map_step<3>(spec, MulAdd{}); }
 
 Step make_act_mul(const StepSpec& spec) {
   const std::string& act = spec.node.attrs.text("act");
-  if (act == "silu") return map_step<2>(spec, ActMul<Silu>{});
-  if (act == "gelu_tanh") return map_step<2>(spec, ActMul<GeluTanh>{});
+  bool wide = spec.output().dtype == DType::f32;
+  auto step = [&]<Act A>() {
+    return wide ? map_step<2>(spec, ActMul<float, A>{}) : map_step<2>(spec, ActMul<__nv_bfloat16, A>{});
+  };
+  if (act == "silu") return step.template operator()<Act::silu>();
+  if (act == "gelu_tanh") return step.template operator()<Act::gelu_tanh>();
   fail(ErrorKind::internal, "act_mul has no activation '" + act + "'");
 }
 

@@ -45,6 +45,8 @@ Step make_rms_norm_rows(const StepSpec& spec);
 Step make_mul_add_rows(const StepSpec& spec);
 Step make_mul_add_norm(const StepSpec& spec);
 bool supports_mul_add_rows(const StepSpec& spec);
+Step make_norm_add_norm(const StepSpec& spec);  // norm_add_norm.cu
+bool supports_norm_add_norm(const StepSpec& spec);
 
 // cublaslt.cpp
 Step make_matmul(const StepSpec& spec);

@@ -5,16 +5,14 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/layout.h"
-#include "cuda/quantize.cuh"
+#include "cuda/norm.cuh"
 #include "graph/views.h"
 #include "ops/fuse_quantized.h"
 
 namespace kinora::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-// Of a block in which `lanes` threads share a row.
-constexpr int block_size(int lanes) { return kThreads % lanes == 0 ? kThreads : lanes; }
+constexpr int kThreads = kNormThreads;
 
 enum class Stats : uint8_t { none, rms, layer };
 
@@ -38,23 +36,6 @@ struct NormArgs {
   bool fp8;  // of codes
 };
 
-// Sum over `Lanes` neighbouring threads; more than a warp goes through shared memory.
-template <int Lanes>
-__device__ float lanes_sum(float x, float* shared) {
-  constexpr int kWidth = Lanes < 32 ? Lanes : 32;
-  for (int offset = kWidth / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
-  if constexpr (Lanes > 32) {
-    constexpr int kWarps = Lanes / 32;
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = 0;
-    int first = static_cast<int>(threadIdx.x) / Lanes * kWarps;
-    for (int i = 0; i < kWarps; ++i) x += shared[first + i];
-    __syncthreads();
-  }
-  return x;
-}
-
 // Rounded after each operation, so that every kernel here gives the same.
 template <class K>
 __device__ float result_of(const NormArgs& p, float normed, float a, float b, float residual) {
@@ -66,39 +47,6 @@ __device__ float result_of(const NormArgs& p, float normed, float a, float b, fl
 
 __device__ RowsOut rows_out_of(const NormArgs& p) {
   return {p.codes, reinterpret_cast<float*>(p.codes + p.rows.count * p.width), p.fp8};
-}
-
-// One element, or a pack of them as words, which take half the registers of numbers.
-template <class T, int Group>
-using Held = std::conditional_t<Group == 1, T, uint4>;
-
-template <class T, int Group>
-__device__ Held<T, Group> hold(const T* address) {
-  return *reinterpret_cast<const Held<T, Group>*>(address);
-}
-
-template <class T, int Group>
-__device__ void numbers_of(const Held<T, Group>& held, float (&out)[Group]) {
-  if constexpr (Group == 1) {
-    out[0] = to_float(held);
-  } else {
-    unpack<T>(held, out);
-  }
-}
-
-template <class T, int Group>
-__device__ void read_group(const T* address, float (&out)[Group]) {
-  numbers_of<T, Group>(hold<T, Group>(address), out);
-}
-
-template <class T, int Group>
-__device__ void write_group(T* address, const float (&y)[Group]) {
-  struct alignas(sizeof(T) * Group) Few {
-    T values[Group];
-  } few;
-#pragma unroll
-  for (int i = 0; i < Group; ++i) few.values[i] = from_float<T>(y[i]);
-  *reinterpret_cast<Few*>(address) = few;
 }
 
 // gate · factor + x as x's type holds it.
@@ -273,10 +221,7 @@ bool launch_narrow(const NormArgs& p, cudaStream_t stream) {
     start_kernel(norm_kernel<T, U, Group, Groups, Lanes, K>, blocks, block_size(Lanes), 0, stream, p);
     return true;
   };
-  return run.template operator()<1, 8>() || run.template operator()<1, 16>() || run.template operator()<2, 16>() ||
-         run.template operator()<2, 32>() || run.template operator()<2, 64>() || run.template operator()<3, 64>() ||
-         run.template operator()<2, 128>() || run.template operator()<3, 96>() || run.template operator()<3, 128>() ||
-         run.template operator()<4, 128>() || run.template operator()<6, 128>() || run.template operator()<8, 128>();
+  return first_that_fits(run);
 }
 
 template <class T, class U, class K>

@@ -5,6 +5,7 @@
 #include "cuda/device.cuh"
 #include "cuda/heads.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace kinora::cuda {
 namespace {
@@ -37,6 +38,7 @@ __device__ inline NormRopePlace norm_rope_place(const NormRopeArgs& a, int64_t g
 // d = Lanes packs; the partner of an element in the other half lies Lanes / 2 lanes away.
 template <class T, int Lanes, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads) norm_rope_kernel(const __grid_constant__ NormRopeArgs a) {
+  begin_kernel();
   constexpr int N = Pack<T>::kSize;
   int64_t group = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / Lanes;
   bool active = group < a.count;  // the others take part in shuffles
@@ -85,6 +87,7 @@ __global__ void __launch_bounds__(kThreads) norm_rope_kernel(const __grid_consta
 // Any even d and any address: a warp a head.
 template <class T, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads) plain_norm_rope_kernel(const __grid_constant__ NormRopeArgs a) {
+  begin_kernel();
   int64_t group = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
   if (group >= a.count) return;
   NormRopePlace p = norm_rope_place(a, group);
@@ -154,9 +157,8 @@ Step make_norm_rope(const StepSpec& spec) {
         width = 32;
       }
       auto blocks = static_cast<unsigned>(ceil_div(now.count * width, kThreads));
-      kernel<<<blocks, kThreads, 0, stream_of(args)>>>(now);
+      start_kernel(kernel, blocks, kThreads, 0, stream_of(args), now);
     });
-    check(cudaGetLastError());
   };
   return step;
 }

@@ -51,7 +51,7 @@ struct Gated {
       Pack<T> p = load_any(a + column, packed), q = load_any(b + column, packed);
 #pragma unroll
       for (int i = 0; i < Pack<T>::kSize; ++i) {
-        p.values[i] = from_float<T>(activate<float>(to_float(p.values[i]), act) * to_float(q.values[i]));
+        p.values[i] = from_float<T>(activate_gate<T>(to_float(p.values[i]), act) * to_float(q.values[i]));
       }
       uint4 words;
       memcpy(&words, &p, sizeof words);

@@ -3,6 +3,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/layout.h"
 
 namespace kinora::cuda {
@@ -25,6 +26,7 @@ struct Max {
 template <class T, class R>
 __global__ void warp_reduce_kernel(const T* in, T* out, const __grid_constant__ Layout<1> outer,
                                    const __grid_constant__ Layout<1> inner) {
+  begin_kernel();
   int64_t index = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
   if (index >= outer.count) return;
   int64_t base[1], at[1];
@@ -41,6 +43,7 @@ __global__ void warp_reduce_kernel(const T* in, T* out, const __grid_constant__ 
 template <class T, class R>
 __global__ void thread_reduce_kernel(const T* in, T* out, const __grid_constant__ Layout<1> outer,
                                      const __grid_constant__ Layout<1> inner) {
+  begin_kernel();
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= outer.count) return;
   int64_t base[1], at[1];
@@ -75,19 +78,16 @@ Step reduce_step(const StepSpec& spec) {
       const auto* in = static_cast<const T*>(args.in[0]);
       auto* out = static_cast<T*>(args.out);
       auto blocks = static_cast<unsigned>(ceil_div(outer.count * (by_warp ? kWarp : 1), kThreads));
-      if (by_warp) {
-        warp_reduce_kernel<T, R><<<blocks, kThreads, 0, stream_of(args)>>>(in, out, outer, inner);
-      } else {
-        thread_reduce_kernel<T, R><<<blocks, kThreads, 0, stream_of(args)>>>(in, out, outer, inner);
-      }
+      auto kernel = by_warp ? warp_reduce_kernel<T, R> : thread_reduce_kernel<T, R>;
+      start_kernel(kernel, blocks, kThreads, 0, stream_of(args), in, out, outer, inner);
     });
-    check(cudaGetLastError());
   };
   return step;
 }
 
 template <class T>
 __global__ void softmax_kernel(const T* in, T* out, int64_t rows, int64_t width) {
+  begin_kernel();
   int64_t row = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
   if (row >= rows) return;
   in += row * width;
@@ -114,10 +114,9 @@ Step make_softmax(const StepSpec& spec) {
   step.run = [=](const StepArgs& args) {
     if (rows == 0) return;
     with_float(dtype, [&]<class T>(T) {
-      softmax_kernel<<<static_cast<unsigned>(ceil_div(rows * kWarp, kThreads)), kThreads, 0, stream_of(args)>>>(
-          static_cast<const T*>(args.in[0]), static_cast<T*>(args.out), rows, width);
+      start_kernel(softmax_kernel<T>, static_cast<unsigned>(ceil_div(rows * kWarp, kThreads)), kThreads, 0,
+                   stream_of(args), static_cast<const T*>(args.in[0]), static_cast<T*>(args.out), rows, width);
     });
-    check(cudaGetLastError());
   };
   return step;
 }

@@ -4,6 +4,7 @@
 #include "cuda/device.cuh"
 #include "cuda/heads.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace kinora::cuda {
 namespace {
@@ -41,6 +42,7 @@ __device__ inline void load_floats(float (&to)[N], const float* from, bool vecto
 // as packs.
 template <class T, int N, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ RopeArgs a) {
+  begin_kernel();
   int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= a.count) return;
   int packs = a.d / 2 / N, i = static_cast<int>(index % packs) * N;
@@ -87,8 +89,7 @@ void run_rope(RopeArgs a, int64_t batch, bool interleaved, cudaStream_t stream) 
   if (a.count == 0) return;
   auto blocks = static_cast<unsigned>(ceil_div(a.count, kThreads));
   auto kernel = interleaved ? rope_kernel<T, N, true> : rope_kernel<T, N, false>;
-  kernel<<<blocks, kThreads, 0, stream>>>(a);
-  check(cudaGetLastError());
+  start_kernel(kernel, blocks, kThreads, 0, stream, a);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/heads.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/quantize.cuh"
 #include "graph/views.h"
 #include "ops/quantize.h"
@@ -17,6 +18,7 @@ constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 4;
 template <class T, int N, int Rows>
 __global__ void __launch_bounds__(kThreads)
     row_linear_kernel(const T* x, const T* weight, const T* bias, T* y, int64_t n, int64_t k, Act act) {
+  begin_kernel();
   struct alignas(sizeof(T) * N) Few {
     T values[N];
   };
@@ -49,7 +51,6 @@ void for_rows(int64_t rows, const Launch& launch) {
   for (int64_t first = 0; first < rows;) {
     auto next = [&]<int Rows>() {
       launch.template operator()<Rows>(first);
-      check(cudaGetLastError());
       first += Rows;
     };
     int64_t left = rows - first;
@@ -68,8 +69,8 @@ void run_rows(const T* x, const T* weight, const T* bias, T* y, int64_t rows, in
               cudaStream_t stream) {
   auto blocks = static_cast<unsigned>(ceil_div(n, kWarps));
   for_rows(rows, [&]<int Rows>(int64_t first) {
-    row_linear_kernel<T, N, Rows>
-        <<<blocks, kThreads, 0, stream>>>(x + first * k, weight, bias, y + first * n, n, k, act);
+    start_kernel(row_linear_kernel<T, N, Rows>, blocks, kThreads, 0, stream, x + first * k, weight, bias, y + first * n,
+                 n, k, act);
   });
 }
 
@@ -158,6 +159,7 @@ struct CodedFinish {
 template <class T, Codes C, int Rows>
 __global__ void __launch_bounds__(kCodedThreads)
     coded_row_kernel(const T* x, CodedWeight weight, CodedFinish finish, T* y, int64_t n, int64_t k, int64_t row) {
+  begin_kernel();
   int64_t first = (int64_t{blockIdx.x} * kCodedWarps + threadIdx.x / 32) * kColumns;
   if (first >= n) return;
   int lane = static_cast<int>(threadIdx.x) % 32;
@@ -204,8 +206,8 @@ void run_coded_rows(const T* x, const CodedWeight& weight, const CodedFinish& fi
                     int64_t k, int64_t row, cudaStream_t stream) {
   auto blocks = static_cast<unsigned>(ceil_div(n, kCodedWarps * kColumns));
   for_rows(rows, [&]<int Rows>(int64_t first) {
-    coded_row_kernel<T, C, Rows>
-        <<<blocks, kCodedThreads, 0, stream>>>(x + first * k, weight, finish, y + first * row, n, k, row);
+    start_kernel(coded_row_kernel<T, C, Rows>, blocks, kCodedThreads, 0, stream, x + first * k, weight, finish,
+                 y + first * row, n, k, row);
   });
 }
 

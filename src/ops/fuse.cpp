@@ -1,6 +1,9 @@
 #include "ops/fuse.h"
 
+#include <algorithm>
 #include <array>
+#include <map>
+#include <optional>
 
 #include "graph/rewrite.h"
 #include "ops/attention.h"
@@ -8,6 +11,7 @@
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/quantize.h"
+#include "ops/shaping.h"
 
 namespace kinora {
 namespace {
@@ -77,6 +81,82 @@ Graph fuse_norm_rope(const Graph& graph) {
     if (norm.op != &kRmsNorm || norm.inputs.size() != 2 || norm.attrs.has("to")) return Value();
     return rms_norm_rope(input_of(inputs[0], 0), input_of(inputs[0], 1), inputs[1], inputs[2], norm.attrs.real("eps"),
                          norm.attrs.real("offset"), node.attrs.integer("interleaved") != 0);
+  });
+}
+
+namespace {
+
+// A rope of some heads that are columns of x [batch, tokens, ..], for attention alone.
+struct Turn {
+  const Node* node = nullptr;
+  NodeId x = -1;
+  int64_t begin = 0, end = 0;  // columns
+
+  bool joins(const Turn& next) const {
+    return x == next.x && end == next.begin && node->inputs[1] == next.node->inputs[1] &&
+           node->inputs[2] == next.node->inputs[2] && node->attrs == next.node->attrs &&
+           node->spec.shape[3] == next.node->spec.shape[3];
+  }
+};
+
+std::optional<Turn> turn_of(const Graph& graph, const Node& node) {
+  if (node.op != &kRope) return {};
+  const Node& heads = graph.node(node.inputs[0]);
+  if (heads.op != &kReshape || graph.node(heads.inputs[0]).op != &kSlice) return {};
+  const Node& columns = graph.node(heads.inputs[0]);
+  const Shape &s = columns.spec.shape, &h = heads.spec.shape;
+  if (columns.attrs.integer("axis") != 2 || columns.attrs.integer("stride") != 1 || s.rank() != 3 || h[0] != s[0] ||
+      h[1] != s[1]) {
+    return {};
+  }
+  return Turn{&node, columns.inputs[0], columns.attrs.integer("start"), columns.attrs.integer("stop")};
+}
+
+// Runs of two and more that join, each by its columns.
+std::vector<std::vector<Turn>> joining_turns(const Graph& graph) {
+  std::vector<bool> live = live_nodes(graph);
+  std::vector<int> elsewhere = count_users(graph);  // than in attention
+  for (size_t i = 0; i < live.size(); ++i) {
+    const Node& node = graph.nodes()[i];
+    for (NodeId input : node.inputs) elsewhere[static_cast<size_t>(input)] -= live[i] && node.op == &kAttention;
+  }
+  std::vector<Turn> turns;
+  for (size_t i = 0; i < live.size(); ++i) {
+    std::optional<Turn> turn = live[i] && !elsewhere[i] ? turn_of(graph, graph.nodes()[i]) : std::nullopt;
+    if (turn) turns.push_back(*turn);
+  }
+  std::ranges::stable_sort(turns, {}, [](const Turn& t) { return std::pair(t.x, t.begin); });
+  std::vector<std::vector<Turn>> runs;
+  for (const Turn& turn : turns) {
+    if (runs.empty() || !runs.back().back().joins(turn)) runs.emplace_back();
+    runs.back().push_back(turn);
+  }
+  std::erase_if(runs, [](const std::vector<Turn>& run) { return run.size() < 2; });
+  return runs;
+}
+
+}  // namespace
+
+Graph merge_ropes(const Graph& graph) {
+  std::vector<std::vector<Turn>> runs = joining_turns(graph);
+  std::map<const Node*, std::pair<size_t, int64_t>> place;  // its run and its first head there
+  for (size_t i = 0; i < runs.size(); ++i) {
+    int64_t dim = runs[i][0].node->spec.shape[3];
+    for (const Turn& turn : runs[i]) place[turn.node] = {i, (turn.begin - runs[i][0].begin) / dim};
+  }
+  std::vector<Value> joined(runs.size());
+  return rewrite(graph, [&](Graph&, const Node& node, Inputs inputs) {
+    auto found = place.find(&node);
+    if (found == place.end()) return Value();
+    auto [run, head] = found->second;
+    const Shape& s = node.spec.shape;
+    if (!joined[run].defined()) {
+      int64_t begin = runs[run].front().begin, end = runs[run].back().end;
+      Value x = slice(input_of(input_of(inputs[0])), 2, begin, end);
+      joined[run] = rope(reshape(x, {s[0], s[1], (end - begin) / s[3], s[3]}), inputs[1], inputs[2],
+                         node.attrs.integer("interleaved") != 0);
+    }
+    return slice(joined[run], 2, head, head + s[2]);
   });
 }
 

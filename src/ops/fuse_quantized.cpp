@@ -1,5 +1,6 @@
 #include "ops/fuse_quantized.h"
 
+#include <algorithm>
 #include <map>
 
 #include "graph/rewrite.h"
@@ -158,8 +159,32 @@ Graph fuse_quantized_rows(const Graph& graph) {
 
 namespace {
 
-// The mul_add that `node` makes rows of, or norms, before anything else reads it; null when there is none.
-const Node* summed(const Graph& graph, const Node& node, NodeId own, const std::vector<std::vector<NodeId>>& users) {
+using Users = std::vector<std::vector<NodeId>>;
+
+// Whether `node` alone reads the sum, or reads it first.
+bool reads_first(const Users& users, NodeId sum, NodeId reader, NodeId own) {
+  return std::ranges::none_of(users[static_cast<size_t>(sum)],
+                              [&](NodeId user) { return user != reader && user < own; });
+}
+
+// A norm with one weight and nothing else.
+bool is_weighted_norm(const Node& node, const OpDef& op, size_t weight) {
+  const Attrs& a = node.attrs;
+  return node.op == &op && node.inputs.size() == weight + 1 &&
+         a == Attrs{{"eps", a.real("eps")}, {"offset", a.real("offset")}};
+}
+
+// The rms_norm_add that `node` norms before anything else reads it; null when there is none.
+const Node* normed_sum(const Graph& graph, const Node& node, NodeId own, const Users& users) {
+  if (!is_weighted_norm(node, kRmsNorm, 1)) return nullptr;
+  const Node& sum = graph.node(node.inputs[0]);
+  return is_weighted_norm(sum, kRmsNormAdd, 2) && reads_first(users, node.inputs[0], own, own) ? &sum : nullptr;
+}
+
+// The mul_add that `node` makes rows of, or norms, before anything else reads it, or the rms_norm_add; null when there
+// is none.
+const Node* summed(const Graph& graph, const Node& node, NodeId own, const Users& users) {
+  if (node.op == &kRmsNorm) return normed_sum(graph, node, own, users);
   bool norms = node.op == &kLayerNormRows || node.op == &kLayerNorm;
   if (node.op != &kQuantizeRows && !norms) return nullptr;
   if (!norms && !has_fused_rows(format_of(node.attrs))) return nullptr;
@@ -180,15 +205,12 @@ const Node* summed(const Graph& graph, const Node& node, NodeId own, const std::
     const Shape& shape = graph.node(other).spec.shape;
     if (shape.rank() == 0 || shape[-1] != sum.spec.shape[-1]) return nullptr;
   }
-  for (NodeId user : users[static_cast<size_t>(id)]) {
-    if (user != reader && user < own) return nullptr;
-  }
-  return &sum;
+  return reads_first(users, id, reader, own) ? &sum : nullptr;
 }
 
 // Who reads each node: live nodes by id, and for outputs a reader before all of them.
-std::vector<std::vector<NodeId>> find_users(const Graph& graph) {
-  std::vector<std::vector<NodeId>> users(graph.nodes().size());
+Users find_users(const Graph& graph) {
+  Users users(graph.nodes().size());
   std::vector<bool> live = live_nodes(graph);
   for (size_t i = 0; i < users.size(); ++i) {
     if (!live[i]) continue;
@@ -198,10 +220,23 @@ std::vector<std::vector<NodeId>> find_users(const Graph& graph) {
   return users;
 }
 
+// A sum and the norm of it that `node` is, whose other inputs are `now`.
+Value with_norm(Value sum, const Node& node, Inputs now) {
+  double eps = node.attrs.real("eps");
+  if (node.op == &kLayerNorm) {
+    return mul_add_norm(input_of(sum, 0), input_of(sum, 1), input_of(sum, 2), eps, input_or_none(now, 1),
+                        input_or_none(now, 2));
+  }
+  const Attrs& first = node_of(sum).attrs;
+  return rms_norm_add_norm(input_of(sum, 0), input_of(sum, 1),
+                           {input_of(sum, 2), first.real("eps"), first.real("offset")},
+                           {now[1], eps, node.attrs.real("offset")});
+}
+
 }  // namespace
 
 Graph fuse_sums_and_rows(const Graph& graph) {
-  std::vector<std::vector<NodeId>> users = find_users(graph);
+  Users users = find_users(graph);
   std::map<const Node*, const Node*> sums;  // by the node that makes rows
   std::map<const Node*, int> makers;        // of each sum
   for (size_t i = 0; i < users.size(); ++i) {
@@ -221,16 +256,15 @@ Graph fuse_sums_and_rows(const Graph& graph) {
       other = true;
     }
     if (makers.contains(&node)) {
-      plain[&node] = target.append(kMulAdd, now, node.attrs);
+      plain[&node] = target.append(*node.op, now, node.attrs);
       return plain[&node];
     }
     auto found = sums.find(&node);
     if (found == sums.end()) return other ? target.append(*node.op, now, node.attrs) : Value();
     const TensorSpec& sum = found->second->spec;
     Value before = plain.at(found->second);
-    if (node.op == &kLayerNorm) {
-      Value packed = mul_add_norm(input_of(before, 0), input_of(before, 1), input_of(before, 2), node.attrs.real("eps"),
-                                  input_or_none(now, 1), input_or_none(now, 2));
+    if (node.op == &kLayerNorm || node.op == &kRmsNorm) {
+      Value packed = with_norm(before, node, now);
       moved[before.id()] = sum_of(packed, sum.shape, sum.dtype);
       return normed_of(packed, sum.shape, sum.dtype);
     }

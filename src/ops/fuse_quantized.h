@@ -32,7 +32,8 @@ Value rows_of(Value packed, const Shape& shape, DType dtype);
 // quantize_rows of a norm or a gated activation that nothing else reads -> the ops above.
 Graph fuse_quantized_rows(const Graph& graph);
 // mul_add whose result becomes quantized rows, perhaps through layer_norm_rows, or goes through a layer_norm, before
-// anything else reads it -> mul_add_rows or mul_add_norm.
+// anything else reads it -> mul_add_rows or mul_add_norm. rms_norm_add that goes through an rms_norm -> likewise
+// rms_norm_add_norm.
 Graph fuse_sums_and_rows(const Graph& graph);
 
 extern const OpDef kLayerNormRows, kRmsNormRows, kActMulRows, kMulAddRows;

@@ -1,5 +1,7 @@
 #include "ops/norm.h"
 
+#include <array>
+
 #include "ops/elementwise.h"
 #include "ops/reduce.h"
 #include "ops/shaping.h"
@@ -99,6 +101,18 @@ Value decompose_rms_norm_add(std::span<const Value> in, const Attrs& attrs) {
   return cast(cast(in[1], DType::f32) + apply(kRmsNorm, plain, attrs), in[0].dtype());
 }
 
+// A sum and what is made of it, which has its type and shape, as bytes.
+Value packed(Value sum, Value made) {
+  TensorSpec spec{sum.shape(), sum.dtype()};
+  auto bytes = static_cast<int64_t>(spec.bytes());
+  std::vector<Value> parts{part(sum, 0, {bytes}, DType::u8)};
+  if (int64_t gap = bytes_before_made(spec) - bytes) {
+    parts.push_back(sum.graph().constant(Tensor::zeros({gap}, DType::u8)));
+  }
+  parts.push_back(part(made, 0, {bytes}, DType::u8));
+  return concat(parts, 0);
+}
+
 // Inputs: a, b, c, then as layer_norm.
 TensorSpec infer_mul_add_norm(std::span<const TensorSpec> in, const Attrs& attrs) {
   expect_inputs(in, in.size() > 3 ? 5 : 3);
@@ -111,13 +125,20 @@ TensorSpec infer_mul_add_norm(std::span<const TensorSpec> in, const Attrs& attrs
 Value decompose_mul_add_norm(std::span<const Value> in, const Attrs& attrs) {
   Value sum = mul_add(in[0], in[1], in[2]);
   Value y = in.size() == 5 ? layer_norm(sum, attrs.real("eps"), in[3], in[4]) : layer_norm(sum, attrs.real("eps"));
-  int64_t bytes = static_cast<int64_t>(TensorSpec{sum.shape(), sum.dtype()}.bytes());
-  std::vector<Value> parts{part(sum, 0, {bytes}, DType::u8)};
-  if (int64_t gap = bytes_before_made({sum.shape(), sum.dtype()}) - bytes) {
-    parts.push_back(sum.graph().constant(Tensor::zeros({gap}, DType::u8)));
-  }
-  parts.push_back(part(y, 0, {bytes}, DType::u8));
-  return concat(parts, 0);
+  return packed(sum, y);
+}
+
+// Inputs: x, residual and the two weights.
+TensorSpec infer_rms_norm_add_norm(std::span<const TensorSpec> in, const Attrs& attrs) {
+  expect_inputs(in, 4);
+  TensorSpec sum = infer_rms_norm_add(in.first(3), attrs);
+  infer_rms_norm(std::array{sum, in[3]}, attrs);
+  return {{bytes_before_made(sum) + static_cast<int64_t>(sum.bytes())}, DType::u8};
+}
+
+Value decompose_rms_norm_add_norm(std::span<const Value> in, const Attrs& attrs) {
+  Value sum = rms_norm_add(in[0], in[1], in[2], {}, attrs.real("eps"), attrs.real("offset"));
+  return packed(sum, rms_norm(sum, in[3], {}, attrs.real("second_eps"), attrs.real("second_offset")));
 }
 
 std::vector<Value> no_gradient(std::span<const Value> in, const Attrs&, Value, Value) {
@@ -132,6 +153,7 @@ const OpDef kGroupNorm{"group_norm", infer_group_norm, nullptr, decompose_group_
 const OpDef kGroupNormPad{"group_norm_pad", infer_group_norm_pad, nullptr, decompose_group_norm_pad};
 const OpDef kRmsNormAdd{"rms_norm_add", infer_rms_norm_add, nullptr, decompose_rms_norm_add};
 const OpDef kMulAddNorm{"mul_add_norm", infer_mul_add_norm, no_gradient, decompose_mul_add_norm};
+const OpDef kRmsNormAddNorm{"rms_norm_add_norm", infer_rms_norm_add_norm, no_gradient, decompose_rms_norm_add_norm};
 
 Value layer_norm(Value x, double eps, Value scale, Value shift) {
   Attrs attrs{{"eps", eps}};
@@ -166,6 +188,12 @@ Value mul_add_norm(Value a, Value b, Value c, double eps, Value scale, Value shi
   std::vector<Value> inputs{a, b, c};
   if (scale.defined()) inputs.insert(inputs.end(), {scale, shift});
   return apply(kMulAddNorm, inputs, {{"eps", eps}});
+}
+
+Value rms_norm_add_norm(Value x, Value residual, const RmsWeight& first, const RmsWeight& second) {
+  return apply(
+      kRmsNormAddNorm, {x, residual, first.weight, second.weight},
+      {{"eps", first.eps}, {"offset", first.offset}, {"second_eps", second.eps}, {"second_offset", second.offset}});
 }
 
 Value sum_of(Value packed, const Shape& shape, DType dtype) { return part(packed, 0, shape, dtype); }

@@ -27,6 +27,12 @@ Value rms_norm_add(Value x, Value residual, Value weight, Value bias, double eps
 // The sum a·b + c [.., C] of mul_add, which has c's shape, and its layer_norm, in one piece of bytes; sum_of and
 // normed_of are the two. The norm reads the sum as its type holds it. Attrs: "eps".
 Value mul_add_norm(Value a, Value b, Value c, double eps, Value scale = {}, Value shift = {});
+// rms_norm_add(x, residual, first) and the rms_norm of that sum with the second's weight, packed likewise.
+struct RmsWeight {
+  Value weight;
+  double eps = 0, offset = 0;
+};
+Value rms_norm_add_norm(Value x, Value residual, const RmsWeight& first, const RmsWeight& second);
 Value sum_of(Value packed, const Shape& shape, DType dtype);
 Value normed_of(Value packed, const Shape& shape, DType dtype);
 // Where what is made of the sum begins: after it, at a multiple of 256 bytes.
@@ -34,6 +40,6 @@ inline int64_t bytes_before_made(const TensorSpec& sum) {
   return (static_cast<int64_t>(sum.bytes()) + 255) / 256 * 256;
 }
 
-extern const OpDef kLayerNorm, kRmsNorm, kRmsNormAdd, kGroupNorm, kGroupNormPad, kMulAddNorm;
+extern const OpDef kLayerNorm, kRmsNorm, kRmsNormAdd, kGroupNorm, kGroupNormPad, kMulAddNorm, kRmsNormAddNorm;
 
 }  // namespace kinora

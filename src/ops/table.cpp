@@ -81,6 +81,7 @@ static constexpr std::array kOps{
     &kActMulRows,
     &kMulAddRows,
     &kMulAddNorm,
+    &kRmsNormAddNorm,
 };
 
 std::span<const OpDef* const> op_table() { return kOps; }

@@ -27,6 +27,9 @@ const Sizes kSizes[] = {
     {"few_keys", 1, 513, 7, 2, 2, 96},
     {"batch", 3, 1024, 1024, 1, 1, 64},
     {"narrow", 1, 50, 40, 2, 2, 24},
+    {"pairs", 3, 70, 70, 4, 2, 256},
+    {"pairs_many_keys", 2, 33, 400, 2, 1, 256, {400, 321}},
+    {"pairs_few_keys", 3, 33, 65, 4, 1, 208, {65, 1, 64}},
     {"captions", 4, 1100, 300, 3, 3, 112, {300, 1, 77, 129}},
     {"captions_72", 3, 1024, 300, 2, 2, 72, {64, 299, 128}},
     {"captions_many", 4, 1100, 300, 12, 12, 112, {300, 1, 77, 170}},  // heads and lengths change within a block's share

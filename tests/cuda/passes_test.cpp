@@ -11,6 +11,7 @@
 #include "diffusion/video_autoencoder.h"
 #include "graph/rewrite.h"
 #include "graph/split.h"
+#include "ops/attention.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
 #include "ops/fuse_quantized.h"
@@ -67,6 +68,26 @@ TEST_P(CudaPassesSana, EqualTheGolden) {
 
 INSTANTIATE_TEST_SUITE_P(Variants, CudaPassesSana,
                          testing::Values("sana_base", "sana_qk_norm", "sana_sprint", "sana_positions", "sana_patch2"));
+
+class CudaPassesGemma2 : public testing::TestWithParam<const char*> {};
+
+TEST_P(CudaPassesGemma2, EqualTheGolden) {
+  Golden golden(GetParam());
+  TextEncoder model(read_gemma2_config(golden.config), golden.weights, cpu_runtime());
+  Tensor ids = golden.tensor("in.ids"), mask = golden.tensor("in.mask");
+  auto graph = as_on_the_gpu(model.graph(ids.shape()[0], ids.shape()[1]));
+  Tensor hidden = run_graph(*graph, {{"ids", ids}, {"mask", mask}}).at("hidden");
+  for (int64_t i = 0; i < hidden.numel(); ++i) hidden.data<float>()[i] *= mask.data<float>()[i / hidden.shape()[2]];
+  expect_close(hidden, golden.tensor("out.hidden"), DType::f32, kModelTerms, GetParam());
+  auto count = [&](const OpDef& op) { return count_nodes(*graph, [&](const Node& n) { return n.op == &op; }); };
+  int64_t layers = model.config().layers;
+  EXPECT_EQ(count(kRope), layers);  // of queries and keys at once
+  EXPECT_EQ(count(kRmsNormAddNorm), 2 * layers);
+  EXPECT_EQ(count(kRmsNormAdd), 0);
+  EXPECT_EQ(count(kRmsNorm), 1);  // before the first layer
+}
+
+INSTANTIATE_TEST_SUITE_P(Variants, CudaPassesGemma2, testing::Values("gemma2_softcap", "gemma2_plain"));
 
 class CudaPassesDcAe : public testing::TestWithParam<const char*> {};
 

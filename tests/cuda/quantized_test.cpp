@@ -320,6 +320,40 @@ TEST(CudaSumsAndNorms, GiveTheBitsOfTwoSteps) {
   }
 }
 
+TEST(CudaStreamsAndNorms, GiveTheBitsOfTwoSteps) {
+  KINORA_NEEDS_GPU();
+  for (DType dtype : kTypes) {
+    for (int64_t k : {8, 21, 72, 203, 1000, 1152, 2048, 2304, 3584, 6144, 8192, 12296}) {
+      Shape shape{2, 67, k};
+      std::map<std::string, Tensor> feed{{"x", random_tensor(shape, 10, -2, 2).to(dtype)},
+                                         {"stream", random_tensor(shape, 11, -2, 2).to(dtype)}};
+      auto build = [&](bool fused) {
+        auto graph = std::make_unique<Graph>();
+        Value x = graph->input("x", shape, dtype), stream = graph->input("stream", shape, dtype);
+        auto weight = [&](const char* name, uint64_t seed) {
+          return graph->parameter(name, random_tensor({k}, seed).to(dtype));
+        };
+        Value first = weight("first", 12), second = weight("second", 13), sum, normed;
+        if (fused) {
+          Value both = rms_norm_add_norm(x, stream, {first, 1e-6, 1}, {second, 1e-5, 0.5});
+          sum = sum_of(both, shape, dtype), normed = normed_of(both, shape, dtype);
+        } else {
+          sum = rms_norm_add(x, stream, first, {}, 1e-6, 1);
+          graph->output("early", affine(sum, 2, 0));  // so that no pass joins them
+          normed = rms_norm(sum, second, {}, 1e-5, 0.5);
+        }
+        graph->output("sum", sum);
+        graph->output("normed", normed);
+        return graph;
+      };
+      auto got = run_on_gpu(*build(true), feed), expected = run_on_gpu(*build(false), feed);
+      std::string what = std::string(dtype_name(dtype)) + " " + shape.str();
+      expect_same_bytes(got.at("sum"), expected.at("sum"), "sum " + what);
+      expect_same_bytes(got.at("normed"), expected.at("normed"), "norm " + what);
+    }
+  }
+}
+
 // Slices that begin at no multiple of 16 bytes.
 TEST(CudaFusedRows, ReadAnySlice) {
   KINORA_NEEDS_GPU();

@@ -229,6 +229,49 @@ TEST(FuseSumsAndRows, LeavesANormOfWhatIsReadBeforeOrGivenOut) {
   EXPECT_EQ(count_of(fuse_sums_and_rows(narrow.graph), kMulAddNorm), 0);
 }
 
+// A branch's norm, the stream that it joins, and the next branch's norm, as from block to block.
+struct Stream {
+  Graph graph;
+  Value x = graph.input("x", {2, 6, 48}), branch = graph.input("branch", {2, 6, 48});
+  Value first = graph.parameter("first", random_tensor({48}, 2)),
+        second = graph.parameter("second", random_tensor({48}, 3));
+
+  Value add(Value to, Value y) { return rms_norm_add(y, to, first, {}, 1e-6, 1); }
+  Value norm(Value y) { return rms_norm(y, second, {}, 1e-5, 0.5); }
+};
+
+TEST(FuseSumsAndRows, JoinsAStreamWithItsNorms) {
+  Stream s;
+  Value sum = s.add(s.x, s.branch);
+  Value next = s.add(sum, affine(s.norm(sum), 2, 1));
+  s.graph.output("y", s.norm(next) * next);
+  Graph after = fuse_sums_and_rows(s.graph);
+  EXPECT_EQ(count_of(after, kRmsNormAddNorm), 2);
+  EXPECT_EQ(count_of(after, kRmsNormAdd) + count_of(after, kRmsNorm), 0);
+  expect_same(s.graph, after);
+  EXPECT_EQ(count_of(fuse_sums_and_rows(after), kRmsNormAddNorm), 2);
+}
+
+TEST(FuseSumsAndRows, LeavesStreamsThatAreReadBeforeOrOtherNorms) {
+  Stream before;
+  Value sum = before.add(before.x, before.branch);
+  Value other = affine(sum, 2, 1);
+  before.graph.output("y", other + before.norm(sum));
+  EXPECT_EQ(count_of(fuse_sums_and_rows(before.graph), kRmsNormAddNorm), 0);
+  Stream out;
+  sum = out.add(out.x, out.branch);
+  out.graph.output("y", out.norm(sum));
+  out.graph.output("sum", sum);
+  EXPECT_EQ(count_of(fuse_sums_and_rows(out.graph), kRmsNormAddNorm), 0);
+  Stream biased;
+  sum = rms_norm_add(biased.branch, biased.x, biased.first, biased.second, 1e-6);
+  biased.graph.output("y", biased.norm(sum));
+  EXPECT_EQ(count_of(fuse_sums_and_rows(biased.graph), kRmsNormAddNorm), 0);
+  Stream plain;  // a norm without a weight
+  plain.graph.output("y", rms_norm(plain.add(plain.x, plain.branch), {}, {}, 1e-6));
+  EXPECT_EQ(count_of(fuse_sums_and_rows(plain.graph), kRmsNormAddNorm), 0);
+}
+
 TEST(FuseQuantizedRows, RefusesInputsThatDoNotFit) {
   Graph graph;
   Value x = graph.input("x", {4, 48}), narrow = graph.input("narrow", {4, 24}), row = graph.input("row", {1, 48});

@@ -108,6 +108,50 @@ TEST(FusePointwise, LetsANormWriteTheTypeThatIsRead) {
   expect_same(graph, after);
 }
 
+// Queries, keys and values as columns of one product, 4, 2 and 2 heads of 8.
+struct Turned {
+  Graph graph;
+  Value qkv = graph.input("qkv", {2, 3, 64}), table = graph.input("table", {3, 8});
+  Value part(int64_t at, int64_t heads) { return reshape(slice(qkv, 2, at, at + 8 * heads), {2, 3, heads, 8}); }
+  Value q(Value cos, Value sin, bool pairs = false) { return rope(part(0, 4), cos, sin, pairs); }
+  Value k(Value cos, Value sin, bool pairs = false) { return rope(part(32, 2), cos, sin, pairs); }
+};
+
+TEST(MergeRopes, TurnsQueriesAndKeysAtOnce) {
+  for (bool pairs : {false, true}) {
+    for (bool keys_first : {false, true}) {
+      Turned t;
+      Value q, k;
+      if (keys_first) k = t.k(t.table, t.table, pairs);
+      q = t.q(t.table, t.table, pairs);
+      if (!keys_first) k = t.k(t.table, t.table, pairs);
+      t.graph.output("y", attention(q, k, t.part(48, 2), {}, {.scale = 0.3}));
+      Graph after = merge_ropes(t.graph);
+      ASSERT_EQ(nodes_of(after, kRope).size(), 1u);
+      EXPECT_EQ(nodes_of(after, kRope)[0]->spec.shape, (Shape{2, 3, 6, 8}));
+      expect_same(t.graph, after);
+      EXPECT_EQ(nodes_of(merge_ropes(after), kRope).size(), 1u);
+    }
+  }
+}
+
+TEST(MergeRopes, LeavesWhatDoesNotJoin) {
+  Turned tables;  // two of them
+  Value other = tables.graph.input("other", {3, 8});
+  Value q = tables.q(tables.table, tables.table), k = tables.k(tables.table, other);
+  tables.graph.output("y", attention(q, k, tables.part(48, 2), {}, {}));
+  EXPECT_EQ(nodes_of(merge_ropes(tables.graph), kRope).size(), 2u);
+  Turned apart;  // with columns in between
+  k = rope(apart.part(48, 2), apart.table, apart.table);
+  apart.graph.output("y", attention(apart.q(apart.table, apart.table), k, apart.part(32, 2), {}, {}));
+  EXPECT_EQ(nodes_of(merge_ropes(apart.graph), kRope).size(), 2u);
+  Turned given;  // out, where a slice would have to be copied
+  q = given.q(given.table, given.table), k = given.k(given.table, given.table);
+  given.graph.output("y", attention(q, k, given.part(48, 2), {}, {}));
+  given.graph.output("keys", k);
+  EXPECT_EQ(nodes_of(merge_ropes(given.graph), kRope).size(), 2u);
+}
+
 TEST(FuseNormRope, JoinsANormWithItsTurn) {
   for (bool pairs : {false, true}) {
     Graph graph;

@@ -37,6 +37,18 @@ void add_norm_attention(std::vector<OpCase>& c) {
          .terms = width,
          .gradient = false});
   }
+  for (int64_t width : {21, 80, 2304}) {
+    c.push_back({.name = "rms_norm_add_norm/" + std::to_string(width),
+                 .shapes = {{3, 5, width}, {3, 5, width}, {width}, {width}},
+                 .build =
+                     [](In x) {
+                       Value both = rms_norm_add_norm(x[0], x[1], {x[2], 1e-6, 1}, {x[3], 1e-5, 0.5});
+                       const Shape& shape = x[0].shape();
+                       return concat({normed_of(both, shape, x[0].dtype()), sum_of(both, shape, x[0].dtype())}, 2);
+                     },
+                 .terms = width,
+                 .gradient = false});
+  }
   c.push_back({.name = "rms_norm",
                .shapes = {{4, 19}, {19}, {19}},
                .build = [](In x) { return rms_norm(x[0], x[1], x[2], 1e-5); },
@@ -177,6 +189,14 @@ void add_attention_sizes(std::vector<OpCase>& c) {
   attend("dim128", {1, 140, 2, 128}, {1, 140, 1, 128}, {.scale = 0.09, .causal = true, .window = 70});
   attend("dim160", {1, 9, 1, 160}, {1, 40, 1, 160}, {.scale = 0.08});
   attend("dim256", {1, 70, 2, 256}, {1, 70, 1, 256}, {.scale = 0.06, .softcap = 2, .causal = true}, true);
+  attend("dim256_pairs", {2, 150, 4, 256}, {2, 150, 2, 256}, {.scale = 0.06, .softcap = 50, .causal = true});
+  attend("dim256_window", {1, 90, 2, 256}, {1, 90, 1, 256}, {.scale = 0.06, .causal = true, .window = 20}, true);
+  attend("dim256_unseen", {1, 90, 2, 256}, {1, 40, 1, 256}, {.scale = 0.06, .causal = true, .window = 20});
+  attend("dim256_keys", {2, 19, 2, 256}, {2, 330, 1, 256}, {.scale = 0.06}, true);
+  attend("dim256_frames", {1, 70, 2, 256}, {1, 130, 1, 256}, {.scale = 0.06, .causal = true, .block = 33}, true);
+  attend("dim200", {2, 35, 6, 200}, {2, 70, 1, 200}, {.scale = 0.07, .softcap = 2}, true);
+  attend("dim250", {2, 35, 2, 250}, {2, 35, 1, 250}, {.scale = 0.07, .causal = true}, true);
+  attend("dim256_single", {2, 70, 3, 256}, {2, 70, 3, 256}, {.scale = 0.06, .causal = true}, true);
   attend("dim264", {1, 70, 2, 264}, {1, 70, 1, 264}, {.scale = 0.06});
   attend("dim301", {2, 35, 1, 301}, {2, 41, 1, 301}, {.scale = 0.06}, true);
   attend("dim512", {2, 65, 3, 512}, {2, 99, 1, 512}, {.scale = 0.044, .softcap = 2});
@@ -206,6 +226,8 @@ void add_attention_sizes(std::vector<OpCase>& c) {
   attend_lengths("dim72", {4, 67, 2, 72}, {4, 75, 1, 72}, {.scale = 0.12}, {75, 63, 32, 33});
   attend_lengths("odd", {3, 7, 3, 5}, {3, 67, 1, 5}, {.scale = 0.4}, {67, 66, 3}, true);
   attend_lengths("dim160", {2, 9, 1, 160}, {2, 40, 1, 160}, {.scale = 0.08}, {31, 34});
+  attend_lengths("dim256", {3, 35, 2, 256}, {3, 67, 1, 256}, {.scale = 0.06}, {1, 64, 67});
+  attend_lengths("dim256_causal", {2, 90, 2, 256}, {2, 90, 1, 256}, {.scale = 0.06, .causal = true}, {5, 80});
   attend_lengths("dim512", {3, 65, 2, 512}, {3, 41, 1, 512}, {.scale = 0.044}, {1, 17, 41});
   attend_lengths("causal", {2, 131, 2, 64}, {2, 131, 1, 64}, {.scale = 0.125, .causal = true}, {1, 70});
   attend_lengths("window", {2, 140, 1, 32}, {2, 140, 1, 32}, {.scale = 0.2, .causal = true, .window = 20}, {70, 3});
@@ -217,6 +239,20 @@ void add_attention_sizes(std::vector<OpCase>& c) {
        .build = [](In x) { return attention(x[0], x[1], x[2], affine(step(x[3]), 1e30, -1e30), {.causal = true}); },
        .terms = 70,
        .gradient = false});
+  // Padding behind the tokens, and before them: there, queries see nothing but what the mask hides.
+  for (bool left : {false, true}) {
+    auto padded = [=](In x) {
+      std::vector<float> mask(2 * 100, 0);
+      for (int64_t i = 0; i < 40; ++i) mask[static_cast<size_t>(left ? i : 160 + i)] = -1e30f;
+      Value bias = x[0].graph().constant(Tensor::from({2, 100}, mask));
+      return attention(x[0], x[1], x[2], bias, {.scale = 0.06, .softcap = 50, .causal = true});
+    };
+    c.push_back({.name = std::string("attention/padded_") + (left ? "left" : "right"),
+                 .shapes = {{2, 100, 4, 256}, {2, 100, 2, 256}, {2, 100, 2, 256}},
+                 .build = padded,
+                 .terms = 100,
+                 .gradient = false});
+  }
   c.push_back({.name = "attention/qkv",
                .shapes = {{2, 40, 480}},
                .build =
