@@ -269,7 +269,7 @@ __global__ void apply_plain_kernel(const __grid_constant__ LinearArgs a) {
   }
 }
 
-constexpr int64_t kClusterTokens = 1 << 20;
+constexpr int64_t kClusterTokens = 2048;
 
 // Depends on the number of tokens alone: enough blocks to fill a GPU at few tokens, few partial sums at many.
 int64_t chunk_of(int64_t tokens) { return tokens <= 2048 ? 192 : tokens <= 8192 ? 256 : 512; }
