@@ -198,6 +198,10 @@ std::vector<Case> cases() {
       {"up-256-128",
        {{1, 512, 512, 256}, {128, 256, 3, 3}, {128}},
        [](In x) { return conv2d(upsample_nearest2(x[0]), x[1], x[2], {.padding = 1}); }},
+      {"phases-dcae", {{1, 513, 513, 512}, {1, 512, 512, 256}}, [](In x) { return interleave_phases(x[0], x[1]); }},
+      {"phases-dcae-256",
+       {{1, 257, 257, 1024}, {1, 256, 256, 512}},
+       [](In x) { return interleave_phases(x[0], x[1]); }},
       {"attention-mmdit",
        {{1, 8828, 9216}},
        [](In x) {

@@ -114,11 +114,13 @@ const Backend& backend() {
       Kernel{&kRmsNormRope, make_norm_rope, supports_norm_rope, kStrided},
   };
   static constexpr Graph (*kPasses[])(const Graph&) = {
-      split_gates,          fuse_depthwise_glu,      fold_upsampling,       fold_film_upsampling,
-      fuse_norm_padding,    add_without_repeating,   channels_last_weights, use_quantized_products,
-      share_quantized_rows, merge_quantized_linears, match_weight_types,    merge_linears,
-      drop_rejoined_slices, join_before_slicing,     fuse_pointwise,        fuse_quantized_rows,
-      fuse_sums_and_rows,   fuse_norm_rope,          tile_weight_scales,
+      split_gates,           fuse_depthwise_glu,      fold_upsampling,
+      fold_film_upsampling,  fuse_norm_padding,       join_phases_and_shortcut,
+      add_without_repeating, channels_last_weights,   use_quantized_products,
+      share_quantized_rows,  merge_quantized_linears, match_weight_types,
+      merge_linears,         drop_rejoined_slices,    join_before_slicing,
+      fuse_pointwise,        fuse_quantized_rows,     fuse_sums_and_rows,
+      fuse_norm_rope,        tile_weight_scales,
   };
   static const Backend instance{"cuda", kernels, kPasses, &cpu::backend(), runnable, weight_quantizer};
   return instance;

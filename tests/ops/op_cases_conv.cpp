@@ -102,6 +102,15 @@ void add_conv_cases(std::vector<OpCase>& c) {
                .build = [](In in) { return conv3d(in[0], in[1], {}, {.weight_layout = "othwi"}); },
                .terms = 432,
                .gradient = false});
+  auto with_shortcut = [&](std::string name, Shape x, int64_t repeats) {
+    c.push_back({.name = "interleave_phases/" + name,
+                 .shapes = {x, {x[0], x[1] - 1, x[2] - 1, x[3] / repeats}},
+                 .build = [](In in) { return interleave_phases(in[0], in[1]); }});
+  };
+  with_shortcut("shortcut", {2, 4, 3, 20}, 4);
+  with_shortcut("shortcut_packs", {3, 2, 5, 96}, 4);
+  with_shortcut("shortcut_rows", {2, 3, 4, 12}, 2);
+  with_shortcut("shortcut_rows_packs", {2, 5, 8, 64}, 2);
   c.push_back({.name = "interleave_phases3d", .shapes = {{2, 3, 4, 3, 16}}, .build = [](In in) {
                  return interleave_phases3d(in[0]);
                }});
