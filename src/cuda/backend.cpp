@@ -98,6 +98,7 @@ const Backend& backend() {
       Kernel{&kGlu, make_glu},
       Kernel{&kConv2d, make_depthwise_conv2d, supports_depthwise_conv2d},
       Kernel{&kConv2d, make_grouped_conv2d, supports_grouped_conv2d},
+      Kernel{&kConv2d, make_narrow_conv2d, supports_narrow_conv2d},
       Kernel{&kConv2d, make_conv2d, supports_conv2d},
       Kernel{&kConv3d, make_conv3d, supports_conv3d},
       Kernel{&kConv3d, make_film_conv3d, supports_film_conv3d},

@@ -37,6 +37,10 @@ void add_conv_cases(std::vector<OpCase>& c) {
   last("conv2d/ohwi_stride", {2, 9, 7, 16}, {8, 3, 3, 16}, {.stride = 2, .padding = 1, .act = "relu"}, false);
   last("conv2d/ohwi_batch", {4, 8, 8, 32}, {40, 3, 3, 32}, {.padding = 1}, false);
   last("conv2d/ohwi_grouped", {1, 4, 4, 4}, {6, 3, 3, 2}, {.padding = 1, .groups = 2}, false);
+  last("conv2d/ohwi_narrow", {2, 19, 37, 32}, {3, 3, 3, 32}, {.padding = 1}, false);
+  last("conv2d/ohwi_narrow_tiles", {1, 33, 65, 160}, {3, 3, 3, 160}, {.padding = 1, .act = "silu"}, false);
+  last("conv2d/ohwi_narrow_two", {3, 16, 32, 64}, {2, 3, 3, 64}, {.padding = 1, .act = "relu"}, false);
+  last("conv2d/ohwi_narrow_one", {1, 1, 2, 96}, {1, 3, 3, 96}, {.padding = 1}, false);
   conv("conv2d/blocks", {1, 70, 40, 16}, {150, 16, 3, 3}, {.padding = 1}, false);
   auto glu3 = [&](std::string name, Shape x, std::string act, bool gradient) {
     c.push_back({.name = std::move(name),
