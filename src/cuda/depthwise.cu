@@ -5,6 +5,7 @@
 
 #include "cuda/depthwise.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace kinora::cuda {
 namespace {
@@ -138,9 +139,11 @@ struct Strip {
 
 template <class T, int V, int K, int kColumns>
 __global__ void __launch_bounds__(kLanes* kMostStrips, K == 7 ? 2 : kResident) slide(Depthwise a) {
-  int channel = (static_cast<int>(blockIdx.x) * kLanes + static_cast<int>(threadIdx.x)) * V;
+  begin_kernel();
+  int lane = static_cast<int>(threadIdx.x) % kLanes, beside = static_cast<int>(threadIdx.x) / kLanes;
+  int channel = (static_cast<int>(blockIdx.x) * kLanes + lane) * V;
   int group = static_cast<int>(blockIdx.y) % a.column_groups, strip = static_cast<int>(blockIdx.y) / a.column_groups;
-  int column = (group * static_cast<int>(blockDim.y) + static_cast<int>(threadIdx.y)) * kColumns;
+  int column = (group * (static_cast<int>(blockDim.x) / kLanes) + beside) * kColumns;
   if (channel >= a.channels || column >= a.out_width) return;
   Strip<T, V, K, kColumns> s{a, channel, column, strip * a.rows, static_cast<int64_t>(blockIdx.z)};
   s.run();
@@ -149,6 +152,7 @@ __global__ void __launch_bounds__(kLanes* kMostStrips, K == 7 ? 2 : kResident) s
 // Any kernel and stride; one output element a thread.
 template <class T>
 __global__ void direct(Depthwise a, int64_t count) {
+  begin_kernel();
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   int c = static_cast<int>(i % a.channels);
@@ -186,12 +190,11 @@ Depthwise with_pointers(Depthwise a, const StepArgs& args) {
 
 Step make_slide(Depthwise a, const Launch& launch, int64_t images) {
   auto strips = static_cast<int>(ceil_div(a.out_width, launch.columns));
-  dim3 block(kLanes, static_cast<unsigned>(std::min(strips, kMostStrips)));
-  a.column_groups = static_cast<int>(ceil_div(strips, block.y));
+  int beside = std::min(strips, kMostStrips), threads = kLanes * beside;
+  a.column_groups = static_cast<int>(ceil_div(strips, beside));
   int64_t words = ceil_div(ceil_div(a.channels, launch.channels_a_thread), kLanes);
   int resident = 1;
-  check(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, launch.kernel, static_cast<int>(block.x * block.y), 0));
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, launch.kernel, threads, 0));
   int64_t at_once = int64_t{std::max(resident, 1)} * std::max(device_limits().multiprocessors, 1);
   a.rows = choose_rows(a.out_height, a.kernel_height, kMostGrid / a.column_groups, words * a.column_groups * images,
                        at_once);
@@ -199,8 +202,7 @@ Step make_slide(Depthwise a, const Launch& launch, int64_t images) {
             static_cast<unsigned>(images));
   Step step;
   step.run = [=](const StepArgs& args) {
-    launch.kernel<<<grid, block, 0, stream_of(args)>>>(with_pointers(a, args));
-    check(cudaGetLastError());
+    start_kernel(launch.kernel, grid, static_cast<size_t>(threads), 0, stream_of(args), with_pointers(a, args));
   };
   return step;
 }
@@ -261,8 +263,7 @@ Step make_depthwise_conv2d(const StepSpec& spec) {
     Step step;
     step.run = [=](const StepArgs& args) {
       auto blocks = static_cast<unsigned>(ceil_div(count, 256));
-      direct<T><<<blocks, 256, 0, stream_of(args)>>>(with_pointers(a, args), count);
-      check(cudaGetLastError());
+      start_kernel(direct<T>, blocks, 256, 0, stream_of(args), with_pointers(a, args), count);
     };
     return step;
   });

@@ -5,6 +5,7 @@
 
 #include "cuda/activation.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace kinora::cuda {
 namespace {
@@ -44,9 +45,10 @@ __device__ void multiply<__half>(float (&c)[4], const unsigned (&a)[4], unsigned
 // 3}; column j of tile t of four is output channel 8(j / 2) + 2t + j % 2, so that a lane's results are 8q .. 8q + 7.
 template <class T>
 __global__ void __launch_bounds__(32 * kWarps) by_matrix_units(Grouped a) {
-  int group = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.y);
+  begin_kernel();
+  int lane = static_cast<int>(threadIdx.x) % 32, row = lane / 4, quarter = lane % 4;
+  int group = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   if (group >= a.groups) return;
-  int row = static_cast<int>(threadIdx.x) / 4, quarter = static_cast<int>(threadIdx.x) % 4;
   unsigned weight[4][4];  // per tile, the lane's 8 input channels
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
@@ -77,7 +79,7 @@ __global__ void __launch_bounds__(32 * kWarps) by_matrix_units(Grouped a) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         int64_t p = pixel + n * kTile + 8 * h + row;
-        rows[n][h] = p < end ? __ldg(reinterpret_cast<const uint4*>(x + p * stride)) : uint4{};
+        rows[n][h] = p < end ? *reinterpret_cast<const uint4*>(x + p * stride) : uint4{};
       }
     }
 #pragma unroll
@@ -108,6 +110,7 @@ __global__ void __launch_bounds__(32 * kWarps) by_matrix_units(Grouped a) {
 // Any extents and types; one output element a thread.
 template <class T>
 __global__ void one_by_one(Grouped a, int64_t count) {
+  begin_kernel();
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   int64_t channels_out = int64_t{a.groups} * a.out, pixel = i / channels_out, channel = i % channels_out;
@@ -132,12 +135,10 @@ Step make_matrix_units(Grouped a) {
   int64_t portion = kTile * kAtOnce, portions = ceil_div(a.pixels, portion);
   int64_t down = std::clamp<int64_t>(wanted / across, 1, std::min<int64_t>(portions, 65535));
   a.pixels_a_warp = ceil_div(portions, down) * portion;
-  dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(ceil_div(a.pixels, a.pixels_a_warp))),
-      block(32, kWarps);
+  dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(ceil_div(a.pixels, a.pixels_a_warp)));
   Step step;
   step.run = [=](const StepArgs& args) {
-    by_matrix_units<T><<<grid, block, 0, stream_of(args)>>>(with_pointers(a, args));
-    check(cudaGetLastError());
+    start_kernel(by_matrix_units<T>, grid, 32 * kWarps, 0, stream_of(args), with_pointers(a, args));
   };
   return step;
 }
@@ -170,9 +171,8 @@ Step make_grouped_conv2d(const StepSpec& spec) {
     int64_t count = spec.output().shape.numel();
     Step step;
     step.run = [=](const StepArgs& args) {
-      one_by_one<T>
-          <<<static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream_of(args)>>>(with_pointers(a, args), count);
-      check(cudaGetLastError());
+      start_kernel(one_by_one<T>, static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream_of(args),
+                   with_pointers(a, args), count);
     };
     return step;
   });

@@ -15,6 +15,7 @@ constexpr int kThreads = 256;
 // Tensor 0 is read, tensor 1 written.
 template <class Word>
 __global__ void copy_kernel(const Word* in, Word* out, const __grid_constant__ Layout<2> layout) {
+  begin_kernel();
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= layout.count) return;
   int64_t offsets[2];
@@ -58,9 +59,8 @@ struct Copy {
 
   template <class Word>
   static void launch(const void* in, void* out, const Layout<2>& words, cudaStream_t stream) {
-    copy_kernel<<<static_cast<unsigned>(ceil_div(words.count, kThreads)), kThreads, 0, stream>>>(
-        static_cast<const Word*>(in), static_cast<Word*>(out), words);
-    check(cudaGetLastError());
+    start_kernel(copy_kernel<Word>, static_cast<unsigned>(ceil_div(words.count, kThreads)), kThreads, 0, stream,
+                 static_cast<const Word*>(in), static_cast<Word*>(out), words);
   }
 };
 
@@ -91,6 +91,7 @@ struct EdgeCopy {
 
 template <class Word>
 __global__ void pad_edge_kernel(const Word* in, Word* out, const __grid_constant__ EdgeCopy copy) {
+  begin_kernel();
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= copy.count) return;
   auto left = static_cast<uint32_t>(index);
@@ -156,9 +157,8 @@ EdgeCopy in_words(EdgeCopy copy, size_t element, const void* in, const void* out
 
 template <class Word>
 void launch_edges(const void* in, void* out, const EdgeCopy& copy, cudaStream_t stream) {
-  pad_edge_kernel<<<static_cast<unsigned>(ceil_div(copy.count, kThreads)), kThreads, 0, stream>>>(
-      static_cast<const Word*>(in), static_cast<Word*>(out), copy);
-  check(cudaGetLastError());
+  start_kernel(pad_edge_kernel<Word>, static_cast<unsigned>(ceil_div(copy.count, kThreads)), kThreads, 0, stream,
+               static_cast<const Word*>(in), static_cast<Word*>(out), copy);
 }
 
 // Four phases and the shortcut that is added to them: height and width are the shortcut's, channels the result's.
@@ -245,6 +245,7 @@ Step add_shortcut(const StepSpec& spec) {
 template <class From, class To>
 __global__ void gather_kernel(const From* table, const int32_t* ids, To* out, int64_t rows, int64_t width,
                               int64_t entries) {
+  begin_kernel();
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= rows * width) return;
   int64_t row = index / width, column = index - row * width, id = ids[row];
@@ -255,6 +256,7 @@ __global__ void gather_kernel(const From* table, const int32_t* ids, To* out, in
 // Rows of g whose id is the block's row, added in their order.
 template <class T>
 __global__ void scatter_kernel(const T* g, const int32_t* ids, T* out, int64_t count, int64_t width) {
+  begin_kernel();
   int64_t row = blockIdx.x;
   for (int64_t column = threadIdx.x; column < width; column += kThreads) {
     float total = 0;
@@ -408,12 +410,11 @@ Step make_gather(const StepSpec& spec) {
     if (rows == 0) return;
     with_float(from, [&]<class From>(From) {
       with_float(to, [&]<class To>(To) {
-        gather_kernel<<<static_cast<unsigned>(ceil_div(rows * width, kThreads)), kThreads, 0, stream_of(args)>>>(
-            static_cast<const From*>(args.in[0]), static_cast<const int32_t*>(args.in[1]), static_cast<To*>(args.out),
-            rows, width, entries);
+        start_kernel(gather_kernel<From, To>, static_cast<unsigned>(ceil_div(rows * width, kThreads)), kThreads, 0,
+                     stream_of(args), static_cast<const From*>(args.in[0]), static_cast<const int32_t*>(args.in[1]),
+                     static_cast<To*>(args.out), rows, width, entries);
       });
     });
-    check(cudaGetLastError());
   };
   return step;
 }
@@ -425,11 +426,10 @@ Step make_scatter_rows(const StepSpec& spec) {
   step.run = [=](const StepArgs& args) {
     if (rows == 0) return;
     with_float(dtype, [&]<class T>(T) {
-      scatter_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream_of(args)>>>(
-          static_cast<const T*>(args.in[0]), static_cast<const int32_t*>(args.in[1]), static_cast<T*>(args.out), count,
-          width);
+      start_kernel(scatter_kernel<T>, static_cast<unsigned>(rows), kThreads, 0, stream_of(args),
+                   static_cast<const T*>(args.in[0]), static_cast<const int32_t*>(args.in[1]),
+                   static_cast<T*>(args.out), count, width);
     });
-    check(cudaGetLastError());
   };
   return step;
 }
