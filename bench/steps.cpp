@@ -193,6 +193,12 @@ std::vector<Case> cases() {
       {"grouped-dcae",
        {{1, 128, 128, 1536}, {1536, 32, 1, 1}},
        [](In x) { return conv2d(x[0], x[1], {}, {.groups = 48}); }},
+      {"multiscale-dcae",
+       {{1, 128, 128, 512}, {1536, 512}, {1536, 1, 5, 5}, {1536, 32, 1, 1}},
+       [](In x) {
+         Value y = linear(x[0], x[1]), z = conv2d(y, x[2], {}, {.padding = 2, .groups = 1536});
+         return concat({y, conv2d(z, x[3], {}, {.groups = 48})}, 3);
+       }},
       {"conv-128",
        {{1, 1024, 1024, 128}, {128, 128, 3, 3}},
        [](In x) { return conv2d(x[0], x[1], {}, {.padding = 1}); }},

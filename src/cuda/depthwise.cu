@@ -6,6 +6,7 @@
 #include "cuda/depthwise.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "graph/views.h"
 
 namespace kinora::cuda {
 namespace {
@@ -18,6 +19,9 @@ struct Depthwise {
   DType weight_type, bias_type;
   Act act;
   int height, width, channels;  // of x
+  int64_t image, line;          // elements from one to the next in x, as pixel; so of w: filter, filter_line
+  int pixel;
+  int64_t filter, filter_line;
   int out_height, out_width;
   int kernel_height, kernel_width, stride, padding;
   int rows;           // of a strip
@@ -44,7 +48,7 @@ struct Strip {
     for (int v = 0; v < V; ++v) {
 #pragma unroll
       for (int k = 0; k < K * K; ++k) {
-        weight[k][v] = load_float(a.w, a.weight_type, int64_t{channel + v} * (K * K) + k);
+        weight[k][v] = load_float(a.w, a.weight_type, (channel + v) * a.filter + k / K * a.filter_line + k % K);
       }
       bias[v] = a.bias ? load_float(a.bias, a.bias_type, channel + v) : 0.0f;
     }
@@ -52,8 +56,7 @@ struct Strip {
 
   // Turns to row y of the picture: where its word at the strip's first column lies, and which columns exist.
   __device__ void turn_to(int y) {
-    int64_t pixel = (image * a.height + y) * a.width + column - a.padding;
-    at = static_cast<const T*>(a.x) + pixel * a.channels + channel;
+    at = static_cast<const T*>(a.x) + image * a.image + y * a.line + int64_t{column - a.padding} * a.pixel + channel;
     inside = 0;
 #pragma unroll
     for (int j = 0; j < kReach; ++j) {
@@ -64,7 +67,7 @@ struct Strip {
 
   // The word at the strip's column j, zero outside the picture.
   __device__ W load(int j) const {
-    return inside >> j & 1u ? *reinterpret_cast<const W*>(at + int64_t{a.channels} * j) : W{};
+    return inside >> j & 1u ? *reinterpret_cast<const W*>(at + int64_t{a.pixel} * j) : W{};
   }
 
   __device__ void clear(int slot) {
@@ -167,8 +170,8 @@ __global__ void direct(Depthwise a, int64_t count) {
     for (int kx = 0; kx < a.kernel_width; ++kx) {
       int x = ox * a.stride - a.padding + kx;
       if (x < 0 || x >= a.width) continue;
-      float value = to_float(static_cast<const T*>(a.x)[((image * a.height + y) * a.width + x) * a.channels + c]);
-      int64_t at = (int64_t{c} * a.kernel_height + ky) * a.kernel_width + kx;
+      float value = to_float(static_cast<const T*>(a.x)[image * a.image + y * a.line + int64_t{x} * a.pixel + c]);
+      int64_t at = c * a.filter + ky * a.filter_line + kx;
       sum = fmaf(value, load_float(a.w, a.weight_type, at), sum);
     }
   }
@@ -219,6 +222,9 @@ Depthwise describe(const StepSpec& spec) {
   a.out_width = static_cast<int>(y[2]);
   a.kernel_height = static_cast<int>(w[2]);
   a.kernel_width = static_cast<int>(w[3]);
+  if (spec.strides[0][2] > INT32_MAX) fail(ErrorKind::internal, "conv2d: pixels lie too far apart");
+  a.image = spec.strides[0][0], a.line = spec.strides[0][1], a.pixel = static_cast<int>(spec.strides[0][2]);
+  a.filter = spec.strides[1][0], a.filter_line = spec.strides[1][2];
   a.act = act_of(spec.node.attrs.text("act"));
   a.stride = static_cast<int>(spec.node.attrs.integer("stride"));
   a.padding = static_cast<int>(spec.node.attrs.integer("padding"));
@@ -256,8 +262,16 @@ Step make_depthwise_conv2d(const StepSpec& spec) {
     using T = decltype(zero);
     if (slides) {
       constexpr int kPair = 4 / sizeof(T);
-      Launch launch = a.channels % kPair ? launch_for<T, 1>(kernel) : launch_for<T, kPair>(kernel);
-      return make_slide(a, launch, spec.inputs[0].shape[0]);
+      int64_t images = spec.inputs[0].shape[0];
+      Step apart = make_slide(a, launch_for<T, 1>(kernel), images);
+      if ((a.channels | a.image | a.line | a.pixel) % kPair != 0) return apart;
+      Step step = make_slide(a, launch_for<T, kPair>(kernel), images);
+      if (is_contiguous(spec.inputs[0].shape, spec.strides[0])) return step;
+      // A slice may begin between two words.
+      step.run = [apart = apart.run, words = step.run](const StepArgs& args) {
+        (reinterpret_cast<uintptr_t>(args.in[0]) % 4 == 0 ? words : apart)(args);
+      };
+      return step;
     }
     int64_t count = spec.output().shape.numel();
     Step step;

@@ -6,6 +6,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "graph/views.h"
 
 namespace kinora::cuda {
 namespace {
@@ -20,7 +21,7 @@ struct Grouped {
   void* y;
   DType weight_type, bias_type;
   Act act;
-  int64_t pixels;
+  int64_t pixels, row;  // row: elements from one pixel to the next in y
   int groups, in, out;  // channels of a group
   int64_t pixels_a_warp;
 };
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(32 * kWarps) by_matrix_units(Grouped a) {
         for (int i = 0; i < 8; ++i) {
           pack.values[i] = from_float<T>(activate<T>(sums[i / 2][2 * h + i % 2] + bias[i], a.act));
         }
-        store_pack(y + p * stride, pack);
+        store_pack(y + p * a.row, pack);
       }
     }
   }
@@ -117,7 +118,7 @@ __global__ void one_by_one(Grouped a, int64_t count) {
   const T* x = static_cast<const T*>(a.x) + (pixel * a.groups + channel / a.out) * a.in;
   float sum = a.bias ? load_float(a.bias, a.bias_type, channel) : 0.0f;
   for (int k = 0; k < a.in; ++k) sum = fmaf(to_float(x[k]), load_float(a.w, a.weight_type, channel * a.in + k), sum);
-  static_cast<T*>(a.y)[i] = from_float<T>(activate<T>(sum, a.act));
+  static_cast<T*>(a.y)[pixel * a.row + channel] = from_float<T>(activate<T>(sum, a.act));
 }
 
 Grouped with_pointers(Grouped a, const StepArgs& args) {
@@ -160,6 +161,7 @@ Step make_grouped_conv2d(const StepSpec& spec) {
   if (spec.inputs.size() == 3) a.bias_type = spec.inputs[2].dtype;
   a.act = act_of(spec.node.attrs.text("act"));
   a.pixels = x.product(0, 3);
+  a.row = reshaped_strides(spec.output().shape, spec.out_strides, {a.pixels, w[0]})[0];
   a.groups = static_cast<int>(spec.node.attrs.integer("groups"));
   a.in = static_cast<int>(w[1]);
   a.out = static_cast<int>(w[0]) / a.groups;
