@@ -51,7 +51,9 @@ const Backend& backend() {
       Kernel{&kSoftmax, make_softmax},
       Kernel{&kLayerNorm, make_layer_norm},
       Kernel{&kRmsNorm, make_rms_norm,
-             [](const StepSpec& spec) { return spec.inputs[0].dtype == spec.output().dtype; }},
+             [](const StepSpec& spec) {
+               return spec.inputs[0].dtype == spec.output().dtype && !spec.node.attrs.has("act");
+             }},
       Kernel{&kGroupNorm, make_group_norm, supports_group_norm},
       Kernel{&kMatmul, make_matmul},
       Kernel{&kLinear, make_linear},

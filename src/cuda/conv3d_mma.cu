@@ -4,6 +4,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/epilogue.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/mma.cuh"
 
 namespace kinora::cuda {
@@ -35,6 +36,7 @@ __global__ void __launch_bounds__(kThreads, 1) film_kernel(const __grid_constant
   constexpr int kStageBytes = (kRows + kColumns) * kDepth * 2, kLines = kThreads / kPacks;
   static_assert(kRowWarps * kColumnWarps * 32 == kThreads);
   extern __shared__ __align__(128) unsigned char shared[];
+  begin_kernel();
   int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   int64_t first = static_cast<int64_t>(blockIdx.x / static_cast<unsigned>(a.column_tiles)) * kRows;
   int column = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.column_tiles)) * kColumns;
@@ -199,8 +201,7 @@ Step make_film_conv3d(const StepSpec& spec) {
       now.w = args.in[1];
       now.bias = biased ? args.in[2] : nullptr;
       now.y = static_cast<std::byte*>(args.out) + b * y_bytes;
-      tiles.kernel<<<blocks, kThreads, tiles.shared(), stream_of(args)>>>(now);
-      check(cudaGetLastError());
+      start_kernel(tiles.kernel, blocks, kThreads, tiles.shared(), stream_of(args), now);
     }
   };
   return step;

@@ -5,6 +5,8 @@
 
 #include "cuda/depthwise.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "graph/views.h"
 
 namespace kinora::cuda {
 namespace {
@@ -17,6 +19,9 @@ struct Depthwise {
   DType weight_type, bias_type;
   Act act;
   int height, width, channels;  // of x
+  int64_t image, line;          // elements from one to the next in x, as pixel; so of w: filter, filter_line
+  int pixel;
+  int64_t filter, filter_line;
   int out_height, out_width;
   int kernel_height, kernel_width, stride, padding;
   int rows;           // of a strip
@@ -43,7 +48,7 @@ struct Strip {
     for (int v = 0; v < V; ++v) {
 #pragma unroll
       for (int k = 0; k < K * K; ++k) {
-        weight[k][v] = load_float(a.w, a.weight_type, int64_t{channel + v} * (K * K) + k);
+        weight[k][v] = load_float(a.w, a.weight_type, (channel + v) * a.filter + k / K * a.filter_line + k % K);
       }
       bias[v] = a.bias ? load_float(a.bias, a.bias_type, channel + v) : 0.0f;
     }
@@ -51,8 +56,7 @@ struct Strip {
 
   // Turns to row y of the picture: where its word at the strip's first column lies, and which columns exist.
   __device__ void turn_to(int y) {
-    int64_t pixel = (image * a.height + y) * a.width + column - a.padding;
-    at = static_cast<const T*>(a.x) + pixel * a.channels + channel;
+    at = static_cast<const T*>(a.x) + image * a.image + y * a.line + int64_t{column - a.padding} * a.pixel + channel;
     inside = 0;
 #pragma unroll
     for (int j = 0; j < kReach; ++j) {
@@ -63,7 +67,7 @@ struct Strip {
 
   // The word at the strip's column j, zero outside the picture.
   __device__ W load(int j) const {
-    return inside >> j & 1u ? *reinterpret_cast<const W*>(at + int64_t{a.channels} * j) : W{};
+    return inside >> j & 1u ? *reinterpret_cast<const W*>(at + int64_t{a.pixel} * j) : W{};
   }
 
   __device__ void clear(int slot) {
@@ -138,9 +142,11 @@ struct Strip {
 
 template <class T, int V, int K, int kColumns>
 __global__ void __launch_bounds__(kLanes* kMostStrips, K == 7 ? 2 : kResident) slide(Depthwise a) {
-  int channel = (static_cast<int>(blockIdx.x) * kLanes + static_cast<int>(threadIdx.x)) * V;
+  begin_kernel();
+  int lane = static_cast<int>(threadIdx.x) % kLanes, beside = static_cast<int>(threadIdx.x) / kLanes;
+  int channel = (static_cast<int>(blockIdx.x) * kLanes + lane) * V;
   int group = static_cast<int>(blockIdx.y) % a.column_groups, strip = static_cast<int>(blockIdx.y) / a.column_groups;
-  int column = (group * static_cast<int>(blockDim.y) + static_cast<int>(threadIdx.y)) * kColumns;
+  int column = (group * (static_cast<int>(blockDim.x) / kLanes) + beside) * kColumns;
   if (channel >= a.channels || column >= a.out_width) return;
   Strip<T, V, K, kColumns> s{a, channel, column, strip * a.rows, static_cast<int64_t>(blockIdx.z)};
   s.run();
@@ -149,6 +155,7 @@ __global__ void __launch_bounds__(kLanes* kMostStrips, K == 7 ? 2 : kResident) s
 // Any kernel and stride; one output element a thread.
 template <class T>
 __global__ void direct(Depthwise a, int64_t count) {
+  begin_kernel();
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   int c = static_cast<int>(i % a.channels);
@@ -163,8 +170,8 @@ __global__ void direct(Depthwise a, int64_t count) {
     for (int kx = 0; kx < a.kernel_width; ++kx) {
       int x = ox * a.stride - a.padding + kx;
       if (x < 0 || x >= a.width) continue;
-      float value = to_float(static_cast<const T*>(a.x)[((image * a.height + y) * a.width + x) * a.channels + c]);
-      int64_t at = (int64_t{c} * a.kernel_height + ky) * a.kernel_width + kx;
+      float value = to_float(static_cast<const T*>(a.x)[image * a.image + y * a.line + int64_t{x} * a.pixel + c]);
+      int64_t at = c * a.filter + ky * a.filter_line + kx;
       sum = fmaf(value, load_float(a.w, a.weight_type, at), sum);
     }
   }
@@ -186,12 +193,11 @@ Depthwise with_pointers(Depthwise a, const StepArgs& args) {
 
 Step make_slide(Depthwise a, const Launch& launch, int64_t images) {
   auto strips = static_cast<int>(ceil_div(a.out_width, launch.columns));
-  dim3 block(kLanes, static_cast<unsigned>(std::min(strips, kMostStrips)));
-  a.column_groups = static_cast<int>(ceil_div(strips, block.y));
+  int beside = std::min(strips, kMostStrips), threads = kLanes * beside;
+  a.column_groups = static_cast<int>(ceil_div(strips, beside));
   int64_t words = ceil_div(ceil_div(a.channels, launch.channels_a_thread), kLanes);
   int resident = 1;
-  check(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, launch.kernel, static_cast<int>(block.x * block.y), 0));
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, launch.kernel, threads, 0));
   int64_t at_once = int64_t{std::max(resident, 1)} * std::max(device_limits().multiprocessors, 1);
   a.rows = choose_rows(a.out_height, a.kernel_height, kMostGrid / a.column_groups, words * a.column_groups * images,
                        at_once);
@@ -199,8 +205,7 @@ Step make_slide(Depthwise a, const Launch& launch, int64_t images) {
             static_cast<unsigned>(images));
   Step step;
   step.run = [=](const StepArgs& args) {
-    launch.kernel<<<grid, block, 0, stream_of(args)>>>(with_pointers(a, args));
-    check(cudaGetLastError());
+    start_kernel(launch.kernel, grid, static_cast<size_t>(threads), 0, stream_of(args), with_pointers(a, args));
   };
   return step;
 }
@@ -217,6 +222,9 @@ Depthwise describe(const StepSpec& spec) {
   a.out_width = static_cast<int>(y[2]);
   a.kernel_height = static_cast<int>(w[2]);
   a.kernel_width = static_cast<int>(w[3]);
+  if (spec.strides[0][2] > INT32_MAX) fail(ErrorKind::internal, "conv2d: pixels lie too far apart");
+  a.image = spec.strides[0][0], a.line = spec.strides[0][1], a.pixel = static_cast<int>(spec.strides[0][2]);
+  a.filter = spec.strides[1][0], a.filter_line = spec.strides[1][2];
   a.act = act_of(spec.node.attrs.text("act"));
   a.stride = static_cast<int>(spec.node.attrs.integer("stride"));
   a.padding = static_cast<int>(spec.node.attrs.integer("padding"));
@@ -254,15 +262,22 @@ Step make_depthwise_conv2d(const StepSpec& spec) {
     using T = decltype(zero);
     if (slides) {
       constexpr int kPair = 4 / sizeof(T);
-      Launch launch = a.channels % kPair ? launch_for<T, 1>(kernel) : launch_for<T, kPair>(kernel);
-      return make_slide(a, launch, spec.inputs[0].shape[0]);
+      int64_t images = spec.inputs[0].shape[0];
+      Step apart = make_slide(a, launch_for<T, 1>(kernel), images);
+      if ((a.channels | a.image | a.line | a.pixel) % kPair != 0) return apart;
+      Step step = make_slide(a, launch_for<T, kPair>(kernel), images);
+      if (is_contiguous(spec.inputs[0].shape, spec.strides[0])) return step;
+      // A slice may begin between two words.
+      step.run = [apart = apart.run, words = step.run](const StepArgs& args) {
+        (reinterpret_cast<uintptr_t>(args.in[0]) % 4 == 0 ? words : apart)(args);
+      };
+      return step;
     }
     int64_t count = spec.output().shape.numel();
     Step step;
     step.run = [=](const StepArgs& args) {
       auto blocks = static_cast<unsigned>(ceil_div(count, 256));
-      direct<T><<<blocks, 256, 0, stream_of(args)>>>(with_pointers(a, args), count);
-      check(cudaGetLastError());
+      start_kernel(direct<T>, blocks, 256, 0, stream_of(args), with_pointers(a, args), count);
     };
     return step;
   });

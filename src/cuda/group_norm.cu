@@ -6,6 +6,7 @@
 
 #include "cuda/activation.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace kinora::cuda {
 namespace {
@@ -53,6 +54,7 @@ __device__ inline void load_channels(const T* from, T (&to)[V]) {
 template <class T, int V>
 __global__ void __launch_bounds__(kThreads, 4) moments_kernel(const T* x, float2* out, const Sharing s) {
   __shared__ float means[V][kThreads], squares[V][kThreads], counts[kThreads];
+  begin_kernel();
   int thread = static_cast<int>(threadIdx.x), lane = thread % s.lanes, row = thread / s.lanes;
   int64_t column = (int64_t{blockIdx.y} * s.lanes + lane) * V;
   bool active = row < s.rows && column < s.channels;
@@ -123,6 +125,7 @@ struct Affine {
 __global__ void __launch_bounds__(kThreads)
     coefficients_kernel(const float2* moments, float* coefficients, const Sharing s, int groups, const Affine affine) {
   __shared__ Moments shared[kThreads];
+  begin_kernel();
   int thread = static_cast<int>(threadIdx.x);
   int64_t width = s.channels / groups, batch = gridDim.y, item = blockIdx.y, channel = blockIdx.x * width;
   const float2* from = moments + item * s.stretches * s.channels + channel;
@@ -192,6 +195,7 @@ template <class T, int V, bool kEdges, Kind kKind>
 __global__ void __launch_bounds__(kThreads)
     normalise_kernel(const T* x, const float* coefficients, T* out, const Sharing s, int positions, const Edges edges,
                      Act act) {
+  begin_kernel();
   int thread = static_cast<int>(threadIdx.x), lane = thread % s.lanes, row = thread / s.lanes;
   int64_t column = (int64_t{blockIdx.y} * s.lanes + lane) * V, item = blockIdx.z, batch = gridDim.z;
   int first = static_cast<int>(blockIdx.x) * kTurns * kDeep * s.rows + row;
@@ -281,16 +285,13 @@ struct GroupNorm {
     const auto* x = static_cast<const T*>(args.in[0]);
     auto* out = static_cast<T*>(args.out);
     auto items = static_cast<unsigned>(batch), tiles = static_cast<unsigned>(s.tiles);
-    moments_kernel<T, V>
-        <<<dim3(static_cast<unsigned>(s.stretches), tiles, items), kThreads, 0, stream>>>(x, moments, s);
-    check(cudaGetLastError());
-    coefficients_kernel<<<dim3(static_cast<unsigned>(groups), items), kThreads, 0, stream>>>(
-        moments, coefficients, s, groups, Affine{args.in[1], args.in[2], weight_type, bias_type, eps});
-    check(cudaGetLastError());
+    start_kernel(moments_kernel<T, V>, dim3(static_cast<unsigned>(s.stretches), tiles, items), kThreads, 0, stream, x,
+                 moments, s);
+    start_kernel(coefficients_kernel, dim3(static_cast<unsigned>(groups), items), kThreads, 0, stream, moments,
+                 coefficients, s, groups, Affine{args.in[1], args.in[2], weight_type, bias_type, eps});
     dim3 grid(static_cast<unsigned>(ceil_div(out_positions, int64_t{kTurns} * kDeep * s.rows)), tiles, items);
-    normalise_for<T, V>(padded, act)<<<grid, kThreads, 0, stream>>>(x, coefficients, out, s,
-                                                                    static_cast<int>(out_positions), edges, act);
-    check(cudaGetLastError());
+    start_kernel(normalise_for<T, V>(padded, act), grid, kThreads, 0, stream, x, coefficients, out, s,
+                 static_cast<int>(out_positions), edges, act);
   }
 };
 

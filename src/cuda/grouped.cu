@@ -5,6 +5,8 @@
 
 #include "cuda/activation.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+#include "graph/views.h"
 
 namespace kinora::cuda {
 namespace {
@@ -19,7 +21,7 @@ struct Grouped {
   void* y;
   DType weight_type, bias_type;
   Act act;
-  int64_t pixels;
+  int64_t pixels, row;  // row: elements from one pixel to the next in y
   int groups, in, out;  // channels of a group
   int64_t pixels_a_warp;
 };
@@ -44,9 +46,10 @@ __device__ void multiply<__half>(float (&c)[4], const unsigned (&a)[4], unsigned
 // 3}; column j of tile t of four is output channel 8(j / 2) + 2t + j % 2, so that a lane's results are 8q .. 8q + 7.
 template <class T>
 __global__ void __launch_bounds__(32 * kWarps) by_matrix_units(Grouped a) {
-  int group = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.y);
+  begin_kernel();
+  int lane = static_cast<int>(threadIdx.x) % 32, row = lane / 4, quarter = lane % 4;
+  int group = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   if (group >= a.groups) return;
-  int row = static_cast<int>(threadIdx.x) / 4, quarter = static_cast<int>(threadIdx.x) % 4;
   unsigned weight[4][4];  // per tile, the lane's 8 input channels
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
@@ -77,7 +80,7 @@ __global__ void __launch_bounds__(32 * kWarps) by_matrix_units(Grouped a) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         int64_t p = pixel + n * kTile + 8 * h + row;
-        rows[n][h] = p < end ? __ldg(reinterpret_cast<const uint4*>(x + p * stride)) : uint4{};
+        rows[n][h] = p < end ? *reinterpret_cast<const uint4*>(x + p * stride) : uint4{};
       }
     }
 #pragma unroll
@@ -99,7 +102,7 @@ __global__ void __launch_bounds__(32 * kWarps) by_matrix_units(Grouped a) {
         for (int i = 0; i < 8; ++i) {
           pack.values[i] = from_float<T>(activate<T>(sums[i / 2][2 * h + i % 2] + bias[i], a.act));
         }
-        store_pack(y + p * stride, pack);
+        store_pack(y + p * a.row, pack);
       }
     }
   }
@@ -108,13 +111,14 @@ __global__ void __launch_bounds__(32 * kWarps) by_matrix_units(Grouped a) {
 // Any extents and types; one output element a thread.
 template <class T>
 __global__ void one_by_one(Grouped a, int64_t count) {
+  begin_kernel();
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   int64_t channels_out = int64_t{a.groups} * a.out, pixel = i / channels_out, channel = i % channels_out;
   const T* x = static_cast<const T*>(a.x) + (pixel * a.groups + channel / a.out) * a.in;
   float sum = a.bias ? load_float(a.bias, a.bias_type, channel) : 0.0f;
   for (int k = 0; k < a.in; ++k) sum = fmaf(to_float(x[k]), load_float(a.w, a.weight_type, channel * a.in + k), sum);
-  static_cast<T*>(a.y)[i] = from_float<T>(activate<T>(sum, a.act));
+  static_cast<T*>(a.y)[pixel * a.row + channel] = from_float<T>(activate<T>(sum, a.act));
 }
 
 Grouped with_pointers(Grouped a, const StepArgs& args) {
@@ -132,12 +136,10 @@ Step make_matrix_units(Grouped a) {
   int64_t portion = kTile * kAtOnce, portions = ceil_div(a.pixels, portion);
   int64_t down = std::clamp<int64_t>(wanted / across, 1, std::min<int64_t>(portions, 65535));
   a.pixels_a_warp = ceil_div(portions, down) * portion;
-  dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(ceil_div(a.pixels, a.pixels_a_warp))),
-      block(32, kWarps);
+  dim3 grid(static_cast<unsigned>(across), static_cast<unsigned>(ceil_div(a.pixels, a.pixels_a_warp)));
   Step step;
   step.run = [=](const StepArgs& args) {
-    by_matrix_units<T><<<grid, block, 0, stream_of(args)>>>(with_pointers(a, args));
-    check(cudaGetLastError());
+    start_kernel(by_matrix_units<T>, grid, 32 * kWarps, 0, stream_of(args), with_pointers(a, args));
   };
   return step;
 }
@@ -159,6 +161,7 @@ Step make_grouped_conv2d(const StepSpec& spec) {
   if (spec.inputs.size() == 3) a.bias_type = spec.inputs[2].dtype;
   a.act = act_of(spec.node.attrs.text("act"));
   a.pixels = x.product(0, 3);
+  a.row = reshaped_strides(spec.output().shape, spec.out_strides, {a.pixels, w[0]})[0];
   a.groups = static_cast<int>(spec.node.attrs.integer("groups"));
   a.in = static_cast<int>(w[1]);
   a.out = static_cast<int>(w[0]) / a.groups;
@@ -170,9 +173,8 @@ Step make_grouped_conv2d(const StepSpec& spec) {
     int64_t count = spec.output().shape.numel();
     Step step;
     step.run = [=](const StepArgs& args) {
-      one_by_one<T>
-          <<<static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream_of(args)>>>(with_pointers(a, args), count);
-      check(cudaGetLastError());
+      start_kernel(one_by_one<T>, static_cast<unsigned>(ceil_div(count, 256)), 256, 0, stream_of(args),
+                   with_pointers(a, args), count);
     };
     return step;
   });

@@ -87,7 +87,8 @@ Step make_rope(const StepSpec& spec);
 Step make_norm_rope(const StepSpec& spec);
 bool supports_norm_rope(const StepSpec& spec);
 
-// conv.cpp, conv3d.cpp (cuDNN), depthwise.cu, grouped.cu: three rows for conv2d; conv3d_mma.cu: where cuDNN has no plan
+// conv.cpp, conv3d.cpp (cuDNN), depthwise.cu, grouped.cu, narrow_conv.cu: four rows for conv2d; conv3d_mma.cu: where
+// cuDNN has no plan
 Step make_conv2d(const StepSpec& spec);
 bool supports_conv2d(const StepSpec& spec);
 Step make_conv3d(const StepSpec& spec);
@@ -96,6 +97,8 @@ Step make_film_conv3d(const StepSpec& spec);
 bool supports_film_conv3d(const StepSpec& spec);
 Step make_grouped_conv2d(const StepSpec& spec);
 bool supports_grouped_conv2d(const StepSpec& spec);
+Step make_narrow_conv2d(const StepSpec& spec);
+bool supports_narrow_conv2d(const StepSpec& spec);
 Step make_depthwise_conv2d(const StepSpec& spec);
 bool supports_depthwise_conv2d(const StepSpec& spec);
 Step make_depthwise_glu(const StepSpec& spec);

@@ -8,6 +8,7 @@
 #include "cuda/norm.cuh"
 #include "graph/views.h"
 #include "ops/fuse_quantized.h"
+#include "ops/norm.h"
 
 namespace kinora::cuda {
 namespace {
@@ -33,7 +34,7 @@ struct NormArgs {
   Layout<5> rows;   // where each row begins, in elements: of x, a, b, residual, gate
   int64_t width;
   float eps, offset;
-  bool fp8;  // of codes
+  bool relu, fp8;  // fp8: of codes
 };
 
 // Rounded after each operation, so that every kernel here gives the same.
@@ -42,6 +43,9 @@ __device__ float result_of(const NormArgs& p, float normed, float a, float b, fl
   float y = normed;
   if (p.a) y = __fmul_rn(y, a + p.offset);
   if (p.b) y = __fadd_rn(y, b);
+  if constexpr (K::kStats == Stats::rms && !K::kCoded) {
+    if (p.relu) y = y > 0 ? y : (y == y ? 0.0f : y);
+  }
   return !K::kSummed && p.residual ? __fadd_rn(y, residual) : y;
 }
 
@@ -284,6 +288,7 @@ Step norm_step(const StepSpec& spec, Places places, float offset) {
   p.width = width;
   p.eps = static_cast<float>(spec.node.attrs.real("eps"));
   p.offset = offset;
+  p.relu = spec.node.op == &kRmsNorm && spec.node.attrs.has("act");
   if (K::kCoded) p.fp8 = quant_format_from_name(spec.node.attrs.text("format")) == QuantFormat::fp8;
   DType from = spec.inputs[0].dtype, to = norm_type(spec);
   Step step;
@@ -320,6 +325,8 @@ bool like_x(const StepSpec& spec) {
 
 bool supports_norm(const StepSpec& spec) {
   DType from = spec.inputs[0].dtype, to = norm_type(spec);
+  const Attrs& attrs = spec.node.attrs;
+  if (attrs.has("act") && (spec.node.op != &kRmsNorm || attrs.text("act") != "relu")) return false;
   return spec.inputs[0].shape.rank() > 0 && like_x(spec) && (from == to || from == DType::f32);
 }
 

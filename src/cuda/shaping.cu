@@ -3,6 +3,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 #include "cuda/layout.h"
 #include "graph/views.h"
 
@@ -14,6 +15,7 @@ constexpr int kThreads = 256;
 // Tensor 0 is read, tensor 1 written.
 template <class Word>
 __global__ void copy_kernel(const Word* in, Word* out, const __grid_constant__ Layout<2> layout) {
+  begin_kernel();
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= layout.count) return;
   int64_t offsets[2];
@@ -57,9 +59,8 @@ struct Copy {
 
   template <class Word>
   static void launch(const void* in, void* out, const Layout<2>& words, cudaStream_t stream) {
-    copy_kernel<<<static_cast<unsigned>(ceil_div(words.count, kThreads)), kThreads, 0, stream>>>(
-        static_cast<const Word*>(in), static_cast<Word*>(out), words);
-    check(cudaGetLastError());
+    start_kernel(copy_kernel<Word>, static_cast<unsigned>(ceil_div(words.count, kThreads)), kThreads, 0, stream,
+                 static_cast<const Word*>(in), static_cast<Word*>(out), words);
   }
 };
 
@@ -90,6 +91,7 @@ struct EdgeCopy {
 
 template <class Word>
 __global__ void pad_edge_kernel(const Word* in, Word* out, const __grid_constant__ EdgeCopy copy) {
+  begin_kernel();
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= copy.count) return;
   auto left = static_cast<uint32_t>(index);
@@ -155,14 +157,95 @@ EdgeCopy in_words(EdgeCopy copy, size_t element, const void* in, const void* out
 
 template <class Word>
 void launch_edges(const void* in, void* out, const EdgeCopy& copy, cudaStream_t stream) {
-  pad_edge_kernel<<<static_cast<unsigned>(ceil_div(copy.count, kThreads)), kThreads, 0, stream>>>(
-      static_cast<const Word*>(in), static_cast<Word*>(out), copy);
-  check(cudaGetLastError());
+  start_kernel(pad_edge_kernel<Word>, static_cast<unsigned>(ceil_div(copy.count, kThreads)), kThreads, 0, stream,
+               static_cast<const Word*>(in), static_cast<Word*>(out), copy);
+}
+
+// Four phases and the shortcut that is added to them: height and width are the shortcut's, channels the result's.
+struct Phases {
+  const void *x, *shortcut;
+  void* out;
+  uint32_t count, height, width, channels;  // count: threads
+};
+
+// One pixel of the shortcut a thread, V channels of the four pixels that it becomes; the shortcut has kRows times as
+// many channels, of which neighbours belong to the rows.
+template <class T, int V, int kRows>
+__global__ void phases_kernel(const Phases p) {
+  using Word = std::conditional_t<V == 1, T, uint4>;
+  begin_kernel();
+  uint32_t index = blockIdx.x * kThreads + threadIdx.x;
+  if (index >= p.count) return;
+  uint32_t groups = p.channels / V, pixel = index / groups, channel = (index - pixel * groups) * V;
+  uint32_t line = pixel / p.width, column = pixel - line * p.width, item = line / p.height;
+  int64_t stride = int64_t{p.width + 1} * 4 * p.channels, out_stride = int64_t{p.width} * 2 * p.channels;
+  // The lines of x are the shortcut's and one more for each item.
+  const T* x = static_cast<const T*>(p.x) + (line + item) * stride + int64_t{column} * 4 * p.channels + channel;
+  const T* from = static_cast<const T*>(p.shortcut) + (int64_t{pixel} * p.channels + channel) * kRows;
+  T* out = static_cast<T*>(p.out) + 2 * line * out_stride + int64_t{column} * 2 * p.channels + channel;
+  alignas(16) T values[4][V], added[kRows * V];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const T* phase = x + (i / 2) * stride + (4 * (i % 2) + i) * int64_t{p.channels};
+    *reinterpret_cast<Word*>(values[i]) = *reinterpret_cast<const Word*>(phase);
+  }
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    *reinterpret_cast<Word*>(added + i * V) = *reinterpret_cast<const Word*>(from + i * V);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      values[i][v] = from_float<T>(to_float(values[i][v]) + to_float(added[(4 * v + i) * kRows / 4]));
+    }
+    *reinterpret_cast<Word*>(out + (i / 2) * out_stride + (i % 2) * int64_t{p.channels}) =
+        *reinterpret_cast<const Word*>(values[i]);
+  }
+}
+
+template <class T, int V>
+void launch_phases(Phases p, bool rows, cudaStream_t stream) {
+  p.count /= V;
+  auto kernel = rows ? phases_kernel<T, V, 2> : phases_kernel<T, V, 1>;
+  start_kernel(kernel, static_cast<unsigned>(ceil_div(p.count, kThreads)), kThreads, 0, stream, p);
+}
+
+Step add_shortcut(const StepSpec& spec) {
+  const Shape& s = spec.inputs[1].shape;
+  int64_t channels = spec.output().shape[3], count = s.product(0, 3) * channels;
+  DType dtype = spec.output().dtype;
+  if (count >= int64_t{1} << 32) {
+    fail(ErrorKind::internal, "interleave_phases: more elements than CUDA kernels here index");
+  }
+  Phases plan{.count = static_cast<uint32_t>(count),
+              .height = static_cast<uint32_t>(s[1]),
+              .width = static_cast<uint32_t>(s[2]),
+              .channels = static_cast<uint32_t>(channels)};
+  bool rows = s[3] != channels;
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    if (plan.count == 0) return;
+    Phases p = plan;
+    p.x = args.in[0], p.shortcut = args.in[1], p.out = args.out;
+    auto address =
+        reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.shortcut) | reinterpret_cast<uintptr_t>(p.out);
+    with_float(dtype, [&]<class T>(T) {
+      constexpr int kPack = Pack<T>::kSize;
+      if (address % 16 == 0 && p.channels % kPack == 0) {
+        launch_phases<T, kPack>(p, rows, stream_of(args));
+      } else {
+        launch_phases<T, 1>(p, rows, stream_of(args));
+      }
+    });
+  };
+  return step;
 }
 
 template <class From, class To>
 __global__ void gather_kernel(const From* table, const int32_t* ids, To* out, int64_t rows, int64_t width,
                               int64_t entries) {
+  begin_kernel();
   int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= rows * width) return;
   int64_t row = index / width, column = index - row * width, id = ids[row];
@@ -173,6 +256,7 @@ __global__ void gather_kernel(const From* table, const int32_t* ids, To* out, in
 // Rows of g whose id is the block's row, added in their order.
 template <class T>
 __global__ void scatter_kernel(const T* g, const int32_t* ids, T* out, int64_t count, int64_t width) {
+  begin_kernel();
   int64_t row = blockIdx.x;
   for (int64_t column = threadIdx.x; column < width; column += kThreads) {
     float total = 0;
@@ -217,6 +301,7 @@ Step make_upsample2(const StepSpec& spec) {
 
 // Result (i, r, j, s, c) is x[i + r, j + s] of channel (2r + s)C + c.
 Step make_interleave_phases(const StepSpec& spec) {
+  if (spec.inputs.size() == 2) return add_shortcut(spec);
   const Shape& y = spec.output().shape;
   const Ints& x = spec.strides[0];
   Ints extents{y[0], y[1] / 2, 2, y[2] / 2, 2, y[3]}, from{x[0], x[1], x[1] + 2 * y[3], x[2], x[2] + y[3], 1};
@@ -325,12 +410,11 @@ Step make_gather(const StepSpec& spec) {
     if (rows == 0) return;
     with_float(from, [&]<class From>(From) {
       with_float(to, [&]<class To>(To) {
-        gather_kernel<<<static_cast<unsigned>(ceil_div(rows * width, kThreads)), kThreads, 0, stream_of(args)>>>(
-            static_cast<const From*>(args.in[0]), static_cast<const int32_t*>(args.in[1]), static_cast<To*>(args.out),
-            rows, width, entries);
+        start_kernel(gather_kernel<From, To>, static_cast<unsigned>(ceil_div(rows * width, kThreads)), kThreads, 0,
+                     stream_of(args), static_cast<const From*>(args.in[0]), static_cast<const int32_t*>(args.in[1]),
+                     static_cast<To*>(args.out), rows, width, entries);
       });
     });
-    check(cudaGetLastError());
   };
   return step;
 }
@@ -342,11 +426,10 @@ Step make_scatter_rows(const StepSpec& spec) {
   step.run = [=](const StepArgs& args) {
     if (rows == 0) return;
     with_float(dtype, [&]<class T>(T) {
-      scatter_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream_of(args)>>>(
-          static_cast<const T*>(args.in[0]), static_cast<const int32_t*>(args.in[1]), static_cast<T*>(args.out), count,
-          width);
+      start_kernel(scatter_kernel<T>, static_cast<unsigned>(rows), kThreads, 0, stream_of(args),
+                   static_cast<const T*>(args.in[0]), static_cast<const int32_t*>(args.in[1]),
+                   static_cast<T*>(args.out), count, width);
     });
-    check(cudaGetLastError());
   };
   return step;
 }

@@ -27,6 +27,9 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 bool can(const Kernel& kernel, const StepSpec& spec) {
   if (kernel.op != spec.node.op) return false;
   if (!kernel.strided_out && !is_contiguous(spec.output().shape, spec.out_strides)) return false;
+  for (size_t i = 0; i < spec.inputs.size() && !kernel.strided; ++i) {
+    if (!is_contiguous(spec.inputs[i].shape, spec.strides[i])) return false;
+  }
   return !kernel.supports || kernel.supports(spec);
 }
 
@@ -118,8 +121,13 @@ class Compiler {
     exe_.streamed_.assign(count_, false);
     find_fixed();
     auto has = [&](const Node& node, bool Kernel::*property) {
-      return std::any_of(backend.kernels.begin(), backend.kernels.end(),
-                         [&](const Kernel& k) { return k.op == node.op && k.*property; });
+      return std::any_of(backend.kernels.begin(), backend.kernels.end(), [&](const Kernel& k) {
+        if (k.op != node.op || !(k.*property)) return false;
+        if (!k.supports) return true;
+        StepSpec spec = spec_of(g(), node, threads_);
+        spec.placed = false;
+        return k.supports(spec);
+      });
     };
     views_ = find_views(g(), {[&](const Node& node) { return has(node, &Kernel::strided); },
                               [&](const Node& node) { return has(node, &Kernel::strided_out); },

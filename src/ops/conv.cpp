@@ -164,16 +164,26 @@ Value decompose_depthwise_glu(std::span<const Value> in, const Attrs& attrs) {
 }
 
 TensorSpec infer_interleave_phases(std::span<const TensorSpec> in, const Attrs&) {
-  expect_inputs(in, 1);
+  expect_inputs(in, 1, 2);
   const Shape& s = in[0].shape;
   if (s.rank() != 4 || s[1] < 2 || s[2] < 2 || s[3] % 4 != 0) {
     fail(ErrorKind::internal, "[batch, h + 1, w + 1, 4 channels] is needed");
+  }
+  if (in.size() == 2) {
+    Shape small{s[0], s[1] - 1, s[2] - 1, s[3] / 4}, wide = small.with(3, s[3] / 2);
+    if (in[1].dtype != in[0].dtype || !(in[1].shape == small || in[1].shape == wide)) {
+      fail(ErrorKind::internal,
+           "the shortcut must be " + small.str() + " or " + wide.str() + " of x's type, not " + in[1].shape.str());
+    }
   }
   return {{s[0], 2 * (s[1] - 1), 2 * (s[2] - 1), s[3] / 4}, in[0].dtype};
 }
 
 Value decompose_interleave_phases(std::span<const Value> in, const Attrs&) {
-  const Shape& s = in[0].shape();
+  const Shape s = in[0].shape();
+  if (in.size() == 2) {
+    return interleave_phases(in[0]) + pixel_shuffle(repeat_interleave(in[1], 3, s[3] / in[1].shape()[3]), 2);
+  }
   int64_t h = s[1] - 1, w = s[2] - 1, c = s[3] / 4;
   std::vector<Value> rows;
   for (int64_t r = 0; r < 2; ++r) {
@@ -242,7 +252,9 @@ Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act) {
   return bias.defined() ? apply(kDepthwiseGlu, {x, weight, bias}, attrs) : apply(kDepthwiseGlu, {x, weight}, attrs);
 }
 
-Value interleave_phases(Value x) { return apply(kInterleavePhases, {x}); }
+Value interleave_phases(Value x, Value shortcut) {
+  return shortcut.defined() ? apply(kInterleavePhases, {x, shortcut}) : apply(kInterleavePhases, {x});
+}
 Value interleave_phases3d(Value x) { return apply(kInterleavePhases3d, {x}); }
 
 }  // namespace kinora

@@ -42,8 +42,10 @@ Value depthwise_glu(Value x, Value weight, Value bias, const std::string& act = 
 
 // What four 2x2 filters over a picture leave to do when they stand for one 3x3 filter over the picture at twice its
 // size: x [batch, h + 1, w + 1, 4C] -> [batch, 2h, 2w, C], where pixel (2i + r, 2j + s) is x[i + r, j + s] of channels
-// (2r + s)C and on.
-Value interleave_phases(Value x);
+// (2r + s)C and on. With `shortcut` [batch, h, w, kC], k 1 or 2, of x's dtype, DC-AE's upsampling shortcut is added:
+// the shuffled pixels (pixel_shuffle) of its channels, each repeated 4 / k times; pixel (2i + r, 2j + s), channel c
+// gets shortcut[i, j, (4c + 2r + s)k / 4].
+Value interleave_phases(Value x, Value shortcut = {});
 
 // The same of a film and eight 2x2x2 filters, for one 3x3x3 filter over the film at twice its size and number of
 // frames, except that the first frame stays one: x [batch, t, h + 1, w + 1, 8C] -> [batch, 2t - 1, 2h, 2w, C], where

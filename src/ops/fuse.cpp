@@ -18,14 +18,16 @@ namespace {
 
 using Inputs = std::span<const Value>;
 
-// A norm of float32 that writes its result in another type; undefined when it is none.
-Value norm_to(Graph& target, DType to, Value value) {
+// Whether it is a norm that no rewrite has made more of.
+bool is_plain_norm(const Node& n) { return n.op == &kRmsNorm && !n.attrs.has("to") && !n.attrs.has("act"); }
+
+// The norm `value` with one attribute more.
+Value norm_with(Graph& target, Value value, const std::string& name, Attr attr) {
   const Node& n = node_of(value);
-  if (n.op != &kRmsNorm || value.dtype() != DType::f32 || n.attrs.has("to")) return Value();
   std::vector<Value> inputs;
   for (NodeId id : n.inputs) inputs.emplace_back(&target, id);
   Attrs attrs = n.attrs;
-  attrs.set("to", static_cast<int64_t>(to));
+  attrs.set(name, std::move(attr));
   return target.append(kRmsNorm, inputs, attrs);
 }
 
@@ -39,7 +41,7 @@ Value fused_sum(Inputs inputs, size_t k, bool linear_only = false) {
   if (n.op == &kLinear && n.attrs.text("act") == "none" && term.shape() == other.shape()) {
     return linear_add(input_of(term, 0), input_of(term, 1), input_of(term, 2), other);
   }
-  if (n.op == &kRmsNorm && term.shape() == other.shape() && !n.attrs.has("to")) {
+  if (is_plain_norm(n) && term.shape() == other.shape()) {
     return rms_norm_add(input_of(term, 0), other, input_of(term, 1), input_of(term, 2), n.attrs.real("eps"),
                         n.attrs.real("offset"));
   }
@@ -78,7 +80,7 @@ Graph fuse_norm_rope(const Graph& graph) {
   return rewrite(graph, [&](Graph&, const Node& node, Inputs inputs) {
     if (node.op != &kRope || users[static_cast<size_t>(node.inputs[0])] != 1) return Value();
     const Node& norm = node_of(inputs[0]);
-    if (norm.op != &kRmsNorm || norm.inputs.size() != 2 || norm.attrs.has("to")) return Value();
+    if (!is_plain_norm(norm) || norm.inputs.size() != 2) return Value();
     return rms_norm_rope(input_of(inputs[0], 0), input_of(inputs[0], 1), inputs[1], inputs[2], norm.attrs.real("eps"),
                          norm.attrs.real("offset"), node.attrs.integer("interleaved") != 0);
   });
@@ -175,7 +177,11 @@ Graph fuse_pointwise(const Graph& graph) {
   });
   users = count_users(gated);
   return rewrite(gated, [&](Graph& target, const Node& node, Inputs inputs) {
-    if (node.op == &kCast && alone(node, 0)) return norm_to(target, node.spec.dtype, inputs[0]);
+    if ((node.op == &kCast || node.op == &kRelu) && alone(node, 0) && is_plain_norm(node_of(inputs[0]))) {
+      if (node.op == &kRelu) return norm_with(target, inputs[0], "act", std::string("relu"));
+      bool wide = inputs[0].dtype() == DType::f32;
+      return wide ? norm_with(target, inputs[0], "to", static_cast<int64_t>(node.spec.dtype)) : Value();
+    }
     if (node.op != &kAdd) return Value();
     for (size_t k : {size_t{1}, size_t{0}}) {
       if (!alone(node, k)) continue;

@@ -16,7 +16,8 @@ Graph fuse_norm_rope(const Graph& graph);
 // Ropes with the same tables of neighbouring columns of one tensor, for attention, become one, and slices of its heads.
 Graph merge_ropes(const Graph& graph);
 // act(a) · b -> act_mul, a · b + c -> mul_add, linear + c -> linear_add, rms_norm + c -> rms_norm_add; a sum with a
-// linear's result in float32 -> linear_add, a norm's result in 16 bits -> rms_norm that writes them.
+// linear's result in float32 -> linear_add, a norm's result in 16 bits -> rms_norm that writes them, relu(rms_norm) ->
+// rms_norm with "act".
 Graph fuse_pointwise(const Graph& graph);
 
 }  // namespace kinora

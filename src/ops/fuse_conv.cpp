@@ -79,6 +79,28 @@ Value repeat_by_broadcast(Value a, Value repeated) {
   return reshape(reshape(a, wide.shape()) + input_of(wide), s);
 }
 
+// What DC-AE's upsampling shortcut repeats: x of upsample_nearest2(x), or x [b, h, w, 2C] of which each pixel's
+// channels are its two rows and its columns are alike; else undefined.
+Value before_shortcut(Value repeated) {
+  if (op_of(repeated) == &kUpsample2) return input_of(repeated);
+  Value x = repeated;
+  for (const OpDef* op : {&kReshape, &kBroadcast, &kReshape, &kReshape, &kPermute, &kReshape}) {
+    if (op_of(x) != op) return Value();
+    x = input_of(x);
+  }
+  const Shape s = x.shape();
+  if (s.rank() != 4 || s[3] % 2 != 0) return Value();
+  int64_t channels = s[3] / 2;
+  Value columns = input_of(repeated), rows = input_of(input_of(columns)), turned = input_of(rows);
+  bool fits = repeated.shape() == Shape{s[0], 2 * s[1], 2 * s[2], channels} &&
+              columns.shape() == Shape{s[0], 2 * s[1], s[2], 2, channels} &&
+              input_of(columns).shape() == Shape{s[0], 2 * s[1], s[2], 1, channels} &&
+              rows.shape() == Shape{s[0], 2 * s[1], s[2], channels} &&
+              node_of(turned).attrs.ints("order") == Ints{0, 1, 4, 2, 3} &&
+              input_of(turned).shape() == Shape{s[0], s[1], s[2], channels, 2};
+  return fits ? x : Value();
+}
+
 // Zeros behind the channels of x, weight [out, t, h, w, in] and bias, up to a multiple of eight.
 void fill_channels(std::vector<Value>& inputs) {
   auto missing = [](int64_t channels) { return (8 - channels % 8) % 8; };
@@ -107,6 +129,19 @@ Graph fold_upsampling(const Graph& graph) {
     }
     Value joined = cast(concat(phases, 0), x.dtype()), bias = biases.empty() ? Value() : concat(biases, 0);
     return interleave_phases(conv2d(x, joined, bias, {.padding = 1, .act = node.attrs.text("act")}));
+  });
+}
+
+Graph join_phases_and_shortcut(const Graph& graph) {
+  std::vector<int> users = count_users(graph);
+  return rewrite(graph, [&](Graph&, const Node& node, Inputs in) {
+    if (node.op != &kAdd || !(in[0].shape() == in[1].shape())) return Value();
+    for (size_t k : {size_t{0}, size_t{1}}) {
+      if (op_of(in[k]) != &kInterleavePhases || node_of(in[k]).inputs.size() != 1) continue;
+      if (users[static_cast<size_t>(node.inputs[k])] != 1) continue;
+      if (Value x = before_shortcut(in[1 - k]); x.defined()) return interleave_phases(input_of(in[k]), x);
+    }
+    return Value();
   });
 }
 

@@ -19,6 +19,10 @@ Graph fuse_depthwise_glu(const Graph& graph);
 // of the products, and no upsampled picture.
 Graph fold_upsampling(const Graph& graph);
 
+// interleave_phases(x) + DC-AE's upsampling shortcut, of channels repeated four times or twice, in either order, where
+// nothing else reads the phases, becomes one op that reads what the shortcut repeats.
+Graph join_phases_and_shortcut(const Graph& graph);
+
 // a + upsample_nearest2(x), or another repetition of x's elements, reads x in place of a repeated copy.
 Graph add_without_repeating(const Graph& graph);
 

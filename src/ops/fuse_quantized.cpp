@@ -99,7 +99,7 @@ Value as_rows(Value made, QuantFormat format) {
   if (n.op == &kLayerNorm) {
     return layer_norm_rows(input_of(made, 0), format, n.attrs.real("eps"), input_of(made, 1), input_of(made, 2));
   }
-  if (n.op == &kRmsNorm) {
+  if (n.op == &kRmsNorm && !n.attrs.has("act")) {
     Attrs attrs = n.attrs;
     attrs.set("format", name_of(format));
     return apply(kRmsNormRows, present({input_of(made, 0), input_of(made, 1), input_of(made, 2)}), attrs);

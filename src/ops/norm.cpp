@@ -47,6 +47,7 @@ Value decompose_rms_norm(std::span<const Value> in, const Attrs& attrs) {
   Value y = x * rsqrt(affine(mean(x * x, {-1}), 1, attrs.real("eps")));
   if (in.size() > 1) y = y * affine(cast(in[1], DType::f32), 1, attrs.real("offset"));
   if (in.size() > 2) y = y + cast(in[2], DType::f32);
+  if (attrs.has("act")) y = activation(y, attrs.text("act"));
   return cast(y, attrs.has("to") ? static_cast<DType>(attrs.integer("to")) : in[0].dtype());
 }
 

@@ -10,7 +10,8 @@ namespace kinora {
 Value layer_norm(Value x, double eps, Value scale = {}, Value shift = {});
 
 // x / sqrt(mean(x²) + eps) · (offset + weight) + bias; weight and bias [C] of any float type, or undefined.
-// Gemma's norm has offset 1. The node's attribute "to", where it has one, is the result's type in place of x's.
+// Gemma's norm has offset 1. Attributes that a node may have besides, from rewrites: "to", the result's type in place
+// of x's; "act", as of activation(), which comes before the result is rounded.
 Value rms_norm(Value x, Value weight, Value bias, double eps, double offset = 0);
 
 // torch.nn.GroupNorm on channels-last x [batch, .., C]: each of `groups` runs of neighbouring channels is normalised by

@@ -100,6 +100,17 @@ TEST_P(CudaPassesDcAe, EqualTheGolden) {
     auto graph = as_on_the_gpu(model.graph(encoder, x.shape()));
     expect_close(run_graph(*graph, {{"x", x}}).at("y"), golden.channels_last(encoder ? "out.latents" : "out.picture"),
                  DType::f32, kModelTerms, GetParam());
+    // What upsamples by phases adds its shortcut at once, and the last norm clamps.
+    auto reads = [&](const Node& n, const OpDef& op) {
+      return std::any_of(n.inputs.begin(), n.inputs.end(), [&](NodeId id) { return graph->node(id).op == &op; });
+    };
+    EXPECT_EQ(count_nodes(*graph, [&](const Node& n) { return n.op == &kAdd && reads(n, kInterleavePhases); }), 0);
+    EXPECT_EQ(count_nodes(*graph, [&](const Node& n) { return n.op == &kRelu && reads(n, kRmsNorm); }), 0);
+    if (std::string(GetParam()) == "dcae_published" && !encoder) {
+      EXPECT_GT(count_nodes(*graph, [](const Node& n) { return n.op == &kInterleavePhases && n.inputs.size() == 2; }),
+                0);
+      EXPECT_EQ(count_nodes(*graph, [](const Node& n) { return n.op == &kRmsNorm && n.attrs.has("act"); }), 1);
+    }
   }
 }
 

@@ -190,5 +190,49 @@ TEST(Views, PartsOfOneResultLieInIt) {
               1e-5);
 }
 
+// Of an op's rows, one may read slices that another does not know: each node is asked for by itself.
+int read_in_place = 0;
+
+Step make_sine_of_slice(const StepSpec& spec) {
+  const Shape s = spec.output().shape;
+  int64_t row = spec.strides[0][0];
+  read_in_place += !is_contiguous(s, spec.strides[0]);
+  Step step;
+  step.run = [=](const StepArgs& args) {
+    for (int64_t i = 0; i < s.numel(); ++i) {
+      static_cast<float*>(args.out)[i] = std::sin(static_cast<const float*>(args.in[0])[i / s[1] * row + i % s[1]]);
+    }
+  };
+  return step;
+}
+
+TEST(Views, OnlyNodesWhoseRowReadsSlicesGetThem) {
+  std::vector<Kernel> kernels{
+      {&kSin, make_sine_of_slice, [](const StepSpec& s) { return s.output().shape[1] == 3; }, true}};
+  for (Kernel kernel : cpu::backend().kernels) {
+    kernel.strided = kernel.op == &kSlice;  // else no slice is read where it lies
+    kernels.push_back(kernel);
+  }
+  Backend backend = cpu::backend();
+  backend.kernels = kernels;
+  Graph graph;
+  Value x = exp(graph.input("x", {8, kWidth}));
+  graph.output("three", sin(slice(x, 1, 4, 7)));
+  graph.output("four", sin(slice(x, 1, 4, 8)));
+  Tensor in = random_tensor({8, kWidth}, 3);
+  read_in_place = 0;
+  auto got = compile(graph, backend, context(2)).run({{"x", in}});
+  for (int64_t i = 0; i < 8; ++i) {
+    for (int64_t j = 0; j < 4; ++j) {
+      double expected = std::sin(std::exp(at(in, i * kWidth + 4 + j)));
+      if (j < 3) {
+        EXPECT_NEAR(at(got.at("three"), i * 3 + j), expected, 1e-5);
+      }
+      EXPECT_NEAR(at(got.at("four"), i * 4 + j), expected, 1e-5);
+    }
+  }
+  EXPECT_EQ(read_in_place, 1);
+}
+
 }  // namespace
 }  // namespace kinora::test

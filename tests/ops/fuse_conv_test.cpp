@@ -1,6 +1,8 @@
 // The passes over convolutions: what they rewrite, what they leave alone, and that the result stays the same.
 #include "ops/fuse_conv.h"
 
+#include <cstring>
+
 #include "ops/attention.h"
 #include "ops/conv.h"
 #include "ops/elementwise.h"
@@ -93,6 +95,57 @@ TEST(FoldUpsampling, TurnsThreeTapsOverTheLargeIntoTwoOverTheSmall) {
   EXPECT_EQ(after.node(convs[1]->inputs[1]).spec.shape, Shape({6, 8, 3, 3}));
   EXPECT_EQ(nodes_of(after, kInterleavePhases).size(), 1u);
   expect_same(graph, after);
+}
+
+// As the models write it.
+Value shortcut_of_rows(Value x) {
+  const Shape s = x.shape();
+  int64_t channels = s[3] / 2;
+  Value rows = permute(reshape(x, {s[0], s[1], s[2], channels, 2}), {0, 1, 4, 2, 3});
+  return repeat_interleave(reshape(rows, {s[0], 2 * s[1], s[2], channels}), 2, 2);
+}
+
+TEST(JoinPhasesAndShortcut, ReadsWhatTheShortcutRepeats) {
+  Graph graph;
+  Value x = graph.input("x", {2, 4, 5, 24}), narrow = graph.input("narrow", {2, 3, 4, 6}),
+        wide = graph.input("wide", {2, 3, 4, 12});
+  graph.output("twice", interleave_phases(x) + shortcut_of_rows(wide));
+  graph.output("four", upsample_nearest2(narrow) + interleave_phases(affine(x, 2, 0)));
+
+  Graph after = join_phases_and_shortcut(graph);
+  Graph pruned = join_phases_and_shortcut(after);  // without what is unread now
+  for (const Node* node : nodes_of(pruned, kInterleavePhases)) EXPECT_EQ(node->inputs.size(), 2u);
+  EXPECT_EQ(nodes_of(pruned, kInterleavePhases).size(), 2u);
+  for (const OpDef* op : {&kAdd, &kUpsample2, &kBroadcast, &kPermute}) EXPECT_TRUE(nodes_of(pruned, *op).empty());
+  std::map<std::string, Tensor> feed;
+  for (const Node* node : nodes_of(graph, kInputOp)) feed[node->name] = random_tensor(node->spec.shape, 7);
+  auto expected = run_graph(graph, feed), got = run_graph(pruned, feed);
+  for (const auto& [name, value] : expected) {  // one sum as before: the same bits
+    EXPECT_EQ(std::memcmp(got.at(name).raw(), value.raw(), value.bytes()), 0) << name;
+  }
+}
+
+TEST(JoinPhasesAndShortcut, LeavesOtherSums) {
+  Graph graph;
+  Value x = graph.input("x", {1, 3, 4, 24}), other = graph.input("other", {1, 4, 6, 6});
+  graph.output("plain", interleave_phases(x) + other);
+  Value shared = interleave_phases(affine(x, 2, 0));  // read twice, so it is there anyway
+  graph.output("kept", shared + upsample_nearest2(slice(slice(other, 1, 0, 2), 2, 0, 3)));
+  graph.output("shared", shared);
+  // Rows and columns the other way round.
+  Value wide = graph.input("wide", {1, 2, 3, 12});
+  Value columns = reshape(permute(reshape(wide, {1, 2, 3, 6, 2}), {0, 1, 2, 4, 3}), {1, 2, 6, 6});
+  graph.output("columns", interleave_phases(affine(x, 3, 0)) + repeat_interleave(columns, 1, 2));
+  Graph after = join_phases_and_shortcut(graph);
+  for (const Node* node : nodes_of(after, kInterleavePhases)) EXPECT_EQ(node->inputs.size(), 1u);
+  EXPECT_EQ(nodes_of(after, kAdd).size(), 3u);
+}
+
+TEST(InterleavePhases, SaysWhichShortcutFits) {
+  Graph graph;
+  Value x = graph.input("x", {1, 3, 4, 24});
+  std::string said = message_of([&] { interleave_phases(x, graph.input("y", {1, 2, 3, 24})); }, ErrorKind::internal);
+  EXPECT_NE(said.find("the shortcut must be [1, 2, 3, 6] or [1, 2, 3, 12] of x's type"), std::string::npos) << said;
 }
 
 TEST(AddWithoutRepeating, ReadsTheElementsInPlace) {

@@ -152,6 +152,35 @@ TEST(MergeRopes, LeavesWhatDoesNotJoin) {
   EXPECT_EQ(nodes_of(merge_ropes(given.graph), kRope).size(), 2u);
 }
 
+TEST(FusePointwise, LetsANormClampItsResult) {
+  Graph graph;
+  Value x = graph.input("x", {3, 8}), weight = graph.parameter("weight", random_tensor({8}, 1));
+  Value normed = rms_norm(x, weight, {}, 1e-6);
+  graph.output("y", relu(normed));
+  Graph after = fuse_pointwise(graph);
+  EXPECT_TRUE(nodes_of(after, kRelu).empty());
+  ASSERT_EQ(nodes_of(after, kRmsNorm).size(), 1u);
+  EXPECT_EQ(nodes_of(after, kRmsNorm)[0]->attrs.text("act"), "relu");
+  expect_same(graph, after);
+  graph.output("normed", normed);  // which is then needed by itself
+  EXPECT_EQ(nodes_of(fuse_pointwise(graph), kRelu).size(), 1u);
+}
+
+// What takes a norm in, by itself or as a term, does not know an activation.
+TEST(FusePointwise, LeavesANormThatClamps) {
+  Graph graph;
+  Value x = graph.input("x", {2, 3, 2, 8}), weight = graph.parameter("weight", random_tensor({8}, 1));
+  Value table = graph.input("table", {3, 8});
+  Value turned = rope(relu(rms_norm(x, weight, {}, 1e-6)), table, table, true);
+  graph.output("y", turned + relu(rms_norm(affine(x, 2, 1), weight, {}, 1e-6)));
+  Graph clamped = fuse_pointwise(graph);
+  EXPECT_TRUE(nodes_of(clamped, kRelu).empty());
+  Graph after = fuse_norm_rope(fuse_pointwise(clamped));
+  EXPECT_EQ(nodes_of(after, kRmsNorm).size(), 2u);
+  EXPECT_EQ(nodes_of(after, kRope).size(), 1u);
+  expect_same(graph, after);
+}
+
 TEST(FuseNormRope, JoinsANormWithItsTurn) {
   for (bool pairs : {false, true}) {
     Graph graph;

@@ -57,6 +57,16 @@ void add_norm_attention(std::vector<OpCase>& c) {
                .shapes = {{2, 2, 16}, {16}},
                .build = [](In x) { return rms_norm(x[0], x[1], {}, 1e-6, 1); },
                .terms = 16});
+  for (int64_t width : {19, 128, 8200}) {
+    c.push_back({.name = "rms_norm/relu" + std::to_string(width),
+                 .shapes = {{4, width}, {width}, {width}},
+                 .build =
+                     [](In x) {
+                       return apply(kRmsNorm, x, {{"eps", 1e-5}, {"offset", 0.0}, {"act", "relu"}});
+                     },
+                 .terms = width,
+                 .gradient = false});
+  }
   c.push_back({.name = "group_norm",
                .shapes = {{2, 3, 2, 4, 12}, {12}, {12}},
                .build = [](In x) { return group_norm(x[0], x[1], x[2], 3, 1e-6, "silu"); },

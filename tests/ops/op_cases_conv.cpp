@@ -1,6 +1,8 @@
 // Cases of convolutions.
 #include "ops/conv.h"
+#include "ops/matmul.h"
 #include "ops/op_cases.h"
+#include "ops/shaping.h"
 
 namespace kinora::test {
 
@@ -29,6 +31,46 @@ void add_conv_cases(std::vector<OpCase>& c) {
   conv("conv2d/grouped32", {3, 7, 5, 96}, {96, 32, 1, 1}, {.groups = 3, .act = "silu"}, false);
   conv("conv2d/grouped_widening", {2, 3, 5, 6}, {9, 2, 1, 1}, {.groups = 3}, false);
   conv("conv2d/tall", {3, 17, 3, 8}, {24, 8, 3, 3}, {.padding = 1, .act = "gelu_tanh"}, false);
+  // A GPU reads channels where they lie among others, from an even or odd one on, and writes them there.
+  for (int64_t first : {2, 5}) {
+    for (int64_t more : {6, 7}) {
+      c.push_back({.name = "conv2d/depthwise_slice" + std::to_string(first) + std::to_string(more),
+                   .shapes = {{2, 6, 9, first + 20 + more}, {20, 1, 5, 5}, {20}},
+                   .build =
+                       [first](In in) {
+                         return conv2d(slice(in[0], 3, first, first + 20), in[1], in[2], {.padding = 2, .groups = 20});
+                       },
+                   .terms = 25,
+                   .gradient = false});
+    }
+  }
+  c.push_back({.name = "conv2d/depthwise_slices",
+               .shapes = {{1, 9, 7, 12}, {8, 1, 5, 4}},
+               .build =
+                   [](In in) {
+                     Value x = slice(slice(in[0], 2, 1, 6), 3, 3, 11);
+                     return conv2d(x, slice(in[1], 3, 1, 3), {}, {.stride = 2, .padding = 1, .groups = 8});
+                   },
+               .terms = 10,
+               .gradient = false});
+  c.push_back({.name = "conv2d/multiscale",
+               .shapes = {{2, 6, 5, 64}, {128, 64}, {128, 1, 5, 5}, {128, 32, 1, 1}, {128, 32, 1, 1}},
+               .build =
+                   [](In in) {
+                     Value y = linear(in[0], in[1]), z = conv2d(y, in[2], {}, {.padding = 2, .groups = 128});
+                     return concat({y, conv2d(z, in[3], {}, {.groups = 4}), conv2d(y, in[4], {}, {.groups = 4})}, 3);
+                   },
+               .terms = 64 * 25,
+               .gradient = false});
+  c.push_back({.name = "conv2d/multiscale_two",
+               .shapes = {{2, 6, 5, 64}, {128, 64}, {128, 1, 5, 5}, {128, 32, 1, 1}},
+               .build =
+                   [](In in) {
+                     Value y = linear(in[0], in[1]), z = conv2d(y, in[2], {}, {.padding = 2, .groups = 128});
+                     return concat({y, conv2d(z, in[3], {}, {.groups = 4, .act = "relu"})}, 3);
+                   },
+               .terms = 64 * 25,
+               .gradient = false});
   auto last = [&](std::string name, Shape x, Shape w, Conv2dOptions o, bool gradient = true) {
     o.weight_layout = "ohwi";
     conv(std::move(name), x, w, o, gradient);
@@ -37,6 +79,10 @@ void add_conv_cases(std::vector<OpCase>& c) {
   last("conv2d/ohwi_stride", {2, 9, 7, 16}, {8, 3, 3, 16}, {.stride = 2, .padding = 1, .act = "relu"}, false);
   last("conv2d/ohwi_batch", {4, 8, 8, 32}, {40, 3, 3, 32}, {.padding = 1}, false);
   last("conv2d/ohwi_grouped", {1, 4, 4, 4}, {6, 3, 3, 2}, {.padding = 1, .groups = 2}, false);
+  last("conv2d/ohwi_narrow", {2, 19, 37, 32}, {3, 3, 3, 32}, {.padding = 1}, false);
+  last("conv2d/ohwi_narrow_tiles", {1, 33, 65, 160}, {3, 3, 3, 160}, {.padding = 1, .act = "silu"}, false);
+  last("conv2d/ohwi_narrow_two", {3, 16, 32, 64}, {2, 3, 3, 64}, {.padding = 1, .act = "relu"}, false);
+  last("conv2d/ohwi_narrow_one", {1, 1, 2, 96}, {1, 3, 3, 96}, {.padding = 1}, false);
   conv("conv2d/blocks", {1, 70, 40, 16}, {150, 16, 3, 3}, {.padding = 1}, false);
   auto glu3 = [&](std::string name, Shape x, std::string act, bool gradient) {
     c.push_back({.name = std::move(name),
@@ -102,6 +148,15 @@ void add_conv_cases(std::vector<OpCase>& c) {
                .build = [](In in) { return conv3d(in[0], in[1], {}, {.weight_layout = "othwi"}); },
                .terms = 432,
                .gradient = false});
+  auto with_shortcut = [&](std::string name, Shape x, int64_t repeats) {
+    c.push_back({.name = "interleave_phases/" + name,
+                 .shapes = {x, {x[0], x[1] - 1, x[2] - 1, x[3] / repeats}},
+                 .build = [](In in) { return interleave_phases(in[0], in[1]); }});
+  };
+  with_shortcut("shortcut", {2, 4, 3, 20}, 4);
+  with_shortcut("shortcut_packs", {3, 2, 5, 96}, 4);
+  with_shortcut("shortcut_rows", {2, 3, 4, 12}, 2);
+  with_shortcut("shortcut_rows_packs", {2, 5, 8, 64}, 2);
   c.push_back({.name = "interleave_phases3d", .shapes = {{2, 3, 4, 3, 16}}, .build = [](In in) {
                  return interleave_phases3d(in[0]);
                }});
