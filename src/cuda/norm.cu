@@ -101,7 +101,7 @@ __device__ void take_row(const NormArgs& p, const int64_t (&at)[5], int64_t row,
 template <class T, class U, int Group, int Groups, int Lanes, class K>
 __global__ void __launch_bounds__(block_size(Lanes)) norm_kernel(const __grid_constant__ NormArgs p) {
   constexpr int kBlock = block_size(Lanes);
-  __shared__ float shared[kBlock / 32];
+  __shared__ float shared[2][kBlock / 32];
   begin_kernel();
   int lane = static_cast<int>(threadIdx.x) % Lanes, width = static_cast<int>(p.width);
   int64_t row = int64_t{blockIdx.x} * (kBlock / Lanes) + static_cast<int>(threadIdx.x) / Lanes;
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(block_size(Lanes)) norm_kernel(const __grid_co
       for (int i = 0; i < Group; ++i) total += values[g][i];
     }
   }
-  float mean = K::kLayer ? lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) : 0, scale = 1;
+  float mean = K::kLayer ? lanes_sum<Lanes>(total, shared[0]) / static_cast<float>(p.width) : 0, scale = 1;
   if constexpr (K::kStats != Stats::none) {
     total = 0;
 #pragma unroll
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(block_size(Lanes)) norm_kernel(const __grid_co
         total += values[g][i] * values[g][i];
       }
     }
-    scale = rsqrtf(lanes_sum<Lanes>(total, shared) / static_cast<float>(p.width) + p.eps);
+    scale = rsqrtf(lanes_sum<Lanes>(total, shared[1]) / static_cast<float>(p.width) + p.eps);
   }
   if (!K::kCoded && !active) return;
   uint32_t peak = 0;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(block_size(Lanes)) norm_kernel(const __grid_co
 // Any width: the row is read three times, or four for codes.
 template <class T, class U, class K>
 __global__ void wide_norm_kernel(const __grid_constant__ NormArgs p) {
-  __shared__ float shared[kThreads / 32];
+  __shared__ float shared[2][kThreads / 32];
   begin_kernel();
   int64_t row = blockIdx.x, at[5];
   p.rows.offsets(static_cast<uint32_t>(row), at);
@@ -185,14 +185,14 @@ __global__ void wide_norm_kernel(const __grid_constant__ NormArgs p) {
   }
   float total = 0;
   for (int64_t c = threadIdx.x; K::kLayer && c < p.width; c += kThreads) total += to_float(x[c]);
-  float mean = K::kLayer ? lanes_sum<kThreads>(total, shared) / static_cast<float>(p.width) : 0, scale = 1;
+  float mean = K::kLayer ? lanes_sum<kThreads>(total, shared[0]) / static_cast<float>(p.width) : 0, scale = 1;
   if constexpr (K::kStats != Stats::none) {
     total = 0;
     for (int64_t c = threadIdx.x; c < p.width; c += kThreads) {
       float centred = to_float(x[c]) - mean;
       total += centred * centred;
     }
-    scale = rsqrtf(lanes_sum<kThreads>(total, shared) / static_cast<float>(p.width) + p.eps);
+    scale = rsqrtf(lanes_sum<kThreads>(total, shared[1]) / static_cast<float>(p.width) + p.eps);
   }
   auto result = [&](int64_t c) {
     auto read = [&](const void* from, int64_t offset) {

@@ -19,7 +19,8 @@ bool first_that_fits(const Run& run) {
          run.template operator()<4, 128>() || run.template operator()<6, 128>() || run.template operator()<8, 128>();
 }
 
-// Sum over `Lanes` neighbouring threads; more than a warp goes through shared memory.
+// Sum over `Lanes` neighbouring threads; more than a warp goes through shared memory, of each sum its own: a float for
+// each of the block's warps.
 template <int Lanes>
 __device__ float lanes_sum(float x, float* shared) {
   constexpr int kWidth = Lanes < 32 ? Lanes : 32;
@@ -31,7 +32,6 @@ __device__ float lanes_sum(float x, float* shared) {
     x = 0;
     int first = static_cast<int>(threadIdx.x) / Lanes * kWarps;
     for (int i = 0; i < kWarps; ++i) x += shared[first + i];
-    __syncthreads();
   }
   return x;
 }

@@ -31,7 +31,7 @@ __device__ float summed(float normed, float weight, float offset, float residual
 template <class T, int Group, int Groups, int Lanes>
 __global__ void __launch_bounds__(block_size(Lanes)) norm_add_norm_kernel(const __grid_constant__ NormAddNormArgs p) {
   constexpr int kBlock = block_size(Lanes);
-  __shared__ float shared[kBlock / 32];
+  __shared__ float shared[2][kBlock / 32];
   begin_kernel();
   int lane = static_cast<int>(threadIdx.x) % Lanes, width = static_cast<int>(p.width);
   int64_t row = int64_t{blockIdx.x} * (kBlock / Lanes) + static_cast<int>(threadIdx.x) / Lanes, begin = row * p.width;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(block_size(Lanes)) norm_add_norm_kernel(const 
 #pragma unroll
     for (int i = 0; i < Group; ++i) total += values[g][i] * values[g][i];
   }
-  float scale = scale_of(lanes_sum<Lanes>(total, shared), p, p.eps);
+  float scale = scale_of(lanes_sum<Lanes>(total, shared[0]), p, p.eps);
   total = 0;
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(block_size(Lanes)) norm_add_norm_kernel(const 
 #pragma unroll
     for (int i = 0; i < Group; ++i) total += values[g][i] * values[g][i];
   }
-  scale = scale_of(lanes_sum<Lanes>(total, shared), p, p.second_eps);
+  scale = scale_of(lanes_sum<Lanes>(total, shared[1]), p, p.second_eps);
 #pragma unroll
   for (int g = 0; g < Groups; ++g) {
     int column = (g * Lanes + lane) * Group;
@@ -85,23 +85,23 @@ __global__ void __launch_bounds__(block_size(Lanes)) norm_add_norm_kernel(const 
 // Any width: a block a row, a thread reads back only what it wrote.
 template <class T>
 __global__ void __launch_bounds__(kNormThreads) wide_norm_add_norm_kernel(const __grid_constant__ NormAddNormArgs p) {
-  __shared__ float shared[kNormThreads / 32];
+  __shared__ float shared[2][kNormThreads / 32];
   begin_kernel();
   int64_t begin = int64_t{blockIdx.x} * p.width;
   const auto *x = static_cast<const T*>(p.x) + begin, *residual = static_cast<const T*>(p.residual) + begin;
   const auto *first = static_cast<const T*>(p.first), *second = static_cast<const T*>(p.second);
   auto *sum = static_cast<T*>(p.sum) + begin, *out = static_cast<T*>(p.out) + begin;
-  auto scale_of_row = [&](const T* values, float eps) {
+  auto scale_of_row = [&](const T* values, float eps, float* sums) {
     float total = 0;
     for (int64_t c = threadIdx.x; c < p.width; c += kNormThreads) total += to_float(values[c]) * to_float(values[c]);
-    return scale_of(lanes_sum<kNormThreads>(total, shared), p, eps);
+    return scale_of(lanes_sum<kNormThreads>(total, sums), p, eps);
   };
-  float scale = scale_of_row(x, p.eps);
+  float scale = scale_of_row(x, p.eps, shared[0]);
   for (int64_t c = threadIdx.x; c < p.width; c += kNormThreads) {
     float y = summed<T>(to_float(x[c]) * scale, to_float(first[c]), p.offset, to_float(residual[c]));
     sum[c] = from_float<T>(y);
   }
-  scale = scale_of_row(sum, p.second_eps);
+  scale = scale_of_row(sum, p.second_eps, shared[1]);
   for (int64_t c = threadIdx.x; c < p.width; c += kNormThreads) {
     out[c] = from_float<T>(__fmul_rn(to_float(sum[c]) * scale, to_float(second[c]) + p.second_offset));
   }
