@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "cuda/depthwise.cuh"
+#include "cuda/heads.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "graph/views.h"
@@ -12,21 +13,6 @@ namespace kinora::cuda {
 namespace {
 
 constexpr int kResident = 3;  // blocks of a multiprocessor: what the registers are shared among
-
-struct Depthwise {
-  const void *x, *w, *bias;  // bias may be null
-  void* y;
-  DType weight_type, bias_type;
-  Act act;
-  int height, width, channels;  // of x
-  int64_t image, line;          // elements from one to the next in x, as pixel; so of w: filter, filter_line
-  int pixel;
-  int64_t filter, filter_line;
-  int out_height, out_width;
-  int kernel_height, kernel_width, stride, padding;
-  int rows;           // of a strip
-  int column_groups;  // blocks beside each other in one row of the picture
-};
 
 // What one thread computes: columns [column, column + kColumns) of rows [row, row + rows), V channels.
 template <class T, int V, int K, int kColumns>
@@ -183,14 +169,6 @@ struct Launch {
   int channels_a_thread, columns;
 };
 
-Depthwise with_pointers(Depthwise a, const StepArgs& args) {
-  a.x = args.in[0];
-  a.w = args.in[1];
-  a.bias = args.in.size() == 3 ? args.in[2] : nullptr;
-  a.y = args.out;
-  return a;
-}
-
 Step make_slide(Depthwise a, const Launch& launch, int64_t images) {
   auto strips = static_cast<int>(ceil_div(a.out_width, launch.columns));
   int beside = std::min(strips, kMostStrips), threads = kLanes * beside;
@@ -222,13 +200,24 @@ Depthwise describe(const StepSpec& spec) {
   a.out_width = static_cast<int>(y[2]);
   a.kernel_height = static_cast<int>(w[2]);
   a.kernel_width = static_cast<int>(w[3]);
-  if (spec.strides[0][2] > INT32_MAX) fail(ErrorKind::internal, "conv2d: pixels lie too far apart");
-  a.image = spec.strides[0][0], a.line = spec.strides[0][1], a.pixel = static_cast<int>(spec.strides[0][2]);
+  // An axis of one element may have any stride.
+  auto apart = [&](size_t axis) { return x[static_cast<int>(axis)] == 1 ? 0 : spec.strides[0][axis]; };
+  if (apart(2) > INT32_MAX) fail(ErrorKind::internal, "conv2d: pixels lie too far apart");
+  a.image = apart(0), a.line = apart(1), a.pixel = static_cast<int>(apart(2));
   a.filter = spec.strides[1][0], a.filter_line = spec.strides[1][2];
   a.act = act_of(spec.node.attrs.text("act"));
   a.stride = static_cast<int>(spec.node.attrs.integer("stride"));
   a.padding = static_cast<int>(spec.node.attrs.integer("padding"));
   return a;
+}
+
+// The first step where x lies at a multiple of so many bytes, which a slice may not; else the second. They give the
+// same bits.
+Step where_aligned(size_t bytes, Step aligned, const Step& other) {
+  aligned.run = [=, run = aligned.run, otherwise = other.run](const StepArgs& args) {
+    (is_aligned(args.in[0], bytes) ? run : otherwise)(args);
+  };
+  return aligned;
 }
 
 // Whether ints and grids hold the extents.
@@ -254,6 +243,18 @@ bool supports_depthwise_conv2d(const StepSpec& spec) {
          fits(spec) && attrs.integer("stride") <= 65535 && attrs.integer("padding") <= 65535;
 }
 
+// By strips: words of channels where they lie at multiples of a word's size.
+template <class T>
+static Step make_slides(const Depthwise& a, const StepSpec& spec) {
+  constexpr int kPair = 4 / sizeof(T);
+  int64_t images = spec.inputs[0].shape[0];
+  Step apart = make_slide(a, launch_for<T, 1>(a.kernel_height), images);
+  if ((a.channels | a.image | a.line | a.pixel) % kPair != 0) return apart;
+  Step step = make_slide(a, launch_for<T, kPair>(a.kernel_height), images);
+  if (is_contiguous(spec.inputs[0].shape, spec.strides[0])) return step;
+  return where_aligned(4, step, apart);
+}
+
 Step make_depthwise_conv2d(const StepSpec& spec) {
   Depthwise a = describe(spec);
   int kernel = a.kernel_height;
@@ -261,17 +262,9 @@ Step make_depthwise_conv2d(const StepSpec& spec) {
   return with_float(spec.inputs[0].dtype, [&](auto zero) {
     using T = decltype(zero);
     if (slides) {
-      constexpr int kPair = 4 / sizeof(T);
-      int64_t images = spec.inputs[0].shape[0];
-      Step apart = make_slide(a, launch_for<T, 1>(kernel), images);
-      if ((a.channels | a.image | a.line | a.pixel) % kPair != 0) return apart;
-      Step step = make_slide(a, launch_for<T, kPair>(kernel), images);
-      if (is_contiguous(spec.inputs[0].shape, spec.strides[0])) return step;
-      // A slice may begin between two words.
-      step.run = [apart = apart.run, words = step.run](const StepArgs& args) {
-        (reinterpret_cast<uintptr_t>(args.in[0]) % 4 == 0 ? words : apart)(args);
-      };
-      return step;
+      Step step = make_slides<T>(a, spec);
+      bool tiles = sizeof(T) == 2 && depthwise_tiles_take(a);
+      return tiles ? where_aligned(16, make_depthwise_tiles(a, spec), step) : step;
     }
     int64_t count = spec.output().shape.numel();
     Step step;

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cuda/activation.cuh"
+#include "cuda/epilogue.h"
 
 namespace kinora::cuda {
 
@@ -41,6 +42,33 @@ struct Word<T, 2> {
     bits |= static_cast<unsigned>(part) << (16 * v);
   }
 };
+
+struct Depthwise {
+  const void *x, *w, *bias;  // bias may be null
+  void* y;
+  DType weight_type, bias_type;
+  Act act;
+  int height, width, channels;  // of x
+  int64_t image, line;          // elements from one to the next in x, as pixel; so of w: filter, filter_line
+  int pixel;
+  int64_t filter, filter_line;
+  int out_height, out_width;
+  int kernel_height, kernel_width, stride, padding;
+  int rows;           // of a strip
+  int column_groups;  // blocks beside each other in one row of the picture
+};
+
+inline Depthwise with_pointers(Depthwise a, const StepArgs& args) {
+  a.x = args.in[0];
+  a.w = args.in[1];
+  a.bias = args.in.size() == 3 ? args.in[2] : nullptr;
+  a.y = args.out;
+  return a;
+}
+
+// depthwise_tile.cu: 16-bit types, square filters of 3, 5 or 7 with a stride of 1.
+bool depthwise_tiles_take(const Depthwise& a);
+Step make_depthwise_tiles(const Depthwise& a, const StepSpec& spec);
 
 // Cuts the height so that the rounds of blocks times the rows of each, with those read twice, are fewest.
 inline int choose_rows(int height, int kernel, int most_strips, int64_t blocks_a_strip, int64_t blocks_at_once) {
