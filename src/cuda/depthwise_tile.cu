@@ -45,7 +45,7 @@ __device__ void copy_tile(const Depthwise& a, int row, int column, int channel, 
 }
 
 template <class T, int K>
-__global__ void __launch_bounds__(kThreads, 3) tile_kernel(const __grid_constant__ Depthwise a) {
+__global__ void __launch_bounds__(kThreads, K == 7 ? 2 : 3) tile_kernel(const __grid_constant__ Depthwise a) {
   extern __shared__ __align__(16) unsigned char shared[];
   Places<K>& at = *reinterpret_cast<Places<K>*>(shared);
   begin_kernel();

@@ -7,8 +7,7 @@ namespace kinora::cuda {
 namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kAll = kWarps * kLinearStep;  // tokens that the warps take at a time
-constexpr int kPairs = kLinearState / 2, kEach = (kPairs + kThreads - 1) / kThreads;
+constexpr int kPairs = kLinearState / 2;
 constexpr int kParts = 2;   // of T, into which the state is split: together far more exact than the result
 constexpr int kStages = 4;  // steps that a warp's copies are ahead
 constexpr int kMostBlocks = 8;
@@ -28,6 +27,9 @@ struct Shared {
 };
 
 #if __CUDA_ARCH__ >= 900
+
+constexpr int kAll = kWarps * kLinearStep;  // tokens that the warps take at a time
+constexpr int kEach = (kPairs + kThreads - 1) / kThreads;
 
 // Where a unit of 16 bytes of a token's keys or values lies in its step, so that lanes that read elements 4g .. 4g + 3
 // of tokens 4c + u, as Tokens has them, meet all banks.

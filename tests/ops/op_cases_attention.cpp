@@ -285,7 +285,7 @@ void add_linear_attention_sizes(std::vector<OpCase>& c) {
   };
   attend("one", {1, 1, 1, 32}, 0.1f);
   attend("tokens", {3, 150, 5, 32});
-  attend("many", {1, 4500, 3, 32});  // more than a block of a cluster takes
+  attend("many", {1, 4500, 3, 32});
   attend("dim1", {2, 20, 3, 1}, 0.1f);
   attend("dim33", {1, 90, 2, 33});
   attend("dim128", {1, 50, 2, 128});
