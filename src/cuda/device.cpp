@@ -3,6 +3,7 @@
 
 #include "cuda/backend.h"
 #include "cuda/cuda.h"
+#include "cuda/tuned.h"
 #include "graph/staging.h"
 
 namespace kinora::cuda {
@@ -32,6 +33,8 @@ const DeviceLimits& device_limits() {
 }
 
 namespace {
+
+constexpr size_t kTuningPart = 32;  // of a limit, one part in so many is for measurements
 
 std::string mib(size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 
@@ -232,7 +235,10 @@ class CudaDevice : public Device {
     if (!copies_) copies_ = std::make_unique<CudaCopies>(index_);
     return copies_.get();
   }
-  void limit(size_t bytes) override { limit_ = bytes; }
+  void limit(size_t bytes) override {
+    limit_ = bytes;
+    limit_tuning(bytes / kTuningPart);
+  }
   void* queue() override { return stream_->handle; }
 
   std::unique_ptr<Recording> record(const std::function<void()>& enqueue) override {

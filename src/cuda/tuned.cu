@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -226,6 +227,17 @@ std::string tuning_file() {
   return "";
 }
 
+static std::atomic<size_t> tuning_limit{0};
+
+void limit_tuning(size_t bytes) { tuning_limit = bytes; }
+
+static size_t tuning_memory() {
+  if (tuning_limit) return tuning_limit;
+  size_t left = 0, total = 0;
+  check(cudaMemGetInfo(&left, &total));
+  return left / 2;
+}
+
 int tuned_suggestion(const ProductShape& s) {
   static const bool off = [] {
     const char* value = std::getenv("KINORA_CUDA_TUNE");
@@ -238,9 +250,7 @@ int tuned_suggestion(const ProductShape& s) {
   std::string key = key_of(s);
   if (const int* found = known.find(key)) return *found;
   check(cudaDeviceSynchronize());  // nothing else should run meanwhile
-  size_t left = 0, total = 0;
-  check(cudaMemGetInfo(&left, &total));
-  if (Trial::bytes(s) > left / 2) return 0;
+  if (Trial::bytes(s) > tuning_memory()) return 0;
   Trial trial(s);
   if (!trial.ready()) return 0;
   int best = trial.best();

@@ -12,6 +12,9 @@ namespace kinora::cuda {
 // so results depend on no timing. KINORA_CUDA_TUNE=0: always the favourite.
 int tuned_suggestion(const ProductShape& shape);
 
+// Memory that a measurement may take beside all else, in bytes; 0: half of what is free. For the whole process.
+void limit_tuning(size_t bytes);
+
 // Where measurements are kept: kinora/products in $XDG_CACHE_HOME or ~/.cache; empty when neither is set.
 std::string tuning_file();
 
