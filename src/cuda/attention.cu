@@ -25,7 +25,7 @@ __device__ inline void finish_scores(float (&s)[MT][NT][4], const AttentionArgs&
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         int key = column + 8 * t + e;
-        float x = key < a.m ? __fmul_rn(__ldg(bias + key), kLog2e) : 0.0f;
+        float x = key < a.m ? __fmul_rn(bias[key], kLog2e) : 0.0f;
 #pragma unroll
         for (int i = 0; i < MT; ++i) {
           s[i][t][e] = __fadd_rn(s[i][t][e], x);
@@ -45,7 +45,7 @@ __device__ inline void finish_scores(float (&s)[MT][NT][4], const AttentionArgs&
         for (int t = 0; t < NT; ++t) {
           int key = column + 8 * t;
           float2 x{};
-          if (key < a.m) x = __ldg(reinterpret_cast<const float2*>(bias + key));
+          if (key < a.m) x = *reinterpret_cast<const float2*>(bias + key);
           s[i][t][2 * half] = __fadd_rn(s[i][t][2 * half], __fmul_rn(x.x, kLog2e));
           s[i][t][2 * half + 1] = __fadd_rn(s[i][t][2 * half + 1], __fmul_rn(x.y, kLog2e));
         }
@@ -56,7 +56,7 @@ __device__ inline void finish_scores(float (&s)[MT][NT][4], const AttentionArgs&
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           int key = column + 8 * t + e;
-          float x = key < a.m ? __fmul_rn(__ldg(bias + key), kLog2e) : 0.0f;
+          float x = key < a.m ? __fmul_rn(bias[key], kLog2e) : 0.0f;
           s[i][t][2 * half + e] = __fadd_rn(s[i][t][2 * half + e], x);
         }
       }

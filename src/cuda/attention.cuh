@@ -38,7 +38,7 @@ __device__ inline AttentionPlace attention_place(const AttentionArgs& a, int row
   int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.tiles));
   if (a.skip) tile = a.tiles - 1 - tile;  // those that see the most keys begin first
   int batch = item / a.heads;
-  return {batch, item % a.heads, tile * rows, a.lengths ? max(1, min(__ldg(a.lengths + batch), a.m)) : a.m};
+  return {batch, item % a.heads, tile * rows, a.lengths ? max(1, min(a.lengths[batch], a.m)) : a.m};
 }
 
 // A query sees the keys `first` .. `last`, as far as causality and the window go.

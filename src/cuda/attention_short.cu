@@ -36,7 +36,7 @@ __device__ inline int keys_that_count(const AttentionArgs& a, const AttentionPla
   if (a.skip || end == p.keys || !a.bias) return a.skip ? end : p.keys;
   bool seen = false, loud = false;  // a key that all queries see counts; a key that none sees may count
   for (int key = static_cast<int>(threadIdx.x); key < p.keys; key += kThreads) {
-    float x = __ldg(bias + key);
+    float x = bias[key];
     seen = seen || (key >= last.first && key <= first.last && x >= -kFar);
     loud = loud || (key >= end && !(x <= kFar));
   }
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 1) short_attention_kernel(const __gr
   int item = static_cast<int>(blockIdx.x % items), pairs = a.heads / kHeads;
   AttentionPlace p{item / pairs, item % pairs * kHeads, (a.tiles - 1 - static_cast<int>(blockIdx.x / items)) * kQueries,
                    a.m};
-  if (a.lengths) p.keys = max(1, min(__ldg(a.lengths + p.batch), a.m));
+  if (a.lengths) p.keys = max(1, min(a.lengths[p.batch], a.m));
   const T* k = head_of<T>(a.k, a.k_at, p.batch, p.head / a.group);
   const T* v = head_of<T>(a.v, a.v_at, p.batch, p.head / a.group);
 
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 1) short_attention_kernel(const __gr
   };
   for (int turn = 1; turn < kStages - 1; ++turn) load(turn);
   for (int key = static_cast<int>(threadIdx.x); key < Most; key += kThreads) {
-    own.bias[key] = bias && key < p.keys ? __fmul_rn(__ldg(bias + key), kLog2e) : 0.0f;
+    own.bias[key] = bias && key < p.keys ? __fmul_rn(bias[key], kLog2e) : 0.0f;
   }
   cp_async_wait<kStages - 2>();
   __syncthreads();

@@ -66,7 +66,7 @@ struct Work {
     tile = item % a.tiles, head = item / a.tiles % a.heads, batch = item / a.tiles / a.heads;
     count();
   }
-  __device__ void count() { keys = a.lengths ? max(1, min(__ldg(a.lengths + batch), a.m)) : a.m; }
+  __device__ void count() { keys = a.lengths ? max(1, min(a.lengths[batch], a.m)) : a.m; }
   __device__ int tiles() const { return (keys + kKeys - 1) / kKeys; }
   __device__ int first() const { return tile * kRows; }
   __device__ uint32_t parity(int t) const { return parities >> t & 1; }

@@ -10,7 +10,8 @@ namespace kinora::cuda {
 bool begins_early();  // launch.cu
 
 // For each thread of a kernel that start_kernel() starts, before it touches memory that other kernels write or read:
-// until all that came before is done. From here on the next kernel may begin.
+// until all that came before is done. From here on the next kernel may begin. What it reads was not yet written when it
+// began: no __ldg, whose memory must not change while a kernel runs.
 __device__ inline void begin_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");

@@ -75,7 +75,6 @@ template <class T>
 struct Pair;
 template <>
 struct Pair<__half> {
-  static constexpr uint32_t kOnes = 0x3c003c00u;
   static constexpr bool kNarrow = true;  // its range is much less than float32's
   __device__ static uint32_t of(float low, float high) { return bits(__floats2half2_rn(low, high)); }
   __device__ static uint32_t relu(uint32_t x) { return bits(__hmax2(__half2(raw(x)), __float2half2_rn(0.0f))); }
@@ -92,7 +91,6 @@ struct Pair<__half> {
 };
 template <>
 struct Pair<__nv_bfloat16> {
-  static constexpr uint32_t kOnes = 0x3f803f80u;
   static constexpr bool kNarrow = false;
   __device__ static uint32_t of(float low, float high) { return bits(__floats2bfloat162_rn(low, high)); }
   __device__ static uint32_t relu(uint32_t x) {
