@@ -24,6 +24,26 @@ Tensor coefficient_table(const DeviceLoop& loop) {
   return Tensor::from({static_cast<int64_t>(loop.steps.size()), kRows}, table);
 }
 
+// [steps, runs]: what the model is told of each step's time.
+Tensor timestep_table(const DeviceLoop& loop, const SanaConfig& config) {
+  int64_t runs = loop.caption.shape()[0];
+  auto scale = static_cast<float>(config.timestep_scale);
+  std::vector<float> times;
+  for (const StepCoefficients& step : loop.steps) times.insert(times.end(), size_t(runs), step.timestep * scale);
+  return Tensor::from({static_cast<int64_t>(loop.steps.size()), runs}, times);
+}
+
+// What the first step starts from, and what is the same in all of them.
+std::map<std::string, Tensor> constant_inputs(const DeviceLoop& loop, const SanaConfig& config) {
+  int64_t runs = loop.caption.shape()[0];
+  auto embedded = static_cast<float>(config.guidance_embeds_scale) * loop.guidance;
+  return {{"latents", loop.latents},
+          {"previous", Tensor::zeros(loop.latents.shape())},
+          {"caption", loop.caption},
+          {"lengths", loop.lengths},
+          {"guidance", Tensor::from({runs}, std::vector<float>(size_t(runs), embedded))}};
+}
+
 struct LoopShape {
   int64_t batch, height, width, tokens;
   bool guided, noisy;
@@ -82,19 +102,10 @@ LoopResult DeviceSampler::run(const DeviceLoop& loop) {
   const Executable& exe = steps_.get(key, runtime, [&] { return half(&Split::after); });
 
   int64_t runs = loop.caption.shape()[0], count = static_cast<int64_t>(loop.steps.size());
-  auto scale = static_cast<float>(denoiser_.config().timestep_scale);
-  std::vector<float> times;
-  for (const StepCoefficients& step : loop.steps) times.insert(times.end(), size_t(runs), step.timestep * scale);
-  Tensor all_times = device.to_device(Tensor::from({count, runs}, times));
+  Tensor all_times = device.to_device(timestep_table(loop, denoiser_.config()));
   Tensor all_coefficients = device.to_device(coefficient_table(loop));
-  auto embedded = static_cast<float>(denoiser_.config().guidance_embeds_scale) * loop.guidance;
-  std::map<std::string, Tensor> feed{{"latents", device.to_device(loop.latents)},
-                                     {"previous", device.to_device(Tensor::zeros(s))},
-                                     {"caption", device.to_device(loop.caption)},
-                                     {"lengths", device.to_device(loop.lengths)},
-                                     {"guidance", Tensor::from({runs}, std::vector<float>(size_t(runs), embedded))}};
-  feed["guidance"] = device.to_device(feed["guidance"]);
-
+  std::map<std::string, Tensor> feed = constant_inputs(loop, denoiser_.config());
+  for (auto& [name, tensor] : feed) tensor = device.to_device(tensor);
   feed.merge(before.run(feed, Keep::on_device));
 
   // What is shown lags one step behind what is enqueued, so that the device never waits for the host.
