@@ -8,8 +8,8 @@
 namespace kinora::cuda {
 
 // The number of the suggestion to take, 0 (the library's favourite) where nothing is gained. Large products of 16 and 8
-// bits are timed at their first use, for a few milliseconds each; only a plan that gives the favourite's bits is taken,
-// so results depend on no timing. KINORA_CUDA_TUNE=0: always the favourite.
+// bits are timed at their first use, for some milliseconds each, the largest for half a second; only a plan that gives
+// the favourite's bits is taken, so results depend on no timing. KINORA_CUDA_TUNE=0: always the favourite.
 int tuned_suggestion(const ProductShape& shape);
 
 // Memory that a measurement may take beside all else, in bytes; 0: half of what is free. For the whole process.
