@@ -51,6 +51,8 @@ struct Places {
   __device__ uint32_t queries_empty(int group, int turn) const { return barrier(14 + 2 * group + turn); }
 };
 
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
 // The block's share of all [batch, head, 128 queries], one after the other.
 struct Work {
   const AttentionArgs& a;
@@ -95,8 +97,6 @@ struct Scores {
   __device__ Scores(const Work& work, int t)
       : tile(t), turn(work.turn()), parity(work.parity(t)), turn_parity(work.turn_parity()), closes(work.closes()) {}
 };
-
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // The copying thread.
 template <int D>
