@@ -33,12 +33,17 @@ struct AttentionPlace {
   int keys;                // that are there
 };
 
+// Of an item's keys those that count, at least one.
+__device__ inline int keys_of(const AttentionArgs& a, int batch) {
+  return a.lengths ? max(1, min(a.lengths[batch], a.m)) : a.m;
+}
+
 __device__ inline AttentionPlace attention_place(const AttentionArgs& a, int rows) {
   int item = static_cast<int>(blockIdx.x / static_cast<unsigned>(a.tiles));
   int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.tiles));
   if (a.skip) tile = a.tiles - 1 - tile;  // those that see the most keys begin first
   int batch = item / a.heads;
-  return {batch, item % a.heads, tile * rows, a.lengths ? max(1, min(a.lengths[batch], a.m)) : a.m};
+  return {batch, item % a.heads, tile * rows, keys_of(a, batch)};
 }
 
 // A query sees the keys `first` .. `last`, as far as causality and the window go.

@@ -144,8 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1) short_attention_kernel(const __gr
   auto items = gridDim.x / static_cast<unsigned>(a.tiles);
   int item = static_cast<int>(blockIdx.x % items), pairs = a.heads / kHeads;
   AttentionPlace p{item / pairs, item % pairs * kHeads, (a.tiles - 1 - static_cast<int>(blockIdx.x / items)) * kQueries,
-                   a.m};
-  if (a.lengths) p.keys = max(1, min(a.lengths[p.batch], a.m));
+                   keys_of(a, item / pairs)};
   const T* k = head_of<T>(a.k, a.k_at, p.batch, p.head / a.group);
   const T* v = head_of<T>(a.v, a.v_at, p.batch, p.head / a.group);
 

@@ -68,7 +68,7 @@ struct Work {
     tile = item % a.tiles, head = item / a.tiles % a.heads, batch = item / a.tiles / a.heads;
     count();
   }
-  __device__ void count() { keys = a.lengths ? max(1, min(a.lengths[batch], a.m)) : a.m; }
+  __device__ void count() { keys = keys_of(a, batch); }
   __device__ int tiles() const { return (keys + kKeys - 1) / kKeys; }
   __device__ int first() const { return tile * kRows; }
   __device__ uint32_t parity(int t) const { return parities >> t & 1; }

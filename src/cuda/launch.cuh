@@ -18,21 +18,35 @@ __device__ inline void begin_kernel() {
 #endif
 }
 
-// Enqueues a kernel that calls begin_kernel().
+// Enqueues a kernel that calls begin_kernel(). `cluster`, when not 0: so many neighbours along the grid's x, which is a
+// multiple of it, make a cluster (clusters.cuh).
 template <class... Parameters, class... Arguments>
-void start_kernel(void (*kernel)(Parameters...), dim3 grid, size_t threads, size_t shared, cudaStream_t stream,
-                  Arguments&&... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+void start_clusters(void (*kernel)(Parameters...), unsigned cluster, dim3 grid, size_t threads, size_t shared,
+                    cudaStream_t stream, Arguments&&... arguments) {
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (begins_early()) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 0) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {cluster, 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = begins_early() ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
+template <class... Parameters, class... Arguments>
+void start_kernel(void (*kernel)(Parameters...), dim3 grid, size_t threads, size_t shared, cudaStream_t stream,
+                  Arguments&&... arguments) {
+  start_clusters(kernel, 0, grid, threads, shared, stream, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace kinora::cuda

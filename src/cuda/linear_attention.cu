@@ -24,6 +24,15 @@ __device__ inline Place place_of(const LinearArgs& a, int warp_head) {
 }
 
 template <class T>
+__device__ inline void load_tokens(Tokens& t, const T* k, const T* v, const LinearArgs& a, int left) {
+#pragma unroll
+  for (int u = 0; u < 4; ++u) {
+    t.k[u] = u < left ? *reinterpret_cast<const uint2*>(k + u * a.k_at.token) : make_uint2(0, 0);
+    t.v[u] = u < left ? *reinterpret_cast<const uint2*>(v + u * a.v_at.token) : make_uint2(0, 0);
+  }
+}
+
+template <class T>
 __global__ void __launch_bounds__(kThreads, 2) sum_chunks_kernel(const __grid_constant__ LinearArgs a) {
   __shared__ float others[kHeads][36][32];
   begin_kernel();

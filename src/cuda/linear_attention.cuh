@@ -32,15 +32,6 @@ struct Tokens {
   uint2 k[4], v[4];
 };
 
-template <class T>
-__device__ inline void load_tokens(Tokens& t, const T* k, const T* v, const LinearArgs& a, int left) {
-#pragma unroll
-  for (int u = 0; u < 4; ++u) {
-    t.k[u] = u < left ? *reinterpret_cast<const uint2*>(k + u * a.k_at.token) : make_uint2(0, 0);
-    t.v[u] = u < left ? *reinterpret_cast<const uint2*>(v + u * a.v_at.token) : make_uint2(0, 0);
-  }
-}
-
 // A lane's part of the state: sums of values · keys, as products give them, and of its four elements of the keys.
 struct TokenSums {
   float products[2][4][4] = {};
